@@ -1,0 +1,70 @@
+# Every target does its own set-up: Python and make are all that it takes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOC_VENV := .venv-protoc
+PROTO := tdreplay/v1/replay_buffer.proto
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo bench bench-quick crash test check lint types protos protos-check format clean
+
+help: ## Show what there is to make.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed ## Make the virtual environment with pinned versions.
+
+demo: install ## Train CartPole through the service: a server, two actors, a learner.
+	$(BIN)/python -m examples.cartpole $(ARGS)
+
+bench: install ## Measure tdreplay and its peers on the same work (builds the peers' environments once; under 10 minutes after that).
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: install ## The same without the peers that need environments of their own: under a minute.
+	$(BIN)/python -m benchmarks --quick $(ARGS)
+
+crash: install ## Kill servers and clients a hundred times.
+	TDREPLAY_KILLS=100 $(BIN)/python -m pytest tests/crash -s $(ARGS)
+
+test: install ## Run the whole test suite.
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types protos-check test ## What CI runs.
+
+lint: install ## Check style, and the proto's rules.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/buf lint protos
+
+types: install ## Check types.
+	$(BIN)/mypy
+
+format: install ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(PROTOC_VENV)/.installed: protos/requirements.txt
+	$(PYTHON) -m venv $(PROTOC_VENV)
+	$(PROTOC_VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+# The generator is pinned, and old: its code runs on the protobuf and grpcio versions that pyproject.toml allows.
+define generate
+	cd protos && PATH="$(CURDIR)/$(PROTOC_VENV)/bin:$$PATH" python -m grpc_tools.protoc -I . --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) $(PROTO)
+endef
+
+protos: $(PROTOC_VENV)/.installed ## Generate the code of the proto.
+	$(call generate,.)
+
+protos-check: $(PROTOC_VENV)/.installed ## Fail where the committed code is not what the proto generates.
+	rm -rf build/protos && mkdir -p build/protos
+	$(call generate,../build/protos)
+	for file in build/protos/tdreplay/v1/*; do diff -u "protos/tdreplay/v1/$${file##*/}" "$$file" || exit 1; done
+
+clean: ## Remove what the other targets made.
+	rm -rf $(VENV) $(PROTOC_VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis learning_curve.png

@@ -1,0 +1,299 @@
+"""The API of a replay buffer, the same in process and over the wire."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import SupportsIndex
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from typing_extensions import Self
+
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
+from tdreplay.metadata import Metadata
+from tdreplay.schema import Schema
+
+__all__ = ["BaseReplayBuffer", "EpochQuery", "Index", "State", "as_slots"]
+
+Index = Sequence[int] | torch.Tensor
+"""Slots: a list, a range, or a tensor of shape [n] of any integer dtype."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A buffer at one moment.
+
+    Attributes:
+        buffer_size: capacity in rows.
+        size: rows stored.
+        pointer: slot of the next row.
+        write_count: id of the next row; the stored rows are the ids ``[write_count - size, write_count)``.
+        storing_device: where the rows lie.
+        schema: what a row looks like; None while none was ever stored.
+    """
+
+    buffer_size: int
+    size: int
+    pointer: int
+    write_count: int
+    storing_device: torch.device
+    schema: Schema | None
+
+
+@dataclass(frozen=True)
+class EpochQuery:
+    """What `create_epoch_iterator` asks for. Checked when it is made.
+
+    Raises:
+        InvalidArgumentError: batch_size, n_epochs or seed is out of its range.
+    """
+
+    batch_size: int
+    n_epochs: int = 1
+    shuffle: bool = False
+    seed: int | None = None
+    drop_last: bool = False
+    fields: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+        check_whole(self.n_epochs, "n_epochs", 1)
+        if self.seed is not None:
+            check_whole(self.seed, "seed", 0)
+
+
+class BaseReplayBuffer(ABC):
+    """A ring of ``buffer_size`` rows, each a TensorDict of the same fields.
+
+    The first rows fix the fields' names, dtypes and shapes; rows that differ are refused with `SchemaError` and change nothing. Every batch that a
+    method returns lies on `device`, owns its memory, and carries two more fields, both int64 of shape [n]: ``index``, the slots of its rows, and
+    ``row_id``, their numbers since the buffer began (expanded to the batch size where rows are batches themselves). All methods may be called from
+    several threads.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+        self._iterator: Iterator[TensorDict] | None = None
+
+    # -- what an implementation provides ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def add(self, row: TensorDictBase) -> None:
+        """Stores one row: a TensorDict without a row dimension. Its memory is copied.
+
+        Raises:
+            SchemaError: it differs from the rows before it.
+            CodecError: a field cannot be stored: non-tensor data, a key with '.', an unknown dtype.
+        """
+
+    @abstractmethod
+    def add_batch(self, batch: TensorDictBase) -> None:
+        """Stores n rows: a TensorDict of batch size [n, ...]. Its memory is copied. Of more than `buffer_size` rows the last ones stay.
+
+        Raises:
+            SchemaError: the rows differ from those before them.
+            CodecError: a field cannot be stored: non-tensor data, a key with '.', an unknown dtype.
+            InvalidArgumentError: there is no batch dimension, or no row.
+        """
+
+    @abstractmethod
+    def sample_batch(self, batch_size: SupportsIndex) -> TensorDict:
+        """`batch_size` rows drawn uniformly at random, with replacement: a TensorDict of batch size [batch_size, ...].
+
+        Raises:
+            EmptyTableError: there is no row.
+            InvalidArgumentError: batch_size is below 1 or above `MAX_BATCH_SIZE`.
+        """
+
+    @abstractmethod
+    def sample_by_index(self, index: Index) -> TensorDict:
+        """The rows in the slots `index`, in that order: a TensorDict of batch size [len(index), ...]. A slot may come twice.
+
+        Raises:
+            SlotIndexError (an IndexError): a slot holds no live row; the message names it.
+            InvalidArgumentError: the index is empty, or not made of whole numbers.
+        """
+
+    @abstractmethod
+    def sample_by_index_fields(self, index: Index, fields: Sequence[str]) -> TensorDict:
+        """As `sample_by_index`, but only `fields`: nested keys joined with '.', and ``index`` and ``row_id`` where they are named.
+
+        Raises:
+            FieldNotFoundError: a field is not there.
+        """
+
+    @abstractmethod
+    def sample_all(self) -> TensorDict:
+        """Every stored row, in slot order.
+
+        Raises:
+            EmptyTableError: there is no row.
+        """
+
+    @abstractmethod
+    def state(self) -> State:
+        """The buffer's state, all of it at the same moment."""
+
+    @abstractmethod
+    def reset(self, buffer_size: SupportsIndex | None = None) -> None:
+        """Forgets all rows and their schema, and takes a new capacity where one is given. Row ids go on; the next row lies in slot 0."""
+
+    @abstractmethod
+    def _open_epochs(self, query: EpochQuery) -> Iterator[TensorDict]:
+        """The batches of `query` over the rows that are stored now."""
+
+    @abstractmethod
+    def _rewind(self, metadata: Metadata) -> None:
+        """Goes back to where `metadata` was saved, or raises MissingRowsError and changes nothing."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives back what the buffer holds. Closing twice is allowed."""
+
+    # -- what follows from it -----------------------------------------------------------------------------------------------------------------
+
+    def sample_random(self, batch_size: SupportsIndex) -> TensorDict:
+        """The same as `sample_batch`."""
+        return self.sample_batch(batch_size)
+
+    def create_epoch_iterator(
+        self,
+        batch_size: SupportsIndex,
+        n_epochs: SupportsIndex = 1,
+        *,
+        shuffle: bool = False,
+        seed: int | None = None,
+        drop_last: bool = False,
+        fields: Sequence[str] | None = None,
+    ) -> Iterator[TensorDict]:
+        """Iterates `n_epochs` times over the rows that are stored now, and makes this the iterator of `get_next_batch`.
+
+        Args:
+            batch_size: rows per batch; the last batch of an epoch has the rest.
+            n_epochs: how often each row comes, at least 1.
+            shuffle: a new random order in every epoch; False: slot order.
+            seed: makes the random orders the same for the same number of rows.
+            drop_last: leaves out the last batch of an epoch where it is partial.
+            fields: as in `sample_by_index_fields`; None: all of them.
+
+        A slot that is written meanwhile comes with its newer row, whole.
+
+        Raises:
+            EmptyTableError: there is no row.
+            InvalidArgumentError: an argument is out of its range.
+            TableChangedError: (while iterating) the buffer was reset or rewound.
+        """
+        names = None if fields is None else tuple([fields] if isinstance(fields, str) else fields)
+        size = check_batch_size(batch_size)
+        epochs = check_whole(n_epochs, "n_epochs", 1)
+        self._iterator = self._open_epochs(EpochQuery(size, epochs, shuffle, seed, drop_last, names))
+        return self._iterator
+
+    def get_next_batch(self, batch_size: SupportsIndex) -> TensorDict:
+        """The next batch of the current epoch iterator, which has its own batch size; where there is none, a random batch.
+
+        Raises:
+            StopIteration: the iterator is at its end, and stays there until another one is created.
+        """
+        check_batch_size(batch_size)
+        return self.sample_batch(batch_size) if self._iterator is None else next(self._iterator)
+
+    def calculate_num_batches(self, batch_size: SupportsIndex) -> int:
+        """How many batches one epoch has: size / batch_size, rounded up."""
+        return -(-self.size // check_batch_size(batch_size))
+
+    def get_steps_and_iterator(self, n_epochs: SupportsIndex, max_iter: SupportsIndex, batch_size: SupportsIndex) -> int:
+        """Prepares a round of training, and says how many times `get_next_batch` is to be called.
+
+        With n_epochs > 0, n_epochs * batches per epoch, and an epoch iterator is created; with 0, max_iter, and batches are random.
+
+        Raises:
+            InvalidArgumentError: an argument is out of its range.
+            EmptyTableError: n_epochs > 0, and there is no row.
+        """
+        epochs, steps, size = check_whole(n_epochs, "n_epochs", 0), check_whole(max_iter, "max_iter", 0), check_batch_size(batch_size)
+        if epochs == 0:
+            self._iterator = None
+            return steps
+        batches = self.calculate_num_batches(size)
+        self.create_epoch_iterator(size, epochs)
+        return epochs * batches
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes capacity, size and pointer to ``path + ".metadata"`` on the caller's disk. The rows are not in it."""
+        state = self.state()
+        Metadata(state.buffer_size, state.size, state.pointer, state.write_count).write(path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Goes back to where `save` wrote ``path + ".metadata"``: rows that were added since are forgotten.
+
+        It brings back no row. The rows that the file speaks of must still be stored; an empty file's capacity is taken by an empty buffer.
+
+        Raises:
+            MissingRowsError: some of them are not; the message says which. Nothing changes.
+            FileNotFoundError: there is no such file.
+            InvalidArgumentError: the file is broken.
+        """
+        self._rewind(Metadata.read(path))
+        self._iterator = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return self._device
+
+    @property
+    def storing_device(self) -> torch.device:
+        """Where the rows lie."""
+        return self.state().storing_device
+
+    @property
+    def buffer_size(self) -> int:
+        """The capacity, in rows."""
+        return self.state().buffer_size
+
+    @property
+    def size(self) -> int:
+        """The rows stored."""
+        return self.state().size
+
+    @property
+    def data_size(self) -> int:
+        """The rows stored."""
+        return self.size
+
+    @property
+    def pointer(self) -> int:
+        """The slot of the next row."""
+        return self.state().pointer
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def as_slots(index: Index) -> torch.Tensor:
+    """`index` as int64 of shape [n] on the CPU.
+
+    Raises:
+        InvalidArgumentError: it is empty, longer than `MAX_BATCH_SIZE`, or not a flat list of whole numbers.
+    """
+    try:
+        slots = torch.as_tensor(list(index) if isinstance(index, range) else index)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgumentError(f"index ({str(index)[:80]}) must be a flat list of whole numbers: {error}") from None
+    whole = not (slots.is_floating_point() or slots.is_complex() or slots.dtype is torch.bool)
+    if slots.numel() and not (whole and slots.ndim == 1):  # An empty list has a floating dtype; the next line speaks of it.
+        raise InvalidArgumentError(f"index (of shape {list(slots.shape)}, {slots.dtype}) must be a flat list of whole numbers")
+    check_whole(slots.numel(), "the number of slots in index", 1, MAX_BATCH_SIZE)
+    return slots.to("cpu", torch.int64)

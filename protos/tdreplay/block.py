@@ -1,0 +1,259 @@
+"""A block: one safetensors payload that holds all fields of some rows.
+
+Layout (safetensors, format of version 0.3 and later): the header's length as u64, little-endian; the header, JSON padded with spaces; the tensors'
+bytes, one after the other without a gap. Here each tensor is a field of shape ``[n, *field shape]``, and ``__metadata__`` holds
+``{"batch_shape": "[n, ...]"}``. Fields are ordered by falling item size, then by name, and the header is padded to a multiple of 16 bytes, so every
+field is aligned where the block is.
+
+Encoding gives a layout and lets the caller write each field in its place; decoding checks the header and gives views. Neither copies a row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tdreplay.errors import CodecError
+from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_RANK
+from tdreplay.memory import Rows
+from tdreplay.schema import DTYPE_NAMES, DTYPES, EXTRA_FIELDS, METADATA, Columns, Field, Schema
+
+__all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_booleans", "check_header", "decode", "layout"]
+
+ALIGNMENT = 16
+BATCH_SHAPE = "batch_shape"
+EXTRA_NAMES = frozenset(field.name for field in EXTRA_FIELDS)  # One number a row, also where a row is a batch itself.
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one tensor lies in a block: `start` is its first byte, counted from the start of the block's data."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The header of a block and the places of its tensors.
+
+    Attributes:
+        header: the length prefix, the JSON and its padding: the first bytes of the block.
+        batch_shape: the rows, then the row shape.
+        spans: in the order in which they lie.
+        data_size: bytes of all tensors.
+    """
+
+    header: bytes
+    batch_shape: tuple[int, ...]
+    spans: tuple[Span, ...]
+    data_size: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole block."""
+        return len(self.header) + self.data_size
+
+    @cached_property
+    def schema(self) -> Schema:
+        """What the rows of a block look like. Made once for each header that is in use.
+
+        Raises:
+            SchemaError, CodecError: as `Schema.of`.
+        """
+        rows = len(self.batch_shape)
+        fields = {span.name: Field(span.name, span.dtype, span.shape[1:]) for span in self.spans}
+        return Schema.made_of(fields.values(), self.batch_shape[1:rows])
+
+    def write_header(self, memory: Bytes) -> dict[str, Rows]:
+        """Writes the header into `memory` (of `size` bytes) and gives the fields' places in it, to be filled: name -> rows of bytes.
+
+        A field without bytes has no place.
+        """
+        offset = len(self.header)
+        memory[:offset] = np.frombuffer(self.header, np.uint8)
+        return {
+            span.name: np.ndarray(self.batch_shape[0], np.dtype((np.void, span.size // self.batch_shape[0])), memory, offset + span.start)
+            for span in self.spans
+            if span.size
+        }
+
+    def views(self, memory: Bytes) -> dict[str, torch.Tensor]:
+        """The fields of the block that `memory` holds, as views of it: name -> tensor of shape [n, ...]."""
+        offset = len(self.header)
+        aligned = (memory.__array_interface__["data"][0] + offset) % ALIGNMENT == 0
+        return {span.name: _view(memory, span, offset, aligned) for span in self.spans}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A decoded block.
+
+    Attributes:
+        columns: field name -> tensor of shape [n, ...], in the block's order; views of the block's memory.
+        batch_shape: (n, *row shape).
+    """
+
+    columns: dict[str, torch.Tensor]
+    batch_shape: tuple[int, ...]
+    header: Layout
+
+    @property
+    def rows(self) -> int:
+        """How many rows the block holds."""
+        return self.batch_shape[0]
+
+
+def check_header(schema: Schema) -> None:
+    """Passes where rows of `schema` can be sent: where the header of a block of them fits, with ``index`` and ``row_id``.
+
+    Raises:
+        CodecError: it is above `MAX_HEADER_BYTES`.
+    """
+    layout((*schema.fields, *EXTRA_FIELDS), MAX_BATCH_SIZE, schema.row_shape)
+
+
+def check_booleans(columns: Columns) -> None:
+    """Passes where every bool is 0 or 1, as torch takes for granted of received bytes too.
+
+    Raises:
+        CodecError: names the field that has another byte.
+    """
+    for name, column in columns.items():
+        if column.dtype is torch.bool and column.numel() and int(column.view(torch.uint8).max()) > 1:
+            raise CodecError(f"field {name!r}: a BOOL must be 0 or 1, and one is {int(column.view(torch.uint8).max())}")
+
+
+@lru_cache(maxsize=512)
+def layout(fields: tuple[Field, ...], rows: int, row_shape: tuple[int, ...]) -> Layout:
+    """The layout of a block of `rows` rows with these fields; made once for each combination that is in use.
+
+    Raises:
+        CodecError: the header is above `MAX_HEADER_BYTES`.
+    """
+    spans, start = [], 0
+    for field in sorted(fields, key=lambda f: (-f.dtype.itemsize, f.name)):
+        spans.append(Span(field.name, field.dtype, (rows, *field.shape), start, rows * field.row_bytes))
+        start += rows * field.row_bytes
+    batch_shape = (rows, *row_shape)
+    return Layout(_header(spans, batch_shape), batch_shape, tuple(spans), start)
+
+
+def _header(spans: list[Span], batch_shape: tuple[int, ...]) -> bytes:
+    entries: dict[str, Any] = {METADATA: {BATCH_SHAPE: json.dumps(batch_shape)}}
+    for span in spans:
+        entries[span.name] = {"dtype": DTYPE_NAMES[span.dtype], "shape": span.shape, "data_offsets": (span.start, span.start + span.size)}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        raise CodecError(f"the header of a block with {len(spans)} fields ({len(text)} bytes) must be at most {MAX_HEADER_BYTES} bytes")
+    return struct.pack("<Q", len(text)) + text
+
+
+def _view(memory: Bytes, span: Span, offset: int, aligned: bool) -> torch.Tensor:
+    if span.size == 0:
+        return torch.empty(span.shape, dtype=span.dtype)
+    if not aligned or span.start % span.dtype.itemsize:
+        # Copy: another encoder may leave a field unaligned, which not every processor reads.
+        memory, offset = memory[offset + span.start : offset + span.start + span.size].copy(), -span.start
+    return torch.frombuffer(memory, dtype=span.dtype, count=span.size // span.dtype.itemsize, offset=offset + span.start).view(span.shape)
+
+
+def decode(memory: Bytes, *, longer: bool = False) -> Block:
+    """The block that `memory` holds; its columns are views of it. The header is checked first, whoever made it.
+
+    Args:
+        memory: the block, and nothing else.
+        longer: the memory may go on after it.
+
+    Raises:
+        CodecError: it is not a block, with the first rule that it breaks.
+    """
+    if len(memory) < 8:
+        raise CodecError(f"not a block: {len(memory)} bytes, and the header's length alone takes 8")
+    (length,) = struct.unpack("<Q", memory[:8].tobytes())
+    if length > MAX_HEADER_BYTES:
+        raise CodecError(f"not a block: the header ({length} bytes) must be at most {MAX_HEADER_BYTES} bytes")
+    if length > len(memory) - 8:
+        raise CodecError(f"not a block: truncated, the header ({length} bytes) does not fit into {len(memory) - 8} bytes")
+    parsed = _parse(memory[: 8 + length].tobytes())
+    if parsed.size > len(memory) or (parsed.size < len(memory) and not longer):
+        raise CodecError(f"not a block: the header speaks of {parsed.data_size} bytes of data, {len(memory) - len(parsed.header)} are there")
+    return Block(parsed.views(memory), parsed.batch_shape, parsed)
+
+
+@lru_cache(maxsize=128)
+def _parse(header: bytes) -> Layout:
+    """The layout that a header describes. A stream's headers are all alike, so each is parsed once."""
+    try:
+        entries = json.loads(header[8:].decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CodecError(f"not a block: the header is not JSON: {str(error)[:100]}") from None
+    if not isinstance(entries, dict):
+        raise CodecError("not a block: the header must be a JSON object")
+    batch_shape = _batch_shape(entries.pop(METADATA, None))
+    spans = sorted((_span(name, entry) for name, entry in entries.items()), key=lambda span: (span.start, span.size))
+    end = 0
+    for span in spans:
+        if span.start != end:
+            raise CodecError(f"not a block: field {span.name!r} starts at byte {span.start}, it must start at {end}, where the one before ends")
+        expected = batch_shape[:1] if span.name in EXTRA_NAMES else batch_shape
+        if span.shape[: len(expected)] != expected:
+            raise CodecError(f"not a block: field {span.name!r} of shape {list(span.shape)} must start with the batch shape {list(expected)}")
+        end += span.size
+    return Layout(header, batch_shape, tuple(spans), end)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a key comes twice")
+    return entries
+
+
+def _batch_shape(metadata: Any) -> tuple[int, ...]:
+    text = metadata.get(BATCH_SHAPE) if isinstance(metadata, dict) else None
+    try:
+        shape = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        shape = None
+    if not _is_shape(shape) or not shape:
+        raise CodecError(f"not a block: {METADATA}.{BATCH_SHAPE} ({str(text)[:100]!r}) must be a JSON list of at least one whole number")
+    return tuple(shape)
+
+
+def _span(name: str, entry: Any) -> Span:
+    try:
+        dtype_name, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise CodecError(f"not a block: field {name!r} must have dtype, shape and data_offsets") from None
+    if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
+        raise CodecError(f"field {name!r}: dtype {str(dtype_name)[:40]!r} cannot be stored; it must be one of {sorted(DTYPES)}")
+    if not _is_shape(shape):
+        raise CodecError(f"not a block: field {name!r}: shape ({str(shape)[:100]}) must be a list of at most {MAX_RANK} whole numbers")
+    dtype = DTYPES[dtype_name]
+    size = dtype.itemsize * math.prod(shape)
+    if not (_is_whole(start) and _is_whole(end)) or end - start != size:
+        raise CodecError(f"not a block: field {name!r}: data_offsets {str([start, end])[:100]} must span the {size} bytes of {dtype_name}{shape}")
+    return Span(name, dtype, tuple(shape), start, size)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
+
+
+def _is_shape(value: Any) -> bool:
+    # The product without zeros: torch computes the strides of an empty tensor too, and they must not overflow.
+    return isinstance(value, list) and len(value) <= MAX_RANK and all(map(_is_whole, value)) and _is_whole(math.prod(n or 1 for n in value))

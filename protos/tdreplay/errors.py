@@ -1,0 +1,209 @@
+"""Every error that tdreplay raises on purpose: one tree, one gRPC status each, and the maps there and back.
+
+Each class names its status in ``code``. A server ends a failed call with that status and the class's name in the trailing metadata; the client
+raises the same class again (`from_status`). A status that comes without a name, as from gRPC itself, becomes the class that stands for it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import grpc
+from tensordict import TensorDict
+
+__all__ = [
+    "CancelledError",
+    "ClosedError",
+    "CodecError",
+    "DeadlineError",
+    "EmptyTableError",
+    "FailedPreconditionError",
+    "FieldNotFoundError",
+    "ForkedError",
+    "InternalError",
+    "InvalidArgumentError",
+    "MessageTooLargeError",
+    "MissingRowsError",
+    "ReplayError",
+    "ResourceExhaustedError",
+    "SchemaError",
+    "ServerUnavailableError",
+    "SlotIndexError",
+    "StreamLimitError",
+    "TableChangedError",
+    "TableExistsError",
+    "TableNotFoundError",
+    "UnauthorizedError",
+    "UnimplementedError",
+    "error_class",
+    "from_status",
+]
+
+TRAILER = "tdreplay-error"
+"""The key of the trailing metadata that names the error's class."""
+
+
+class ReplayError(Exception):
+    """Base of the tree. ``str(error)`` says the value and the rule that it broke.
+
+    Attributes:
+        rows: of an error that a writer raises: the rows that were not acknowledged, a TensorDict of batch size [n, ...]. Else None.
+    """
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    rows: TensorDict | None = None
+
+    # KeyError, a base of one class below, would show the text in quotes.
+    __str__ = Exception.__str__
+
+
+class InvalidArgumentError(ReplayError, ValueError):
+    """An argument breaks a rule, whatever the state of the table."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class SchemaError(InvalidArgumentError):
+    """A field is missing, extra, misshapen, or of another dtype than the table's."""
+
+
+class CodecError(InvalidArgumentError):
+    """Bytes that are not a block, or a TensorDict that cannot become one."""
+
+
+class FieldNotFoundError(InvalidArgumentError, KeyError):
+    """``fields`` names a field that the table does not have."""
+
+
+class SlotIndexError(ReplayError, IndexError):
+    """An index names a slot that holds no live row."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class TableNotFoundError(ReplayError, LookupError):
+    """The server has no table of that name."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class TableExistsError(ReplayError):
+    """The table is there already, with other settings."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class FailedPreconditionError(ReplayError):
+    """The table's state does not allow the call."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class EmptyTableError(FailedPreconditionError):
+    """The table holds no row to read."""
+
+
+class MissingRowsError(FailedPreconditionError):
+    """``load`` speaks of rows that are not stored (any more)."""
+
+
+class ClosedError(FailedPreconditionError):
+    """The buffer was closed."""
+
+
+class ForkedError(FailedPreconditionError):
+    """The buffer was opened by a process of which this one is a fork. Open a buffer of its own, or start the process by ``spawn``."""
+
+
+class TableChangedError(ReplayError):
+    """The table was reset, rewound or dropped while it was read. Read again."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class ResourceExhaustedError(ReplayError):
+    """A limit of the server was reached."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class MessageTooLargeError(ResourceExhaustedError):
+    """A row, or a message, is larger than one message may be."""
+
+
+class StreamLimitError(ResourceExhaustedError):
+    """All stream slots of the server are taken. Close a stream, or raise ``max_streams``."""
+
+
+class ServerUnavailableError(ReplayError, ConnectionError):
+    """The server cannot be reached, or the connection to it was lost."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class DeadlineError(ReplayError, TimeoutError):
+    """The server did not answer in time. Whether it acted is unknown."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class CancelledError(ReplayError):
+    """The call was cancelled."""
+
+    code = grpc.StatusCode.CANCELLED
+
+
+class UnauthorizedError(ReplayError):
+    """The server does not know the caller, or does not allow it the call."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class UnimplementedError(ReplayError):
+    """The other side does not know the call: it speaks another version."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class InternalError(ReplayError):
+    """A bug of the server. Its log has the details; the message does not."""
+
+    code = grpc.StatusCode.INTERNAL
+
+
+def _tree(cls: type[ReplayError]) -> list[type[ReplayError]]:
+    return [cls, *(found for sub in cls.__subclasses__() for found in _tree(sub))]
+
+
+_BY_NAME = {cls.__name__: cls for cls in _tree(ReplayError)}
+
+_BY_STATUS: dict[grpc.StatusCode, type[ReplayError]] = {
+    grpc.StatusCode.OK: ReplayError,
+    grpc.StatusCode.CANCELLED: CancelledError,
+    grpc.StatusCode.UNKNOWN: ReplayError,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.NOT_FOUND: TableNotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: TableExistsError,
+    grpc.StatusCode.PERMISSION_DENIED: UnauthorizedError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
+    grpc.StatusCode.ABORTED: TableChangedError,
+    grpc.StatusCode.OUT_OF_RANGE: SlotIndexError,
+    grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
+    grpc.StatusCode.INTERNAL: InternalError,
+    grpc.StatusCode.UNAVAILABLE: ServerUnavailableError,
+    grpc.StatusCode.DATA_LOSS: InternalError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthorizedError,
+}
+
+
+def error_class(status: grpc.StatusCode, name: str | None = None) -> type[ReplayError]:
+    """The class that `name` (from the trailing metadata) says, where it is one of that status; else the one that stands for the status."""
+    named = _BY_NAME.get(name) if name else None
+    return named if named is not None and named.code is status else _BY_STATUS[status]
+
+
+def from_status(status: grpc.StatusCode, name: str | None, details: str) -> ReplayError:
+    """The error to raise for a call that ended with `status` and `details`."""
+    return error_class(status, name)(details)

@@ -1,0 +1,121 @@
+"""Messages that carry a block, without a copy of it.
+
+The protobuf runtime would copy a block twice on its way in and once on its way out. So the framing around it is done here: the other fields go
+through the runtime, the block's bytes stay where they are. On the wire it is the message that ``replay_buffer.proto`` describes; any protobuf
+library reads and writes it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+
+from tdreplay.block import ALIGNMENT, Bytes
+from tdreplay.errors import CodecError, MessageTooLargeError
+from tdreplay.limits import MAX_MESSAGE_BYTES
+from tdreplay.memory import new_bytes, writable
+
+__all__ = ["frame", "split"]
+
+M = TypeVar("M", bound=Message)
+
+MAX_FIELDS = 256  # Of a message with a block. The walk over them is Python, and a message of 64 MiB has room for 33 million.
+PADDING_FIELD, BLOCK_FIELD = 14, 15
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
+
+
+def frame(head: Message, block_size: int) -> tuple[bytes, Bytes]:
+    """A message with the fields of `head`, and room for a block of `block_size` bytes, to be written before the message is sent.
+
+    Returns:
+        The message, and a writable view of the block in it, aligned to `ALIGNMENT` bytes.
+
+    Raises:
+        MessageTooLargeError: the message is above `MAX_MESSAGE_BYTES`.
+    """
+    fields = head.SerializeToString()
+    block_tag = bytes([BLOCK_FIELD << 3 | LENGTH_DELIMITED]) + _varint(block_size)
+    # A bytes object's data start at a multiple of 16, so aligned in the message is aligned in memory.
+    padding = -(len(fields) + 2 + len(block_tag)) % ALIGNMENT
+    prefix = fields + bytes([PADDING_FIELD << 3 | LENGTH_DELIMITED, padding]) + bytes(padding) + block_tag
+    if len(prefix) + block_size > MAX_MESSAGE_BYTES:
+        raise MessageTooLargeError(f"a message of {len(prefix) + block_size} bytes must be at most {MAX_MESSAGE_BYTES} bytes")
+    message = new_bytes(len(prefix) + block_size)
+    memory = writable(message)
+    memory[: len(prefix)] = np.frombuffer(prefix, np.uint8)
+    return message, memory[len(prefix) :]
+
+
+def split(message: bytes, head_type: type[M]) -> tuple[M, Bytes]:
+    """The fields of `message` without its block and padding, and the block: a view of the message's memory, empty where there is none.
+
+    Raises:
+        CodecError: the bytes are not a message of that type.
+    """
+    try:
+        if BLOCK_FIELD not in head_type.DESCRIPTOR.fields_by_number:
+            return head_type.FromString(message), np.empty(0, np.uint8)
+        head, start, end = _walk(message)
+        return head_type.FromString(head), writable(message)[start:end] if end > start else np.empty(0, np.uint8)
+    except (DecodeError, IndexError) as error:
+        raise CodecError(f"not a {head_type.DESCRIPTOR.name}: {error}") from None
+
+
+def _walk(message: bytes) -> tuple[bytes, int, int]:
+    """The bytes of all fields but block and padding, and where the block starts and ends. Of two blocks the last one counts, as in protobuf."""
+    head, start, end, at, fields = bytearray(), 0, 0, 0, 0
+    while at < len(message):
+        fields += 1
+        if fields > MAX_FIELDS:
+            raise DecodeError(f"more than {MAX_FIELDS} fields")
+        field_start = at
+        key, at = _read_varint(message, at)
+        if key >> 32:
+            raise DecodeError(f"the field number at byte {field_start} is too large")
+        number, at, value_end = key >> 3, *_value_span(message, at, key & 7)
+        if number == BLOCK_FIELD and key & 7 == LENGTH_DELIMITED:
+            start, end = at, value_end
+        elif number != PADDING_FIELD:
+            head += message[field_start:value_end]
+        at = value_end
+    return bytes(head), start, end
+
+
+def _value_span(message: bytes, at: int, wire_type: int) -> tuple[int, int]:
+    """Where the value of a field starts and ends whose key ends at `at`."""
+    if wire_type == VARINT:
+        end = _read_varint(message, at)[1]
+    elif wire_type == LENGTH_DELIMITED:
+        length, at = _read_varint(message, at)
+        end = at + length
+    elif wire_type in (FIXED64, FIXED32):
+        end = at + (8 if wire_type == FIXED64 else 4)
+    else:
+        raise DecodeError(f"wire type {wire_type} at byte {at} is unknown")
+    if end > len(message):
+        raise DecodeError(f"truncated: a field ends at byte {end} of {len(message)}")
+    return at, end
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise DecodeError(f"a varint at byte {at} is too long")

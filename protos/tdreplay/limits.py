@@ -1,0 +1,52 @@
+"""The limits of the wire, and the gRPC channel options that both ends share."""
+
+from __future__ import annotations
+
+import operator
+from typing import SupportsIndex
+
+from tdreplay.errors import InvalidArgumentError
+
+__all__ = ["BLOCK_BYTES", "MAX_BATCH_SIZE", "MAX_HEADER_BYTES", "MAX_MESSAGE_BYTES", "MAX_RANK", "check_batch_size", "check_whole", "message_options"]
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""The largest message, and so the largest row, in bytes."""
+
+BLOCK_BYTES = 3 << 20
+"""The size that blocks of a larger batch aim at, in bytes: gRPC streams move messages of this size fastest."""
+
+MAX_HEADER_BYTES = 64 << 10
+"""The largest safetensors header, in bytes: 900 fields of 8 dimensions fit."""
+
+MAX_RANK = 16
+"""The most dimensions that a field of a block may have, the row dimension included."""
+
+MAX_BATCH_SIZE = 1 << 20
+"""The most rows in one sampled batch, and the most slots in one call."""
+
+
+def message_options() -> list[tuple[str, int]]:
+    """The channel options that let a message of `MAX_MESSAGE_BYTES` through, for both ends."""
+    return [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
+
+
+def check_batch_size(batch_size: SupportsIndex, name: str = "batch_size") -> int:
+    """`batch_size` as an int, where it is a whole number from 1 to `MAX_BATCH_SIZE`.
+
+    Raises:
+        InvalidArgumentError: where it is not, with the value and the rule.
+    """
+    return check_whole(batch_size, name, 1, MAX_BATCH_SIZE)
+
+
+def check_whole(value: SupportsIndex, name: str, least: int, most: int = (1 << 63) - 1) -> int:
+    """`value` as an int, where it is a whole number from `least` to `most`; NumPy's and torch's integers are, True is not.
+
+    Raises:
+        InvalidArgumentError: where it is not, with the value and the rule.
+    """
+    whole = operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else None
+    if whole is None or not least <= whole <= most:
+        upper = f" to {most}" if most < (1 << 63) - 1 else " up"
+        raise InvalidArgumentError(f"{name} ({value!r}) must be a whole number from {least}{upper}")
+    return whole

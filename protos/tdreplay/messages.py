@@ -1,0 +1,27 @@
+"""Values of this package <-> their protobuf messages."""
+
+from __future__ import annotations
+
+from tdreplay.errors import CodecError
+from tdreplay.schema import DTYPE_NAMES, DTYPES, Field, Schema
+from tdreplay.v1 import replay_buffer_pb2 as pb
+
+__all__ = ["schema_from_message", "schema_to_message"]
+
+
+def schema_to_message(schema: Schema) -> pb.Schema:
+    """The message that describes `schema`."""
+    fields = [pb.FieldSpec(name=field.name, dtype=DTYPE_NAMES[field.dtype], shape=field.shape) for field in schema.fields]
+    return pb.Schema(fields=fields, row_shape=schema.row_shape)
+
+
+def schema_from_message(message: pb.Schema) -> Schema:
+    """The schema that `message` describes.
+
+    Raises:
+        CodecError: it names a dtype that this version does not know.
+    """
+    unknown = sorted({field.dtype for field in message.fields} - DTYPES.keys())
+    if unknown:
+        raise CodecError(f"the table's schema names dtypes that this version does not know: {unknown}")
+    return Schema(tuple(Field(field.name, DTYPES[field.dtype], tuple(field.shape)) for field in message.fields), tuple(message.row_shape))

@@ -1,0 +1,178 @@
+"""What the rows of a table look like, and the check that a batch fits before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+
+from tdreplay.errors import CodecError, FieldNotFoundError, SchemaError
+from tdreplay.limits import MAX_MESSAGE_BYTES, MAX_RANK
+
+__all__ = ["DTYPES", "EXTRA_FIELDS", "INDEX", "ROW_ID", "Columns", "Field", "Schema"]
+
+Columns = Mapping[str, torch.Tensor]
+"""Field name -> tensor of shape [n, *field shape], the same n in all of them."""
+
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+"""The dtypes that can be stored, by the names that safetensors gives them."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+MAX_NAME_LENGTH = 256
+METADATA = "__metadata__"
+INDEX = "index"
+ROW_ID = "row_id"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a row.
+
+    Attributes:
+        name: nested keys joined with '.'.
+        dtype: one of `DTYPES`.
+        shape: of one row's value; () for a scalar.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row's value."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+    def __str__(self) -> str:
+        return f"{DTYPE_NAMES[self.dtype]}{list(self.shape)}"
+
+
+EXTRA_FIELDS = (Field(INDEX, torch.int64, ()), Field(ROW_ID, torch.int64, ()))
+"""What the server adds to the batches that it sends: the slot, and the row's number."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What every row of a table looks like.
+
+    Attributes:
+        fields: sorted by name.
+        row_shape: the batch dimensions after the first; () unless a row is itself a batch, as a trajectory segment is.
+    """
+
+    fields: tuple[Field, ...]
+    row_shape: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, columns: Columns, row_shape: tuple[int, ...] = ()) -> Schema:
+        """The schema of the rows in `columns`.
+
+        Raises:
+            SchemaError: a field has a reserved name, or there is none at all.
+            CodecError: a field cannot be stored.
+        """
+        return _schema_of(tuple((name, column.dtype, column.shape[1:]) for name, column in columns.items()), row_shape)
+
+    @classmethod
+    def made_of(cls, fields: Iterable[Field], row_shape: tuple[int, ...] = ()) -> Schema:
+        """The schema with these fields, in any order.
+
+        Raises:
+            SchemaError: a field has a reserved name, or there is none at all.
+            CodecError: a field cannot be stored.
+        """
+        named = {field.name: field for field in fields}
+        if not named:
+            raise SchemaError("a row needs at least one field, and this one has none")
+        for field in named.values():
+            _check_storable(field, named)
+        schema = cls(tuple(named[name] for name in sorted(named)), row_shape)
+        if schema.row_bytes > MAX_MESSAGE_BYTES - (1 << 20):
+            raise SchemaError(f"a row ({schema.row_bytes} bytes) must be at most {MAX_MESSAGE_BYTES - (1 << 20)} bytes, so that it fits a message")
+        return schema
+
+    @cached_property
+    def by_name(self) -> dict[str, Field]:
+        """The fields, and the extra ones that a server adds, by name."""
+        return {field.name: field for field in (*self.fields, *EXTRA_FIELDS)}
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row, without the extra fields."""
+        return sum(field.row_bytes for field in self.fields)
+
+    def select(self, names: Iterable[str] | None) -> tuple[Field, ...]:
+        """The named fields, in that order; None: all of them and the extra ones.
+
+        Raises:
+            FieldNotFoundError: a name that is not there, or that comes twice, or no name at all.
+        """
+        if names is None:
+            return (*self.fields, *EXTRA_FIELDS)
+        wanted = [names] if isinstance(names, str) else list(names)
+        for name in wanted:
+            if name not in self.by_name:
+                raise FieldNotFoundError(f"fields: {name!r} is not a field of the table, which has {sorted(self.by_name)}")
+        if not wanted or len(set(wanted)) < len(wanted):
+            raise FieldNotFoundError(f"fields ({wanted}) must name at least one field, and each one once")
+        return tuple(self.by_name[name] for name in wanted)
+
+    def check(self, other: Schema) -> None:
+        """Passes where `other`, a batch's schema, is this one.
+
+        Raises:
+            SchemaError: names the first field that differs, what was expected and what came.
+        """
+        if other is self or other == self:
+            return
+        expected, got = {f.name: f for f in self.fields}, {f.name: f for f in other.fields}
+        for name in sorted(expected.keys() | got.keys()):
+            if name not in got:
+                raise SchemaError(f"field {name!r}: expected {expected[name]}, got none: it is missing")
+            if name not in expected:
+                raise SchemaError(f"field {name!r}: expected none, got {got[name]}: the table has {sorted(expected)}")
+            if got[name] != expected[name]:
+                raise SchemaError(f"field {name!r}: expected {expected[name]} in every row, got {got[name]}")
+        raise SchemaError(f"batch_size: expected [n, *{list(self.row_shape)}], got [n, *{list(other.row_shape)}]")
+
+
+def _check_storable(field: Field, siblings: Container[str]) -> None:
+    parts = field.name.split(".")
+    if not all(parts) or any(".".join(parts[:n]) in siblings for n in range(1, len(parts))):
+        raise SchemaError(f"field {field.name!r}: the keys that '.' joins must not be empty, and none may be a field itself")
+    if not field.name.isprintable() or len(field.name) > MAX_NAME_LENGTH:
+        raise SchemaError(f"field {field.name[:80]!r}: a name must be printable and at most {MAX_NAME_LENGTH} characters long")
+    if parts[0] in (INDEX, ROW_ID):
+        raise SchemaError(f"field {field.name!r} is reserved: every sampled batch gets one. Leave it out: batch.exclude('index', 'row_id')")
+    if field.name == METADATA:
+        raise SchemaError(f"field {field.name!r} is reserved: in a block's header it stands for no field")
+    if field.dtype not in DTYPE_NAMES:
+        raise CodecError(f"field {field.name!r}: dtype {field.dtype} cannot be stored; it must be one of {sorted(DTYPES)}")
+    if len(field.shape) + 1 > MAX_RANK:
+        raise CodecError(f"field {field.name!r}: {len(field.shape)} dimensions a row, at most {MAX_RANK - 1} can be stored")
+
+
+@lru_cache(maxsize=256)
+def _schema_of(columns: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...], row_shape: tuple[int, ...]) -> Schema:
+    """Made once for each kind of rows that is in use: actors send the same kind again and again."""
+    return Schema.made_of((Field(name, dtype, tuple(shape)) for name, dtype, shape in columns), row_shape)

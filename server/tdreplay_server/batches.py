@@ -1,0 +1,113 @@
+"""Selections into framed messages, as many as the client granted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tdreplay.block import layout
+from tdreplay.framing import frame
+from tdreplay.limits import BLOCK_BYTES, check_whole
+from tdreplay.schema import Field
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_server.buffer import ReplayBuffer
+from tdreplay_server.selection import Selection
+from tdreplay_server.shared_memory import SharedSlots
+from tdreplay_server.wire import Request
+
+__all__ = ["Credits", "blocks", "merged", "per_message", "slot_bytes", "streamed"]
+
+
+class Credits:
+    """How many batches the client still wants.
+
+    Args:
+        first: what it granted with its query.
+        requests: its further messages, each of which grants more.
+
+    Raises:
+        InvalidArgumentError: (here and in `take`) it grants a negative number.
+    """
+
+    def __init__(self, first: int, requests: Iterator[Request]) -> None:
+        self._left = check_whole(first, "credits", 0)
+        self._requests = requests
+
+    def take(self, most: int) -> int:
+        """Uses up to `most` credits, and says how many. Waits for the first; 0 where the client closed its side."""
+        while not self._left:
+            request = next(self._requests, None)
+            if request is None:
+                return 0
+            self._left = check_whole(request.head.credits, "credits", 0)
+        taken = min(most, self._left)
+        self._left -= taken
+        return taken
+
+
+def row_bytes(fields: Iterable[Field]) -> int:
+    """Bytes of one row's values of `fields`."""
+    return sum(field.row_bytes for field in fields)
+
+
+def per_message(wanted: int, batch_size: int, fields: Iterable[Field]) -> int:
+    """How many batches go into one message, where the client wants at most so many: what fits into a block."""
+    return max(1, min(check_whole(wanted, "batches_per_message", 0), BLOCK_BYTES // max(1, batch_size * row_bytes(fields))))
+
+
+def slot_bytes(batches: int, batch_size: int, selection: Selection) -> int:
+    """The size of a block of so many batches of what `selection` selects."""
+    return layout(selection.fields, batches * batch_size, selection.row_shape).size
+
+
+def blocks(buffer: ReplayBuffer, selection: Selection, response: Any, batch_rows: int) -> Iterator[bytes]:
+    """The selected rows as framed messages of the type `response`, each gathered when it is asked for. `batch_rows`: the rows of one batch."""
+    rows_per_block = -(-selection.rows // max(1, -(-row_bytes(selection.fields) * selection.rows // BLOCK_BYTES)))
+    for start in range(0, selection.rows, rows_per_block):
+        stop = min(start + rows_per_block, selection.rows)
+        block = layout(selection.fields, stop - start, selection.row_shape)
+        message, memory = frame(response(batch_rows=batch_rows, first_row=start), block.size)
+        buffer.read(selection, start, stop, block.write_header(memory))
+        yield message
+
+
+def shared_blocks(buffer: ReplayBuffer, selection: Selection, response: Any, batch_rows: int, slots: SharedSlots) -> Iterator[Any]:
+    """The selected rows as one block in the next shared slot, and the message that names the slot."""
+    block = layout(selection.fields, selection.rows, selection.row_shape)
+    slot, memory = slots.next()
+    buffer.read(selection, 0, selection.rows, block.write_header(memory[: block.size]))
+    yield response(batch_rows=batch_rows, slot=slot)
+
+
+def streamed(
+    buffer: ReplayBuffer, selections: Iterator[tuple[Selection, int]], response: Any, slots: SharedSlots | None, offered: bool
+) -> Iterator[Any]:
+    """The messages of a stream: the answer to an offer of shared memory, where there was one, then each selection, in a slot or in messages."""
+    if offered:
+        yield response(shared_memory=pb.SharedMemory() if slots is None else slots.offer())
+    for selection, batch_rows in selections:
+        if slots is None:
+            yield from blocks(buffer, selection, response, batch_rows)
+        else:
+            yield from shared_blocks(buffer, selection, response, batch_rows, slots)
+
+
+def merged(batches: Iterator[Selection], most: int, granted: Credits) -> Iterator[tuple[Selection, int]]:
+    """The batches as selections of up to `most` of them, and the rows of one batch: what one message carries. At the end no credit is awaited."""
+    ahead = next(batches, None)
+    while ahead is not None and (count := granted.take(most)):
+        group = [ahead, *itertools.islice(batches, count - 1)]
+        ahead = next(batches, None)
+        for rows, run in itertools.groupby(group, key=lambda batch: batch.rows):
+            yield _joined(list(run)), rows
+
+
+def _joined(run: list[Selection]) -> Selection:
+    if len(run) == 1:
+        return run[0]
+    slots = np.concatenate([batch.slots(0, batch.rows) for batch in run])
+    return replace(run[0], rows=len(slots), slots=lambda start, stop: slots[start:stop])

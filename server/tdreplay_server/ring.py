@@ -1,0 +1,94 @@
+"""Which rows of a ring are live. Arithmetic alone: no memory, no lock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from tdreplay.errors import MissingRowsError, SlotIndexError
+
+__all__ = ["Ring", "Slots"]
+
+Slots = npt.NDArray[np.int64]
+"""Slots, or row ids: shape [n]."""
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A ring of `buffer_size` slots. Row `row_id` lies in slot ``row_id % buffer_size``; the live rows are the ids ``[oldest, write_count)``.
+
+    A write goes in two steps: `retire` takes the slots' old rows out of the window, then the new rows are copied, then `commit` takes them in.
+    So a write that breaks in between leaves no half-written row behind.
+    """
+
+    buffer_size: int
+    oldest: int = 0
+    write_count: int = 0
+
+    @property
+    def size(self) -> int:
+        """The live rows."""
+        return self.write_count - self.oldest
+
+    @property
+    def pointer(self) -> int:
+        """The slot of the next row."""
+        return self.write_count % self.buffer_size
+
+    def retire(self, rows: int) -> Ring:
+        """The ring without the rows that the next `rows` rows are going to overwrite."""
+        return replace(self, oldest=min(max(self.oldest, self.write_count + rows - self.buffer_size), self.write_count))
+
+    def commit(self, rows: int) -> Ring:
+        """The ring with the next `rows` rows, of which at most `buffer_size` are live."""
+        written = self.write_count + rows
+        return replace(self, oldest=max(self.oldest, written - self.buffer_size), write_count=written)
+
+    def restart(self, buffer_size: int) -> Ring:
+        """An empty ring of that capacity, whose next row lies in slot 0 and has a higher id than every row before."""
+        start = -(-self.write_count // buffer_size) * buffer_size
+        return Ring(buffer_size, start, start)
+
+    def rewind(self, size: int, write_count: int) -> Ring:
+        """The ring whose live rows are the ids ``[write_count - size, write_count)``.
+
+        Raises:
+            MissingRowsError: some of them are not live; the message says which.
+        """
+        first = write_count - size
+        if size and (first < self.oldest or write_count > self.write_count):
+            missing = f"[{first}, {write_count})" if not self.size else f"outside [{self.oldest}, {self.write_count})"
+            raise MissingRowsError(
+                f"the rows of ids [{first}, {write_count}) must be stored, and those {missing} are missing; load brings back no rows"
+            )
+        return replace(self, oldest=first, write_count=write_count)
+
+    def in_slot_order(self, positions: Slots) -> Slots:
+        """The slots at some positions of the live slots in ascending order; position 0 is the lowest live slot."""
+        start = self.oldest % self.buffer_size
+        low = max(0, start + self.size - self.buffer_size)  # So many of the live slots lie below `start`: the ring wraps.
+        return positions if start == low else np.where(positions < low, positions, positions + (start - low))
+
+    def draw(self, rows: int, generator: np.random.Generator) -> Slots:
+        """The slots of `rows` live rows, drawn uniformly with replacement. It draws row ids: where the window starts costs nothing."""
+        return generator.integers(self.oldest, self.write_count, rows) % self.buffer_size
+
+    def row_ids(self, slots: Slots) -> Slots:
+        """The ids of the rows in live `slots`."""
+        newest = self.write_count - 1
+        return newest - (newest - slots) % self.buffer_size
+
+    def check_live(self, slots: Slots) -> None:
+        """Passes where every slot holds a live row.
+
+        Raises:
+            SlotIndexError: names the first slot that does not.
+        """
+        live = (slots >= 0) & (slots < self.buffer_size)
+        if self.size < self.buffer_size:
+            live &= self.row_ids(slots) >= self.oldest
+        if not live.all():
+            slot = int(slots[~live][0])
+            raise SlotIndexError(f"index {slot} holds no row: the buffer has {self.size} rows in its {self.buffer_size} slots")

@@ -1,0 +1,93 @@
+"""The server: tables, their service, and the socket that it listens on."""
+
+from __future__ import annotations
+
+from concurrent import futures
+from types import TracebackType
+
+import grpc
+from typing_extensions import Self
+
+from tdreplay.errors import ServerUnavailableError
+from tdreplay.limits import message_options
+from tdreplay_server.config import ServerConfig
+from tdreplay_server.logs import log
+from tdreplay_server.service import ReplayBufferService
+from tdreplay_server.tables import Tables
+from tdreplay_server.wire import StreamSlots, handlers
+
+__all__ = ["ReplayServer"]
+
+GRACE_SECONDS = 5.0
+
+
+class ReplayServer:
+    """A replay buffer server in this process. It listens from `start` (or ``with``) to `stop`.
+
+    >>> with ReplayServer(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
+    ...     print(server.address)  # doctest: +SKIP
+
+    Raises:
+        ServerUnavailableError: the address cannot be listened on.
+        FailedPreconditionError: the data directory holds tables already.
+    """
+
+    def __init__(self, config: ServerConfig | None = None) -> None:
+        self._config = ServerConfig() if config is None else config
+        self._address = ""
+
+    @property
+    def address(self) -> str:
+        """Where clients reach it, with the port that was picked: HOST:PORT or unix:PATH."""
+        return self._address
+
+    def start(self) -> Self:
+        """Opens the tables and listens. Returns when calls are served."""
+        config = self._config
+        self._tables = Tables(config.data_dir, config.storing_device, config.buffer_size, config.max_tables)
+        workers = futures.ThreadPoolExecutor(config.max_workers, thread_name_prefix="tdreplay-call")
+        self._grpc = grpc.server(workers, options=_options())
+        self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables), StreamSlots(config.max_streams)),))
+        try:
+            self._address = self._listen(config.address)
+        except BaseException:
+            self._tables.close()
+            raise
+        self._grpc.start()
+        log.info("listening", address=self._address)
+        return self
+
+    def _listen(self, address: str) -> str:
+        try:
+            port = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ServerUnavailableError(f"address {address} cannot be listened on: {error}") from None
+        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+    def stop(self, grace: float = GRACE_SECONDS) -> None:
+        """Refuses new calls, gives the running ones `grace` seconds, ends them, and closes the tables."""
+        self._grpc.stop(grace).wait()
+        self._tables.close()
+        log.info("stopped", address=self._address)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Blocks until the server stopped, at most `timeout` seconds. True where it was the timeout."""
+        ran_out: bool = self._grpc.wait_for_termination(timeout)
+        return ran_out
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.stop()
+
+
+def _options() -> list[tuple[str, int]]:
+    return [
+        *message_options(),
+        ("grpc.so_reuseport", 0),  # A second server on the same port is an error, not a silent half of the traffic.
+        # A client that vanished without a word is noticed, so that its stream slot is free again.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]

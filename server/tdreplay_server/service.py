@@ -1,0 +1,136 @@
+"""ReplayBufferService: each call of the proto decodes, acts, and encodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+
+from tdreplay.api import EpochQuery
+from tdreplay.block import Bytes, check_booleans, decode
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
+from tdreplay.messages import schema_to_message
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_server.batches import Credits, blocks, merged, per_message, slot_bytes, streamed
+from tdreplay_server.buffer import ReplayBuffer
+from tdreplay_server.shared_memory import share
+from tdreplay_server.tables import Tables
+from tdreplay_server.wire import Request
+
+__all__ = ["ReplayBufferService"]
+
+Requests = Iterator[Request]
+Context = grpc.ServicerContext
+
+
+class ReplayBufferService:
+    """The calls of ``replay_buffer.proto`` over some tables. `tdreplay_server.wire` turns messages into requests, and errors into statuses."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def Add(self, request: Request, context: Context) -> pb.AddResponse:
+        first, rows = _insert(self._tables[request.head.table], request.block)
+        return pb.AddResponse(first_row_id=first, rows=rows)
+
+    def AddBatch(self, requests: Requests, context: Context) -> Iterator[pb.AddBatchResponse]:
+        table = ""
+        for request in requests:
+            table = request.head.table or table
+            first, rows = _insert(self._tables[table], request.block)
+            yield pb.AddBatchResponse(first_row_id=first, rows=rows)
+
+    def Sample(self, requests: Requests, context: Context) -> Iterator[Any]:
+        query = _first(requests)
+        buffer, rows, fields = self._tables[query.table], check_batch_size(query.batch_size), _fields(query.fields)
+        example = buffer.select_random(1, fields)
+        most = per_message(query.batches_per_message, rows, example.fields)
+        context.send_initial_metadata(())
+        granted = Credits(query.credits, requests)
+        draws = ((buffer.select_random(rows * batches, fields), rows) for batches in iter(lambda: granted.take(most), 0))
+        with share(context, query.shared_slots, slot_bytes(most, rows, example)) as slots:
+            yield from streamed(buffer, draws, pb.SampleResponse, slots, query.shared_slots > 0)
+
+    def SampleBatch(self, request: Request, context: Context) -> Iterator[bytes]:
+        buffer, rows = self._tables[request.head.table], check_batch_size(request.head.batch_size)
+        return blocks(buffer, buffer.select_random(rows, _fields(request.head.fields)), pb.SampleBatchResponse, rows)
+
+    def SampleByIndex(self, request: Request, context: Context) -> Iterator[bytes]:
+        buffer, query = self._tables[request.head.table], request.head
+        rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
+        selection = buffer.select_slots(np.array(query.index, np.int64), _fields(query.fields))
+        return blocks(buffer, selection, pb.SampleByIndexResponse, rows)
+
+    def SampleAll(self, request: Request, context: Context) -> Iterator[bytes]:
+        buffer = self._tables[request.head.table]
+        selection = buffer.select_all(_fields(request.head.fields))
+        return blocks(buffer, selection, pb.SampleAllResponse, selection.rows)
+
+    def Epoch(self, requests: Requests, context: Context) -> Iterator[Any]:
+        query = _first(requests)
+        buffer, epochs = self._tables[query.table], _epoch_query(query)
+        example = buffer.select_all(epochs.fields)
+        most = per_message(query.batches_per_message, epochs.batch_size, example.fields)
+        batches = merged(buffer.select_epochs(epochs), most, Credits(query.credits, requests))
+        context.send_initial_metadata(())
+        with share(context, query.shared_slots, slot_bytes(most, min(epochs.batch_size, example.rows), example)) as slots:
+            yield from streamed(buffer, batches, pb.EpochResponse, slots, query.shared_slots > 0)
+
+    def Describe(self, request: Request, context: Context) -> pb.DescribeResponse:
+        state = self._tables[request.head.table].state()
+        return pb.DescribeResponse(
+            buffer_size=state.buffer_size,
+            size=state.size,
+            pointer=state.pointer,
+            write_count=state.write_count,
+            storing_device=str(state.storing_device),
+            schema=None if state.schema is None else schema_to_message(state.schema),
+        )
+
+    def CreateTable(self, request: Request, context: Context) -> pb.CreateTableResponse:
+        query = request.head
+        return pb.CreateTableResponse(created=self._tables.create(query.table, query.buffer_size, query.storing_device))
+
+    def DropTable(self, request: Request, context: Context) -> pb.DropTableResponse:
+        self._tables.drop(request.head.table)
+        return pb.DropTableResponse()
+
+    def ListTables(self, request: Request, context: Context) -> pb.ListTablesResponse:
+        return pb.ListTablesResponse(tables=self._tables.names())
+
+    def Reset(self, request: Request, context: Context) -> pb.ResetResponse:
+        self._tables[request.head.table].reset(request.head.buffer_size or None)
+        return pb.ResetResponse()
+
+    def Rewind(self, request: Request, context: Context) -> pb.RewindResponse:
+        query = request.head
+        self._tables[query.table].rewind(query.buffer_size, query.size, query.write_count)
+        return pb.RewindResponse()
+
+
+def _insert(buffer: ReplayBuffer, block: Bytes) -> tuple[int, int]:
+    """Stores a block. The id of its first row, and how many rows they are."""
+    decoded = decode(block)
+    if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
+        raise InvalidArgumentError(f"batch_size ({list(decoded.batch_shape)}) is empty or too large: a block must hold 1 to {MAX_BATCH_SIZE} rows")
+    check_booleans(decoded.columns)
+    return buffer.insert(decoded.columns, decoded.header.schema), decoded.rows
+
+
+def _first(requests: Requests) -> Any:
+    request = next(requests, None)
+    if request is None:
+        raise InvalidArgumentError("the stream ended before its first message, which holds the query")
+    return request.head
+
+
+def _fields(names: Sequence[str]) -> tuple[str, ...] | None:
+    return tuple(names) or None
+
+
+def _epoch_query(query: Any) -> EpochQuery:
+    seed = query.seed if query.HasField("seed") else None
+    return EpochQuery(query.batch_size, query.n_epochs or 1, query.shuffle, seed, query.drop_last, _fields(query.fields))

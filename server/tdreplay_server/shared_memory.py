@@ -1,0 +1,86 @@
+"""Memory that a client on the same host maps, so that batches reach it without passing through a socket.
+
+It is an anonymous file (memfd) with a fixed size. A client opens it by its name under ``/proc``, which only processes of the same user can. It has no
+name in any directory, so nothing is left behind, whoever dies: the kernel frees it when neither side maps it any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+
+from tdreplay.block import Bytes
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_server.logs import log
+
+__all__ = ["SharedSlots", "share"]
+
+PAGE = 4096
+LEAST_BYTES = 256 << 10
+"""Smaller blocks are faster in messages, several at a time."""
+MOST_BYTES = 64 << 20
+"""Of the slots of one stream together."""
+LOCAL_PEERS = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class SharedSlots:
+    """Slots for blocks, used in turn: the n-th block lies in slot ``n % slots``.
+
+    Raises:
+        OSError: the memory cannot be had.
+    """
+
+    def __init__(self, slots: int, slot_bytes: int) -> None:
+        self._slots, self._slot_bytes, self._used = slots, -(-slot_bytes // PAGE) * PAGE, 0
+        self._file = os.memfd_create("tdreplay", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        size = PAGE + self._slots * self._slot_bytes
+        os.posix_fallocate(self._file, 0, size)  # Now: memory that runs out later would be a SIGBUS.
+        fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, SEALS)
+        self._memory = np.frombuffer(mmap.mmap(self._file, size), np.uint8)
+        self._nonce = secrets.token_bytes(16)
+        self._memory[: len(self._nonce)] = np.frombuffer(self._nonce, np.uint8)
+
+    def offer(self) -> pb.SharedMemory:
+        """What a client needs to map them."""
+        path = f"/proc/{os.getpid()}/fd/{self._file}"
+        return pb.SharedMemory(path=path, nonce=self._nonce, slots=self._slots, slot_bytes=self._slot_bytes)
+
+    def next(self) -> tuple[int, Bytes]:
+        """The slot for the next block, and its memory."""
+        slot = self._used % self._slots
+        self._used += 1
+        start = PAGE + slot * self._slot_bytes
+        return slot, self._memory[start : start + self._slot_bytes]
+
+    def close(self) -> None:
+        """Gives the memory back, once the client has unmapped it too."""
+        os.close(self._file)
+        del self._memory
+
+
+@contextmanager
+def share(context: grpc.ServicerContext, wanted: int, block_bytes: int) -> Iterator[SharedSlots | None]:
+    """Up to `wanted` slots for blocks of that size, where the client is on this host and they pay; else None."""
+    slots = min(wanted, MOST_BYTES // max(1, block_bytes)) if block_bytes >= LEAST_BYTES and context.peer().startswith(LOCAL_PEERS) else 0
+    shared = _allocated(slots, block_bytes) if slots > 0 else None
+    try:
+        yield shared
+    finally:
+        if shared is not None:
+            shared.close()
+
+
+def _allocated(slots: int, block_bytes: int) -> SharedSlots | None:
+    try:
+        return SharedSlots(slots, block_bytes)
+    except OSError as error:
+        log.warning("no shared memory for a client, so its batches travel in messages", slots=slots, bytes=slots * block_bytes, error=str(error))
+        return None

@@ -1,0 +1,158 @@
+"""Where the rows lie: TorchRL's storages, with contiguous writes, and with gathers straight into memory that the caller gives.
+
+TorchRL writes rows through an index and copies what it samples twice; copying slices and gathering rows of bytes over the same memory is several
+times as fast. The other difference is in the files: TorchRL names them after the fields, which here come from the network.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage
+
+from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError
+from tdreplay.memory import Rows, as_rows
+from tdreplay.schema import Columns, Schema
+from tdreplay_server.ring import Ring, Slots
+
+__all__ = ["DeviceRows", "MemmapRows", "RowStorage", "open_storage"]
+
+
+class RowStorage(LazyTensorStorage):
+    """A TorchRL storage of flat columns: field name (nested keys joined with '.') -> tensor of shape [max_size, *field shape].
+
+    `ring` says which of its slots hold live rows.
+    """
+
+    @property
+    def ring(self) -> Ring:
+        """Which slots hold live rows."""
+        return self._ring
+
+    @ring.setter
+    def ring(self, ring: Ring) -> None:
+        self._ring = ring
+        self._len = ring.size
+
+    def allocate(self, schema: Schema) -> None:
+        """Makes the columns. To be called once, before the first `set`.
+
+        Raises:
+            ResourceExhaustedError: the memory cannot be had.
+        """
+        try:
+            self._columns = {field.name: self._new_column(n, (self.max_size, *field.shape), field.dtype) for n, field in enumerate(schema.fields)}
+        except (RuntimeError, OSError, MemoryError) as error:
+            self.discard()
+            size = self.max_size * schema.row_bytes
+            raise ResourceExhaustedError(f"{self.max_size} rows of {schema.row_bytes} bytes, {size} bytes in all, cannot be had: {error}") from error
+        self._rows = {name: as_rows(column) for name, column in self._columns.items() if column.device.type == "cpu" and column[:1].nbytes}
+        self._storage = TensorDict(self._columns, batch_size=[self.max_size], device=self.device)
+        self.initialized = True
+
+    def _new_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        raise NotImplementedError
+
+    def set(self, cursor: Any, data: TensorDictBase, *, set_cursor: bool = True) -> None:
+        """Copies rows into the slots ``range(cursor.start, cursor.stop)``; anything but such a range goes TorchRL's way."""
+        if isinstance(cursor, range) and cursor.step == 1:
+            self.put(cursor.start, cursor.stop, dict(data.items()))
+        else:
+            super().set(cursor, data, set_cursor=set_cursor)
+
+    def put(self, start: int, stop: int, columns: Columns) -> None:
+        """Copies rows into the slots from start to stop: columns of any device and layout, each of shape [stop - start, ...]."""
+        for name, column in columns.items():
+            if name in self._rows and column.device.type == "cpu" and column.is_contiguous() and not (column.is_conj() or column.is_neg()):
+                self._rows[name][start:stop] = as_rows(column)
+            else:
+                self._columns[name][start:stop].copy_(column)
+
+    def gather(self, slots: Slots, out: Mapping[str, Rows]) -> None:
+        """Copies the rows in `slots` (checked by the caller) into `out`: rows of bytes on the CPU, for any of the fields that have bytes."""
+        for name, place in out.items():
+            if name in self._rows:
+                self._rows[name].take(slots, out=place, mode="clip")  # Not "raise", which would gather into a copy of `out` first.
+            else:
+                place[:] = as_rows(self._select_one(name, slots).cpu())
+
+    def select(self, slots: Slots, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Copies of the rows in `slots` (checked by the caller), on the storage's device: name -> tensor of shape [n, ...]."""
+        return {name: self._select_one(name, slots) for name in names}
+
+    def _select_one(self, name: str, slots: Slots) -> torch.Tensor:
+        column = self._columns[name]
+        if name in self._rows:
+            chosen = torch.empty((len(slots), *column.shape[1:]), dtype=column.dtype)
+            self._rows[name].take(slots, out=as_rows(chosen), mode="clip")
+            return chosen
+        if not column[:1].nbytes:
+            return column.new_empty((len(slots), *column.shape[1:]))
+        # As bytes, because torch gathers no scalars of some dtypes.
+        rows = column.view(len(column), -1).view(torch.uint8)
+        chosen = torch.index_select(rows, 0, torch.from_numpy(slots).to(column.device))
+        return chosen.view(column.dtype).view(len(slots), *column.shape[1:])
+
+    def release(self) -> None:
+        """Gives the memory back. Files stay."""
+        self._columns, self._rows = {}, {}
+        self._storage = None
+        self.initialized = False
+
+    def discard(self) -> None:
+        """Gives the memory back, and removes the files where there are any."""
+        self.release()
+
+
+class MemmapRows(RowStorage, LazyMemmapStorage):
+    """Rows in files, one a field, mapped into memory."""
+
+    def __init__(self, buffer_size: int, directory: Path) -> None:
+        LazyMemmapStorage.__init__(self, buffer_size, scratch_dir=directory, device="cpu", auto_cleanup=False, compilable=True)
+        self.ring = Ring(buffer_size)
+        self._directory = directory
+
+    def _new_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if torch.Size(shape).numel() == 0:
+            return torch.empty(shape, dtype=dtype)  # An empty file cannot be mapped.
+        self._directory.mkdir(parents=True, exist_ok=True)
+        mapped = MemoryMappedTensor.empty(shape, dtype=dtype, filename=self._file(number))
+        column: torch.Tensor = mapped.as_subclass(torch.Tensor)  # The subclass would cost 10 us at every access.
+        return column
+
+    def _file(self, number: int) -> str:
+        return str(self._directory / f"field_{number:03d}.memmap")
+
+    def discard(self) -> None:
+        """Unmaps the files and removes them."""
+        self.release()
+        shutil.rmtree(self._directory, ignore_errors=not self._directory.exists())
+
+
+class DeviceRows(RowStorage):
+    """Rows in the memory of a device."""
+
+    def __init__(self, buffer_size: int, device: torch.device) -> None:
+        super().__init__(buffer_size, device=device, compilable=True)
+        self.ring = Ring(buffer_size)
+
+    def _new_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+
+def open_storage(device: torch.device, buffer_size: int, directory: Path) -> RowStorage:
+    """A storage of `buffer_size` rows: files in `directory` for the CPU, device memory for CUDA.
+
+    Raises:
+        InvalidArgumentError: the device is neither, or it is not there.
+    """
+    if device.type == "cpu":
+        return MemmapRows(buffer_size, directory)
+    if device.type == "cuda" and torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count():
+        return DeviceRows(buffer_size, device)
+    raise InvalidArgumentError(f"storing_device ({device}) must be cpu, or a CUDA device of this machine, which has {torch.cuda.device_count()}")

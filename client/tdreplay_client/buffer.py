@@ -1,0 +1,247 @@
+"""The replay buffer over the wire: the API of `tdreplay.api`, served by a tdreplay server."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, SupportsIndex
+
+import torch
+from google.protobuf.message import Message
+from tensordict import TensorDict, TensorDictBase
+
+from tdreplay.api import BaseReplayBuffer, EpochQuery, Index, State, as_slots
+from tdreplay.columns import from_row, from_rows
+from tdreplay.errors import FieldNotFoundError, InternalError, InvalidArgumentError, ReplayError, TableExistsError
+from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
+from tdreplay.messages import schema_from_message
+from tdreplay.metadata import Metadata
+from tdreplay.schema import Columns, Schema
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_client.batches import assemble, block_ranges, encode
+from tdreplay_client.channel import Connection
+from tdreplay_client.stream import BatchStream
+from tdreplay_client.writer import Writer
+
+__all__ = ["RemoteReplayBuffer"]
+
+log = logging.getLogger("tdreplay")
+
+MAX_PREFETCH = 1024
+READ_AHEAD = 2
+"""Batches of an epoch that are on their way while one is used."""
+
+
+class RemoteReplayBuffer(BaseReplayBuffer):
+    """A table of a tdreplay server. See `BaseReplayBuffer` for its methods.
+
+    Args:
+        address: of the server: HOST:PORT or unix:PATH.
+        device: where batches go: the training device.
+        table: the table's name.
+        storing_device: where the table's rows lie. None: wherever the server has them.
+        buffer_size: the capacity, in rows: creates the table, or checks that the existing one has it. None: the table is there.
+        timeout: seconds that a call may wait for the server: for its answer, or in a stream for the next message.
+        transport: how the batches of streams and epochs travel. auto, shared_memory: through memory that server and client share, where
+            they are on one host, run as the same user and batches are large enough to gain by it; else over gRPC. grpc: over gRPC.
+
+    Every method may also raise `ServerUnavailableError` (the server cannot be reached), `DeadlineError` (it does not answer) and `ClosedError`.
+
+    Raises:
+        TableNotFoundError: buffer_size is None, and there is no such table.
+        TableExistsError: it is there with another capacity or storing device.
+        InvalidArgumentError: an argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        device: torch.device | str = "cpu",
+        table: str = "default",
+        storing_device: torch.device | str | None = None,
+        buffer_size: SupportsIndex | None = None,
+        timeout: float = 30.0,
+        transport: Literal["auto", "shared_memory", "grpc"] = "auto",
+    ) -> None:
+        super().__init__(device)
+        if transport not in ("auto", "shared_memory", "grpc"):
+            raise InvalidArgumentError(f"transport ({transport!r}) must be auto, shared_memory or grpc")
+        self._shared = transport != "grpc"
+        if not timeout > 0:
+            raise InvalidArgumentError(f"timeout ({timeout!r}) must be above 0 s")
+        self._table = table
+        self._connection = Connection(address, timeout)
+        try:
+            self._agree(storing_device, buffer_size)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _agree(self, storing_device: torch.device | str | None, buffer_size: SupportsIndex | None) -> None:
+        where = "" if storing_device is None else str(torch.device(storing_device))
+        if buffer_size is not None:
+            size = check_whole(buffer_size, "buffer_size", 1)
+            self._connection.unary("CreateTable", pb.CreateTableRequest(table=self._table, buffer_size=size, storing_device=where))
+        elif self.state().storing_device != torch.device(where or self.storing_device):
+            raise TableExistsError(f"table {self._table!r} is there with storing_device {self.storing_device}, not {where}")
+
+    @property
+    def address(self) -> str:
+        """Of the server."""
+        return self._connection.address
+
+    @property
+    def table(self) -> str:
+        """The table's name."""
+        return self._table
+
+    @staticmethod
+    def tables(address: str, *, timeout: float = 30.0) -> list[str]:
+        """The names of all tables of the server at `address`, sorted."""
+        connection = Connection(address, timeout)
+        try:
+            return list(connection.unary("ListTables", pb.ListTablesRequest()).tables)
+        finally:
+            connection.close()
+
+    def drop(self) -> None:
+        """Removes the table and its rows from the server."""
+        self._connection.unary("DropTable", pb.DropTableRequest(table=self._table))
+        self._iterator = None
+
+    # -- writing ------------------------------------------------------------------------------------------------------------------------------
+
+    def add(self, row: TensorDictBase) -> None:
+        self._add(*from_row(row))
+
+    def add_batch(self, batch: TensorDictBase) -> None:
+        """As in `BaseReplayBuffer`. A batch above a few MiB is stored in parts, pipelined; what fails after the first part may leave it there."""
+        self._add(*from_rows(batch))
+
+    def _add(self, columns: Columns, row_shape: tuple[int, ...]) -> None:
+        schema, rows = Schema.of(columns, row_shape), len(next(iter(columns.values())))
+        ranges = block_ranges(schema, rows)
+        start, stop = next(ranges)
+        if stop == rows:
+            self._connection.unary("Add", encode(pb.AddRequest(table=self._table), schema, columns, 0, rows))
+        else:
+            head = pb.AddBatchRequest(table=self._table)
+            requests = (encode(head, schema, columns, *part) for part in itertools.chain([(start, stop)], ranges))
+            self._await_acknowledgements(requests, rows)
+
+    def _await_acknowledgements(self, requests: Iterator[bytes], rows: int) -> None:
+        answers = self._connection.stream("AddBatch", requests)
+        try:
+            stored = sum(answer.rows for answer in answers)
+        finally:
+            answers.close()
+        if stored != rows:
+            raise InternalError(f"the server acknowledged {stored} of {rows} rows")
+
+    def writer(self, *, flush_rows: SupportsIndex = 64, flush_seconds: float = 0.1, max_in_flight: SupportsIndex = 16) -> Writer:
+        """A writer that coalesces rows into blocks and does not wait for each: ``with buffer.writer() as writer: writer.append(row)``.
+
+        Args:
+            flush_rows: rows are sent when there are so many, or a block of them (3 MiB).
+            flush_seconds: or when the oldest of them waited for so long.
+            max_in_flight: blocks that may wait for their acknowledgement; `append` blocks beyond that.
+        """
+        rows, blocks = check_whole(flush_rows, "flush_rows", 1, MAX_BATCH_SIZE), check_whole(max_in_flight, "max_in_flight", 1)
+        if not flush_seconds > 0:
+            raise InvalidArgumentError(f"flush_seconds ({flush_seconds!r}) must be above 0 s")
+        return Writer(self._connection, self._table, rows, flush_seconds, blocks)
+
+    # -- reading ------------------------------------------------------------------------------------------------------------------------------
+
+    def sample_batch(self, batch_size: SupportsIndex) -> TensorDict:
+        return self._one("SampleBatch", pb.SampleBatchRequest(table=self._table, batch_size=check_batch_size(batch_size)), pb.SampleBatchResponse)
+
+    def sample_by_index(self, index: Index) -> TensorDict:
+        return self._by_index(index, ())
+
+    def sample_by_index_fields(self, index: Index, fields: Sequence[str]) -> TensorDict:
+        names = [fields] if isinstance(fields, str) else list(fields)
+        if not names:
+            raise FieldNotFoundError(f"fields ({names}) must name at least one field, and each one once")
+        return self._by_index(index, names)
+
+    def _by_index(self, index: Index, fields: Sequence[str]) -> TensorDict:
+        request = pb.SampleByIndexRequest(table=self._table, index=as_slots(index).tolist(), fields=fields)
+        return self._one("SampleByIndex", request, pb.SampleByIndexResponse)
+
+    def sample_all(self) -> TensorDict:
+        return self._one("SampleAll", pb.SampleAllRequest(table=self._table), pb.SampleAllResponse)
+
+    def _one(self, call: str, request: Message, response_type: type[Message]) -> TensorDict:
+        """The one batch that a call answers with."""
+        answers = self._connection.stream(call, request)
+        try:
+            (batch,) = assemble(answers, response_type, self._device)
+            return batch
+        finally:
+            answers.close()
+
+    def _open_epochs(self, query: EpochQuery) -> Iterator[TensorDict]:
+        request: Any = pb.EpochRequest(
+            table=self._table,
+            batch_size=query.batch_size,
+            fields=query.fields,
+            n_epochs=query.n_epochs,
+            shuffle=query.shuffle,
+            seed=query.seed,
+            drop_last=query.drop_last,
+        )
+        return self._stream("Epoch", request, pb.EpochResponse, READ_AHEAD)
+
+    def stream(self, batch_size: SupportsIndex, *, prefetch: SupportsIndex = 2, fields: Sequence[str] | None = None) -> BatchStream:
+        """Random batches without end, the next ones already on their way and on `device`.
+
+        Args:
+            batch_size: rows per batch, drawn uniformly with replacement.
+            prefetch: how many batches may be on their way at any time: a batch is at most so many batches old when it is taken.
+            fields: as in `sample_by_index_fields`; None: all of them.
+        """
+        size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
+        query = pb.SampleRequest(table=self._table, batch_size=size, fields=_names(fields))
+        return self._stream("Sample", query, pb.SampleResponse, ahead)
+
+    def _stream(self, call: str, query: Any, response_type: type[Message], prefetch: int) -> BatchStream:
+        arguments = (self._connection, call, query, response_type, self._device, prefetch)
+        if self._shared:
+            try:
+                return BatchStream(*arguments, shared=True)
+            except OSError as error:
+                if isinstance(error, ReplayError):
+                    raise
+                self._shared = False
+                log.warning("%s offers shared memory that cannot be had from here (%s): batches travel over gRPC", self.address, error)
+        return BatchStream(*arguments, shared=False)
+
+    # -- state --------------------------------------------------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        answer = self._connection.unary("Describe", pb.DescribeRequest(table=self._table))
+        schema = schema_from_message(answer.schema) if answer.HasField("schema") else None
+        return State(answer.buffer_size, answer.size, answer.pointer, answer.write_count, torch.device(answer.storing_device), schema)
+
+    def reset(self, buffer_size: SupportsIndex | None = None) -> None:
+        size = 0 if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)
+        self._connection.unary("Reset", pb.ResetRequest(table=self._table, buffer_size=size))
+        self._iterator = None
+
+    def _rewind(self, metadata: Metadata) -> None:
+        self._connection.unary(
+            "Rewind",
+            pb.RewindRequest(table=self._table, buffer_size=metadata.buffer_size, size=metadata.data_size, write_count=metadata.write_count),
+        )
+
+    def close(self) -> None:
+        """Closes the connection; running calls end with a ClosedError. Closing twice is allowed. The table stays."""
+        self._iterator = None
+        self._connection.close()
+
+
+def _names(fields: Sequence[str] | None) -> list[str]:
+    return [] if fields is None else [fields] if isinstance(fields, str) else list(fields)

@@ -1,0 +1,207 @@
+"""The connection to a server: calls with deadlines, and gRPC's errors as tdreplay's."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc.experimental import ChannelOptions
+
+from tdreplay.errors import (
+    TRAILER,
+    CancelledError,
+    ClosedError,
+    DeadlineError,
+    ForkedError,
+    InternalError,
+    ReplayError,
+    ServerUnavailableError,
+    from_status,
+)
+from tdreplay.limits import message_options
+from tdreplay.v1 import replay_buffer_pb2
+
+__all__ = ["Answers", "Connection"]
+
+SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
+POLL_SECONDS = 0.1
+M = TypeVar("M", bound=Message)
+
+
+class Connection:
+    """A channel to one server.
+
+    Args:
+        address: HOST:PORT or unix:PATH.
+        timeout: seconds that a call may wait for the server: for its answer, or in a stream for the next message.
+    """
+
+    def __init__(self, address: str, timeout: float) -> None:
+        self.address, self.timeout = address, timeout
+        self._channel = grpc.insecure_channel(address, options=_options())
+        self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
+        self._watchdog = _Watchdog()
+        self._closed = False
+        self._process = os.getpid()
+        weakref.finalize(self, self._channel.close)  # Also when the interpreter exits, before its threads go.
+
+    def _multi_callable(self, method: Any) -> Callable[..., Any]:
+        make = getattr(self._channel, f"{_ARITY[method.client_streaming]}_{_ARITY[method.server_streaming]}")
+        response_type = GetMessageClass(method.output_type)
+        # A message with a block stays as it came: tdreplay.framing takes it apart without a copy.
+        decode = None if "block" in method.output_type.fields_by_name else response_type.FromString
+        call: Callable[..., Any] = make(f"/{SERVICE.full_name}/{method.name}", request_serializer=_serialize, response_deserializer=decode)
+        return call
+
+    def unary(self, name: str, request: Message | bytes) -> Any:
+        """The answer to a call that has one request and one answer."""
+        self._check_open()
+        with self._translated():
+            return self._calls[name](request, timeout=self.timeout)
+
+    def stream(self, name: str, requests: Message | Iterator[Message | bytes]) -> Answers:
+        """Opens a call that streams its answers. Each of them may take `timeout` seconds."""
+        self._check_open()
+        with self._translated():
+            return Answers(self._calls[name](requests), self)
+
+    def close(self) -> None:
+        """Ends all calls. Closing twice is allowed."""
+        self._closed = True
+        self._watchdog.close()
+        self._channel.close()
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._process:
+            raise ForkedError(f"the buffer at {self.address} was opened by process {self._process}, a fork of which this is: open one here")
+        if self._closed:
+            raise ClosedError(f"the buffer at {self.address} is closed")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self.error(error) from None
+
+    def error(self, error: Any) -> ReplayError:
+        """The error that a call which gRPC ended with `error` raises."""
+        name = dict(error.trailing_metadata() or ()).get(TRAILER)
+        found = from_status(error.code(), name, error.details() or "")
+        if isinstance(found, DeadlineError):
+            return self.late()
+        if isinstance(found, CancelledError) and self._closed:
+            return ClosedError(f"the buffer at {self.address} was closed")
+        if isinstance(found, (ServerUnavailableError, CancelledError, InternalError)):
+            return type(found)(f"server {self.address}: {found}")
+        return found
+
+    def late(self) -> DeadlineError:
+        """The error for an answer that did not come."""
+        return DeadlineError(f"server {self.address} did not answer within {self.timeout} s")
+
+
+class Answers(Iterator[Any]):
+    """The answers of a streaming call. Waits at most the connection's timeout for each; closing it ends the call."""
+
+    def __init__(self, call: Any, connection: Connection) -> None:
+        self._call, self._connection = call, connection
+        self._deadline: float | None = None
+        self._late = False
+        connection._watchdog.watch(self)
+
+    def __next__(self) -> Any:
+        return self._awaited(self._call.__next__)
+
+    def opened(self) -> None:
+        """Waits until the server accepted the call, or raises the error with which it refused it."""
+        self._awaited(self._call.initial_metadata)
+        if not self._call.is_active() and self._call.code() is not grpc.StatusCode.OK:
+            raise self._failure(self._call)
+
+    def _awaited(self, step: Callable[[], Any]) -> Any:
+        self._deadline = time.monotonic() + self._connection.timeout
+        try:
+            return step()
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+        finally:
+            self._deadline = None
+
+    def patiently(self) -> Iterator[Any]:
+        """The answers, however long each takes: for a thread that reads ahead, while whoever takes what it read watches the time."""
+        try:
+            yield from self._call
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: Any) -> ReplayError:
+        return self._connection.late() if self._late else self._connection.error(error)
+
+    def cancel_if_late(self, now: float) -> None:
+        """Cancels the call where an answer is overdue."""
+        deadline = self._deadline
+        if deadline is not None and now > deadline:
+            self._late = True
+            self._call.cancel()
+
+    def close(self) -> None:
+        """Ends the call. Closing twice is allowed."""
+        self._call.cancel()
+
+
+class _Watchdog:
+    """Cancels streaming calls whose next answer is overdue. gRPC has deadlines for whole calls only, and a stream may last for days."""
+
+    def __init__(self) -> None:
+        self._answers: weakref.WeakSet[Answers] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def watch(self, answers: Answers) -> None:
+        with self._lock:
+            self._answers.add(answers)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="tdreplay-deadlines", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(POLL_SECONDS):
+            with self._lock:
+                watched = list(self._answers)
+                if not watched:
+                    self._thread = None
+                    return
+            now = time.monotonic()
+            for answers in watched:
+                answers.cancel_if_late(now)
+            del watched, answers
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+_ARITY = {False: "unary", True: "stream"}
+
+
+def _serialize(request: Message | bytes) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
+
+
+def _options() -> list[tuple[str, int]]:
+    return [
+        *message_options(),
+        # Reads an answer in the thread that asks for it: 42 us a message instead of 74.
+        (ChannelOptions.SingleThreadedUnaryStream, 1),
+        # A connection of its own, not one that is shared with other buffers in the process, which would share its flow control.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]

@@ -1,0 +1,149 @@
+"""Rows gathered into a block, one at a time, each written straight into the message that will carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from google.protobuf.message import Message
+from tensordict import TensorDictBase, is_tensor_collection
+
+from tdreplay.block import layout
+from tdreplay.columns import from_row
+from tdreplay.errors import CodecError, SchemaError
+from tdreplay.framing import frame
+from tdreplay.limits import BLOCK_BYTES
+from tdreplay.memory import Rows
+from tdreplay.schema import DTYPE_NAMES, Schema
+
+__all__ = ["Row", "Staging", "schema_of", "values_of"]
+
+Row: TypeAlias = "TensorDictBase | Mapping[str, Any]"
+"""A TensorDict without a row dimension, or a dict (nested or not) of tensors, arrays or scalars."""
+
+Values: TypeAlias = dict[str, Any]
+"""Field name -> tensor, array or scalar."""
+
+_RAW = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
+"""The dtypes that NumPy does not have, and those of the same size as which their bytes are copied."""
+
+
+def values_of(row: Row) -> tuple[Values, tuple[int, ...]]:
+    """The fields of a row, nested names joined with '.', and its row shape.
+
+    Raises:
+        CodecError: a field cannot travel; the message names it.
+    """
+    if is_tensor_collection(row):  # Asked first: a TensorDict is a Mapping too.
+        columns, row_shape = from_row(row)
+        return {name: column[0] for name, column in columns.items()}, row_shape
+    if not isinstance(row, Mapping):
+        raise CodecError(f"a row ({type(row).__name__}) must be a TensorDict or a dict")
+    values: Values = {}
+    _flatten(row, "", values)
+    return values, ()
+
+
+def _flatten(row: Mapping[str, Any], prefix: str, values: Values) -> None:
+    for key, value in row.items():
+        name = f"{prefix}{key}"
+        if not isinstance(key, str) or not key or "." in key:
+            raise CodecError(f"field {name!r}: a key must be a text that is not empty and has no '.', which joins nested keys")
+        if isinstance(value, Mapping):
+            _flatten(value, f"{name}.", values)
+        else:
+            values[name] = value.detach() if isinstance(value, torch.Tensor) else value
+
+
+def schema_of(values: Values, row_shape: tuple[int, ...]) -> Schema:
+    """The schema that a first row fixes: of arrays and tensors their own dtypes, of scalars bool, int64 and float32."""
+    return Schema.of({name: _as_tensor(name, value).unsqueeze(0) for name, value in values.items()}, row_shape)
+
+
+def _as_tensor(name: str, value: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CodecError(f"field {name!r}: {type(value).__name__} cannot travel: {error}") from None
+
+
+class Staging:
+    """A message with room for some rows, and the rows that are in it so far.
+
+    Args:
+        head: the message's fields beside the block.
+        schema: of the rows.
+        rows: room for so many; fewer where they would be more than a block.
+    """
+
+    def __init__(self, head: Message, schema: Schema, rows: int) -> None:
+        self._head, self._schema = head, schema
+        self._room = max(1, min(rows, BLOCK_BYTES // max(1, schema.row_bytes)))
+        self.rows = 0
+        place = layout(schema.fields, self._room, schema.row_shape)
+        self._message, memory = frame(head, place.size)
+        self._places = place.write_header(memory)
+        self._arrays = {field.name: _typed(self._places.get(field.name), self._room, field.dtype, field.shape) for field in schema.fields}
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room left."""
+        return self.rows == self._room
+
+    def append(self, values: Values) -> None:
+        """Copies a row in; there must be room.
+
+        Raises:
+            SchemaError: a field is missing, extra, misshapen or of another dtype. The row is not in then.
+        """
+        arrays = self._arrays
+        if values.keys() != arrays.keys():
+            self._schema.check(schema_of(values, self._schema.row_shape))
+        at = self.rows
+        for name, array in arrays.items():
+            value = values[name]
+            if isinstance(value, torch.Tensor):
+                value = self._from_tensor(name, value)
+            if isinstance(value, np.ndarray | np.generic):
+                if value.dtype != array.dtype or value.shape != array.shape[1:]:
+                    self._refuse(name, f"{value.dtype}{list(value.shape)}")
+            elif not _scalar_fits(value, array):
+                self._refuse(name, f"{type(value).__name__} {value!r:.40}")
+            array[at] = value
+        self.rows = at + 1
+
+    def _from_tensor(self, name: str, value: torch.Tensor) -> Any:
+        expected = self._schema.by_name[name].dtype
+        if value.dtype is not expected:
+            self._refuse(name, f"{DTYPE_NAMES.get(value.dtype, value.dtype)}{list(value.shape)}")
+        raw = value.cpu().resolve_conj().resolve_neg()
+        return raw.view(_RAW[expected]).numpy() if expected in _RAW else raw.numpy()
+
+    def _refuse(self, name: str, got: str) -> None:
+        raise SchemaError(f"field {name!r}: expected {self._schema.by_name[name]} in every row, got {got}")
+
+    def message(self) -> bytes:
+        """The message, with a block of the rows that are in it. Once full it is the memory itself; before that, a copy of its part."""
+        if self.full:
+            return self._message
+        place = layout(self._schema.fields, self.rows, self._schema.row_shape)
+        message, memory = frame(self._head, place.size)
+        for name, rows in place.write_header(memory).items():
+            rows[:] = self._places[name][: self.rows]
+        return message
+
+
+def _typed(place: Rows | None, rows: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Any:
+    """A field's place as an array of its own dtype, shape [rows, *shape]."""
+    numpy_dtype = torch.empty(0, dtype=_RAW.get(dtype, dtype)).numpy().dtype
+    if place is None:
+        return np.empty((rows, *shape), numpy_dtype)
+    return place.view(np.uint8).view(numpy_dtype).reshape(rows, *shape)
+
+
+def _scalar_fits(value: Any, array: Any) -> bool:
+    """Whether a Python scalar goes into the field without a change of its kind: an int into a float field, but no float into an int field."""
+    kinds = {bool: "b", int: "iuf", float: "f", complex: "c"}.get(type(value), "")
+    return array.ndim == 1 and array.dtype.kind in kinds

@@ -1,0 +1,6 @@
+"""Runs the benchmark."""
+
+from benchmarks.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""SIGKILL on either side of shared memory: nothing is left in /dev/shm, no stream slot is lost, and memory does not grow.
+
+TDREPLAY_KILLS says how often; ``make crash`` takes 100.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from tensordict import TensorDict
+from zygote import Zygote
+
+from tdreplay.errors import ReplayError, StreamLimitError
+from tdreplay_client import RemoteReplayBuffer
+from tdreplay_server import ServerConfig, spawn_server
+
+KILLS = int(os.environ.get("TDREPLAY_KILLS", "10"))
+ROW = 64 << 10
+pytestmark = pytest.mark.timeout(60 + 10 * KILLS)
+
+READER = """
+with RemoteReplayBuffer(argument, timeout=10) as buffer, buffer.stream(64, prefetch=4) as batches:
+    assert batches.shared
+    next(batches)
+    print(os.getpid(), "reads", flush=True)
+    for batch in batches:
+        assert bool((batch["x"] == batch["x"][:, :1]).all())
+"""
+SERVER = """
+with ReplayServer(ServerConfig(address="127.0.0.1:0", buffer_size=256, data_dir=argument)) as server:
+    print(os.getpid(), server.address, flush=True)
+    server.wait()
+"""
+
+
+def filling(rows: int = 256) -> TensorDict:
+    return TensorDict({"x": torch.arange(rows).to(torch.uint8).unsqueeze(1).expand(rows, ROW)}, [rows])
+
+
+def shared_maps(pid: int) -> list[str]:
+    """The shared memory that a process still maps or holds open."""
+    maps = re.findall(r".*memfd:tdreplay.*", Path(f"/proc/{pid}/maps").read_text())
+    return maps + [link for fd in Path(f"/proc/{pid}/fd").iterdir() if "memfd:tdreplay" in (link := target(fd))]
+
+
+def target(fd: Path) -> str:
+    with suppress(FileNotFoundError):  # It was closed since it was listed.
+        return os.readlink(fd)
+    return ""
+
+
+def test_a_killed_reader_leaves_nothing_behind():
+    files, reader = set(os.listdir("/dev/shm")), Zygote("from tdreplay_client import RemoteReplayBuffer", READER)
+    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=256, max_workers=4, max_streams=1)) as server:
+        with RemoteReplayBuffer(server.address, timeout=10, transport="grpc") as buffer:
+            buffer.add_batch(filling())
+            memory = []
+            for _ in range(KILLS):
+                with reader.child(server.address) as child:
+                    time.sleep(random.uniform(0, 0.05))
+                    child.kill()
+                # Before the slot is free, the server still has the memory that it shared with the reader: 16 MiB.
+                until_there_is_a_slot(buffer)
+                memory.append(psutil.Process(server.pid).memory_full_info().uss)
+            assert eventually_none(lambda: shared_maps(server.pid)) == []
+            print(f"{KILLS} readers killed; the server took {memory[-1] - memory[len(memory) // 3]} bytes more at the end than after a third of them")
+            assert memory[-1] - memory[len(memory) // 3] < 16 << 20
+    reader.close()
+    assert set(os.listdir("/dev/shm")) <= files
+
+
+def until_there_is_a_slot(buffer: RemoteReplayBuffer) -> None:
+    """Waits until the one stream slot is free again, and takes a batch through it."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with buffer.stream(8) as batches:
+                next(batches)
+            return
+        except StreamLimitError:
+            assert time.monotonic() < deadline, "a stream slot is lost"
+
+
+def eventually_none(look, seconds: float = 10.0) -> list[str]:
+    deadline = time.monotonic() + seconds
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def test_a_killed_server_leaves_nothing_behind(tmp_path):
+    files, server = set(os.listdir("/dev/shm")), Zygote("from tdreplay_server import ReplayServer, ServerConfig", SERVER)
+    for number in range(KILLS):
+        with server.child(str(tmp_path / str(number))) as child, RemoteReplayBuffer(child.line, timeout=5) as buffer:
+            buffer.add_batch(filling())
+            with buffer.stream(64, prefetch=4) as batches:
+                assert batches.shared
+                taken = next(batches)
+                time.sleep(random.uniform(0, 0.02))
+                child.kill()
+                with pytest.raises(ReplayError):
+                    for taken in batches:  # noqa: B007 - the last one is looked at below.
+                        pass
+            assert (taken["x"] == taken["x"][:, :1]).all()  # It is the client's own: the server's death takes nothing away.
+        del batches
+    server.close()
+    assert eventually_none(lambda: shared_maps(os.getpid())) == []
+    assert set(os.listdir("/dev/shm")) <= files

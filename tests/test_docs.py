@@ -1,0 +1,159 @@
+"""The documents hold: their Python runs against a real server, their commands are there, their tables say what the code says."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tdreplay import errors, limits
+from tdreplay.schema import DTYPES
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_server import ServerConfig, spawn_server
+from tdreplay_server.cli import app
+
+ROOT = Path(__file__).parents[1]
+ADDRESS = ServerConfig.model_fields["address"].default
+COMMANDS = {"make", "tdreplay-server", "python", "pip", "docker", "cd", "git"}
+SHELL = ("console", "bash")
+PROTOCOL = ROOT / "docs" / "protocol.md"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document; `line` is the number of its first line."""
+
+    language: str
+    line: int
+    text: str
+
+
+def blocks(path: Path, *languages: str) -> list[Block]:
+    text = path.read_text()
+    found = re.finditer(r"^( *)```(\w+)[^\n]*\n(.*?)^\1``` *$", text, re.M | re.S)
+    made = [Block(match[2], text.count("\n", 0, match.start(3)) + 1, textwrap.dedent(match[3])) for match in found]
+    return [block for block in made if block.language in languages]
+
+
+def documents_with(*languages: str) -> list[object]:
+    """The documents that have such blocks, as parameters of a test."""
+    paths = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+    return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths if blocks(path, *languages)]
+
+
+# -- Python -----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", documents_with("python"))
+def test_the_python_of_a_document_runs(path, tmp_path, monkeypatch):
+    """Its blocks one after the other, in one namespace, against a server in a process of its own."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    with spawn_server(ServerConfig(address="127.0.0.1:0")) as server:
+        for block in blocks(path, "python"):
+            source = "\n" * (block.line - 1) + block.text.replace(ADDRESS, server.address)  # Tracebacks name the document's lines.
+            exec(compile(source, str(path), "exec"), namespace)  # noqa: S102 (the documents are ours)
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def commands(script: str) -> Iterator[list[str]]:
+    """The commands of a shell block, as words. Where lines have a prompt, the others are output."""
+    lines = script.replace("\\\n", " ").splitlines()
+    prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    for line in prompted or lines:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";|&")
+        lexer.whitespace_split = True
+        for is_operator, words in itertools.groupby(lexer, lambda word: set(word) <= set(";|&")):
+            if not is_operator:
+                yield list(itertools.dropwhile(re.compile(r"\w+=").match, words))  # Without VARIABLE=value.
+
+
+def commands_of(path: Path) -> list[list[str]]:
+    return [command for block in blocks(path, *SHELL) for command in commands(block.text)]
+
+
+def test_a_shell_block_is_taken_apart_into_its_commands():
+    script = "# a comment\nmake demo    # trains\ncd x && A=1 tdreplay-server serve \\\n  --address 127.0.0.1:0 &\npip install '.[server]'\n"
+    expected = [["make", "demo"], ["cd", "x"], ["tdreplay-server", "serve", "--address", "127.0.0.1:0"], ["pip", "install", ".[server]"]]
+    assert list(commands(script)) == expected
+    assert list(commands("$ make test\n12 passed\n$ git status\n")) == [["make", "test"], ["git", "status"]]
+
+
+@pytest.mark.parametrize("path", documents_with(*SHELL))
+def test_the_commands_of_a_document_are_known(path):
+    assert {command[0] for command in commands_of(path)} <= COMMANDS
+
+
+@pytest.mark.parametrize("path", documents_with(*SHELL))
+def test_what_a_document_makes_is_a_target_of_the_makefile(path):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    wanted = {word for command in commands_of(path) if command[0] == "make" for word in command[1:] if "=" not in word}
+    assert wanted <= targets
+
+
+@pytest.mark.parametrize("path", documents_with(*SHELL))
+def test_the_server_knows_the_options_that_a_document_gives_it(path):
+    """With --help added, every command ends by itself, after its options were parsed."""
+    for name, *arguments in commands_of(path):
+        if name == "tdreplay-server":
+            result = CliRunner().invoke(app, [*arguments, "--help"])
+            assert result.exit_code == 0, f"{arguments}: {result.output}"
+
+
+@pytest.mark.parametrize("path", documents_with(*SHELL))
+def test_the_commands_of_a_document_that_end_by_themselves_do(path):
+    for name, *arguments in commands_of(path):
+        if name == "tdreplay-server" and {"--help", "--version"} & {*arguments}:
+            command = [str(Path(sys.executable).parent / name), *arguments]
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert (ended.returncode, ended.stderr) == (0, "")
+            assert ended.stdout
+
+
+# -- the protocol's tables --------------------------------------------------------------------------------------------------------------------
+
+
+def table(header: str) -> list[list[str]]:
+    """The cells of the table of docs/protocol.md whose first line begins with `header`, without the backquotes."""
+    (lines,) = re.findall(rf"^\| {re.escape(header)}[^\n]*\n\|[-|]+\n((?:\|[^\n]*\n)+)", PROTOCOL.read_text(), re.M)
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines.splitlines()]
+
+
+def test_the_protocol_names_every_call_and_its_arity():
+    arity = {True: "stream", False: "one"}
+    methods = pb.DESCRIPTOR.services_by_name["ReplayBufferService"].methods
+    assert [cells[:3] for cells in table("call")] == [[m.name, arity[m.client_streaming], arity[m.server_streaming]] for m in methods]
+
+
+def test_the_protocol_names_every_dtype_and_its_size():
+    documented = {
+        name: int(size) for names, sizes, _ in table("dtype") for name, size in zip(names.split(), itertools.cycle(sizes.split(", ")), strict=False)
+    }
+    assert documented == {name: dtype.itemsize for name, dtype in DTYPES.items()}
+
+
+def test_the_protocol_names_every_error_and_its_status():
+    classes = [getattr(errors, name) for name in errors.__all__ if isinstance(getattr(errors, name), type)]
+    documented = {name: status for name, status, _ in table("`tdreplay-error`")}
+    assert documented == {cls.__name__: cls.code.name for cls in classes if cls is not errors.ReplayError}
+
+
+def test_the_protocol_names_the_limits():
+    rows = {what: limit for what, limit, _ in table("what | limit | beyond it")}
+    assert rows["a message"] == f"{limits.MAX_MESSAGE_BYTES >> 20} MiB"
+    assert rows["a block that the server sends"] == f"about {limits.BLOCK_BYTES >> 20} MiB, or one row"
+    assert rows["a block's header"] == f"{limits.MAX_HEADER_BYTES >> 10} KiB"
+    assert rows["the dimensions of a field in a block"].startswith(f"{limits.MAX_RANK}, ")
+    assert rows["batch_size, the slots in one SampleByIndex"].endswith(f"{limits.MAX_BATCH_SIZE:,}")
+    assert rows["open AddBatch, Sample, SampleAll and Epoch calls"].endswith(f"max_streams, {ServerConfig.model_fields['max_streams'].default}")

@@ -1,0 +1,167 @@
+"""A long random run of calls against a plain Python ring: every call must do what the ring does, in process and over the wire."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from conftest import numbers, rows
+from tdreplay.api import BaseReplayBuffer
+from tdreplay.errors import EmptyTableError, MissingRowsError
+from tdreplay_client import RemoteReplayBuffer
+from tdreplay_server import ReplayBuffer, ReplayServer
+
+SETTINGS = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+_names = itertools.count()
+
+
+class Ring:
+    """What a replay buffer is, in plain Python: (row id, number) in each slot."""
+
+    def __init__(self, buffer_size: int, write_count: int = 0) -> None:
+        self.buffer_size, self.write_count = buffer_size, write_count
+        self.slots: dict[int, tuple[int, int]] = {}
+
+    def add(self, number: int) -> None:
+        self.slots[self.write_count % self.buffer_size] = (self.write_count, number)
+        self.write_count += 1
+
+    def all(self) -> list[tuple[int, int]]:
+        return [self.slots[slot] for slot in sorted(self.slots)]
+
+
+class Model(RuleBasedStateMachine):
+    def make(self, buffer_size: int) -> BaseReplayBuffer:
+        raise NotImplementedError
+
+    @initialize(buffer_size=st.integers(1, 12))
+    def start(self, buffer_size: int) -> None:
+        self.buffer, self.ring, self.number = self.make(buffer_size), Ring(buffer_size), 0
+        self.directory = tempfile.TemporaryDirectory()
+        self.saved: Ring | None = None
+
+    def take(self, n: int) -> list[int]:
+        self.number += n
+        return list(range(self.number - n, self.number))
+
+    @rule()
+    def add(self) -> None:
+        (number,) = self.take(1)
+        self.buffer.add(rows(1, number)[0])
+        self.ring.add(number)
+
+    @rule(n=st.integers(1, 40))
+    def add_batch(self, n: int) -> None:
+        taken = self.take(n)
+        self.buffer.add_batch(rows(n, taken[0]))
+        for number in taken:
+            self.ring.add(number)
+
+    @rule(buffer_size=st.none() | st.integers(1, 12))
+    def reset(self, buffer_size: int | None) -> None:
+        self.buffer.reset(buffer_size)
+        size = buffer_size or self.ring.buffer_size
+        self.ring = Ring(size, -(-self.ring.write_count // size) * size)
+
+    @rule()
+    def save(self) -> None:
+        self.buffer.save(Path(self.directory.name) / "saved")
+        self.saved = Ring(self.ring.buffer_size, self.ring.write_count)
+        self.saved.slots = dict(self.ring.slots)
+
+    @precondition(lambda self: self.saved is not None)
+    @rule()
+    def load(self) -> None:
+        saved, live = self.saved, {row_id for row_id, _ in self.ring.slots.values()}
+        wanted = {row_id for row_id, _ in saved.slots.values()}
+        fits = saved.buffer_size == self.ring.buffer_size or not (live or wanted)
+        if wanted <= live and fits:
+            self.buffer.load(Path(self.directory.name) / "saved")
+            slots = {slot: row for slot, row in self.ring.slots.items() if row[0] in wanted}
+            self.ring = Ring(saved.buffer_size, saved.write_count)
+            self.ring.slots = slots
+        else:
+            with pytest.raises(MissingRowsError):
+                self.buffer.load(Path(self.directory.name) / "saved")
+
+    @rule(data=st.data())
+    def sample_by_index(self, data: st.DataObject) -> None:
+        index = data.draw(st.lists(st.integers(-1, 12), min_size=1, max_size=20))
+        wrong = [slot for slot in index if slot not in self.ring.slots]
+        if wrong:
+            with pytest.raises(IndexError, match=f"index {wrong[0]} "):
+                self.buffer.sample_by_index(index)
+        else:
+            batch = self.buffer.sample_by_index(index)
+            assert list(zip(batch["row_id"].tolist(), numbers(batch), strict=True)) == [self.ring.slots[slot] for slot in index]
+            assert batch["index"].tolist() == index
+            assert self.buffer.sample_by_index_fields(index, ["action"])["action"].tolist() == numbers(batch)
+
+    @rule(n=st.integers(1, 30))
+    def sample_batch(self, n: int) -> None:
+        if not self.ring.slots:
+            with pytest.raises(EmptyTableError):
+                self.buffer.sample_batch(n)
+            return
+        batch = self.buffer.sample_batch(n)
+        drawn = zip(batch["index"].tolist(), batch["row_id"].tolist(), numbers(batch), strict=True)
+        assert all(self.ring.slots[slot] == (row_id, number) for slot, row_id, number in drawn)
+
+    @precondition(lambda self: self.ring.slots)
+    @rule(batch_size=st.integers(1, 15), n_epochs=st.integers(1, 3), shuffle=st.booleans(), drop_last=st.booleans())
+    def epochs(self, batch_size: int, n_epochs: int, shuffle: bool, drop_last: bool) -> None:
+        batches = list(self.buffer.create_epoch_iterator(batch_size, n_epochs, shuffle=shuffle, drop_last=drop_last))
+        size = len(self.ring.slots)
+        per_epoch = size // batch_size if drop_last else self.buffer.calculate_num_batches(batch_size)
+        assert len(batches) == n_epochs * per_epoch
+        for epoch in range(n_epochs):
+            seen = [number for batch in batches[epoch * per_epoch : (epoch + 1) * per_epoch] for number in numbers(batch)]
+            stored = [number for _, number in self.ring.all()]
+            if shuffle:
+                assert set(seen) <= set(stored)
+                assert len(set(seen)) == len(seen)
+                assert drop_last or sorted(seen) == sorted(stored)
+            else:
+                assert seen == stored[: len(seen)]
+
+    @invariant()
+    def agrees(self) -> None:
+        state = self.buffer.state()
+        expected = (self.ring.buffer_size, len(self.ring.slots), self.ring.write_count % self.ring.buffer_size, self.ring.write_count)
+        assert (state.buffer_size, state.size, state.pointer, state.write_count) == expected
+        if self.ring.slots:
+            batch = self.buffer.sample_all()
+            assert list(zip(batch["row_id"].tolist(), numbers(batch), strict=True)) == self.ring.all()
+
+    def teardown(self) -> None:
+        if hasattr(self, "buffer"):
+            self.buffer.close()
+            self.directory.cleanup()
+
+
+def test_in_process_buffer_is_a_ring() -> None:
+    class InProcess(Model):
+        def make(self, buffer_size: int) -> BaseReplayBuffer:
+            return ReplayBuffer("cpu", torch.device("cpu"), buffer_size)
+
+    run_state_machine_as_test(InProcess, settings=SETTINGS)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_remote_buffer_is_a_ring(servers: dict[str, ReplayServer], transport: str) -> None:
+    names: Iterator[str] = (f"model-{os.getpid()}-{number}" for number in _names)
+
+    class Remote(Model):
+        def make(self, buffer_size: int) -> BaseReplayBuffer:
+            return RemoteReplayBuffer(servers[transport].address, table=next(names), buffer_size=buffer_size)
+
+    run_state_machine_as_test(Remote, settings=SETTINGS)

@@ -1,0 +1,37 @@
+"""What users import, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import tdreplay_client
+import tdreplay_server
+
+
+def test_the_client_exports_this_and_no_more():
+    assert tdreplay_client.__all__ == ["BatchStream", "RemoteReplayBuffer", "ReplayDataset", "Writer"]
+
+
+def test_the_server_exports_this_and_no_more():
+    assert tdreplay_server.__all__ == ["ReplayBuffer", "ReplayServer", "ServerConfig", "ServerProcess", "spawn_server"]
+
+
+def modules_after(statement: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after `statement`."""
+    program = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement", ["import tdreplay_client", "from tdreplay_client import RemoteReplayBuffer", "import tdreplay.v1.replay_buffer_pb2_grpc"]
+)
+def test_the_client_imports_neither_torchrl_nor_the_server(statement):
+    assert modules_after(statement).isdisjoint({"torchrl", "tdreplay_server", "pydantic", "typer", "structlog"})
+
+
+def test_the_server_does_not_import_the_client():
+    assert "tdreplay_client" not in modules_after("import tdreplay_server, tdreplay_server.cli")

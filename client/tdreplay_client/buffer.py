@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, SupportsIndex
 
@@ -13,20 +11,21 @@ from tensordict import TensorDict, TensorDictBase
 
 from tdreplay.api import BaseReplayBuffer, EpochQuery, Index, State, as_slots
 from tdreplay.columns import from_row, from_rows
-from tdreplay.errors import FieldNotFoundError, InternalError, InvalidArgumentError, ReplayError, TableExistsError
+from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, TableExistsError
 from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
 from tdreplay.messages import schema_from_message
 from tdreplay.metadata import Metadata
 from tdreplay.schema import Columns, Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
-from tdreplay_client.batches import assemble, block_ranges, encode
+from tdreplay_client.batches import assemble
 from tdreplay_client.channel import Connection
-from tdreplay_client.stream import BatchStream
+from tdreplay_client.inserts import SingleInserts
+from tdreplay_client.landing import Landing
+from tdreplay_client.shared_memory import Sharing
+from tdreplay_client.stream import BatchStream, SingleBatches
 from tdreplay_client.writer import Writer
 
 __all__ = ["RemoteReplayBuffer"]
-
-log = logging.getLogger("tdreplay")
 
 MAX_PREFETCH = 1024
 READ_AHEAD = 2
@@ -43,8 +42,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         storing_device: where the table's rows lie. None: wherever the server has them.
         buffer_size: the capacity, in rows: creates the table, or checks that the existing one has it. None: the table is there.
         timeout: seconds that a call may wait for the server: for its answer, or in a stream for the next message.
-        transport: how the batches of streams and epochs travel. auto, shared_memory: through memory that server and client share, where
-            they are on one host, run as the same user and batches are large enough to gain by it; else over gRPC. grpc: over gRPC.
+        transport: how rows travel, both ways. auto, shared_memory: through memory that server and client share, where they are on one host, run
+            as the same user and batches are large enough to gain by it; else over gRPC. grpc: over gRPC.
 
     Every method may also raise `ServerUnavailableError` (the server cannot be reached), `DeadlineError` (it does not answer) and `ClosedError`.
 
@@ -68,11 +67,14 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         super().__init__(device)
         if transport not in ("auto", "shared_memory", "grpc"):
             raise InvalidArgumentError(f"transport ({transport!r}) must be auto, shared_memory or grpc")
-        self._shared = transport != "grpc"
         if not timeout > 0:
             raise InvalidArgumentError(f"timeout ({timeout!r}) must be above 0 s")
         self._table = table
         self._connection = Connection(address, timeout)
+        self._sharing = Sharing(address, wanted=transport != "grpc")
+        self._landing = Landing(self._device)
+        self._inserts = SingleInserts(self._connection, table, self._sharing)
+        self._single_batches = SingleBatches(self._connection, table, self._landing, self._sharing)
         try:
             self._agree(storing_device, buffer_size)
         except BaseException:
@@ -121,42 +123,29 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._add(*from_rows(batch))
 
     def _add(self, columns: Columns, row_shape: tuple[int, ...]) -> None:
-        schema, rows = Schema.of(columns, row_shape), len(next(iter(columns.values())))
-        ranges = block_ranges(schema, rows)
-        start, stop = next(ranges)
-        if stop == rows:
-            self._connection.unary("Add", encode(pb.AddRequest(table=self._table), schema, columns, 0, rows))
-        else:
-            head = pb.AddBatchRequest(table=self._table)
-            requests = (encode(head, schema, columns, *part) for part in itertools.chain([(start, stop)], ranges))
-            self._await_acknowledgements(requests, rows)
-
-    def _await_acknowledgements(self, requests: Iterator[bytes], rows: int) -> None:
-        answers = self._connection.stream("AddBatch", requests)
-        try:
-            stored = sum(answer.rows for answer in answers)
-        finally:
-            answers.close()
-        if stored != rows:
-            raise InternalError(f"the server acknowledged {stored} of {rows} rows")
+        self._inserts.add(columns, Schema.of(columns, row_shape), len(next(iter(columns.values()))))
 
     def writer(self, *, flush_rows: SupportsIndex = 64, flush_seconds: float = 0.1, max_in_flight: SupportsIndex = 16) -> Writer:
         """A writer that coalesces rows into blocks and does not wait for each: ``with buffer.writer() as writer: writer.append(row)``.
 
         Args:
-            flush_rows: rows are sent when there are so many, or a block of them (3 MiB).
+            flush_rows: rows are sent when there are so many, or a block of them (2 MiB).
             flush_seconds: or when the oldest of them waited for so long.
             max_in_flight: blocks that may wait for their acknowledgement; `append` blocks beyond that.
         """
         rows, blocks = check_whole(flush_rows, "flush_rows", 1, MAX_BATCH_SIZE), check_whole(max_in_flight, "max_in_flight", 1)
         if not flush_seconds > 0:
             raise InvalidArgumentError(f"flush_seconds ({flush_seconds!r}) must be above 0 s")
-        return Writer(self._connection, self._table, rows, flush_seconds, blocks)
+        return Writer(self._connection, self._table, self._sharing, rows, flush_seconds, blocks)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
     def sample_batch(self, batch_size: SupportsIndex) -> TensorDict:
-        return self._one("SampleBatch", pb.SampleBatchRequest(table=self._table, batch_size=check_batch_size(batch_size)), pb.SampleBatchResponse)
+        size = check_batch_size(batch_size)
+        batch = self._single_batches.take(size)
+        if batch is None:
+            return self._one("SampleBatch", pb.SampleBatchRequest(table=self._table, batch_size=size), pb.SampleBatchResponse)
+        return batch
 
     def sample_by_index(self, index: Index) -> TensorDict:
         return self._by_index(index, ())
@@ -178,8 +167,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         """The one batch that a call answers with."""
         answers = self._connection.stream(call, request)
         try:
-            (batch,) = assemble(answers, response_type, self._device)
-            return batch
+            (batch,) = assemble(answers, response_type, self._landing)
+            return batch.take()
         finally:
             answers.close()
 
@@ -193,7 +182,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             seed=query.seed,
             drop_last=query.drop_last,
         )
-        return self._stream("Epoch", request, pb.EpochResponse, READ_AHEAD)
+        return self._stream(request, READ_AHEAD)
 
     def stream(self, batch_size: SupportsIndex, *, prefetch: SupportsIndex = 2, fields: Sequence[str] | None = None) -> BatchStream:
         """Random batches without end, the next ones already on their way and on `device`.
@@ -205,19 +194,10 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         """
         size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
         query = pb.SampleRequest(table=self._table, batch_size=size, fields=_names(fields))
-        return self._stream("Sample", query, pb.SampleResponse, ahead)
+        return self._stream(query, ahead)
 
-    def _stream(self, call: str, query: Any, response_type: type[Message], prefetch: int) -> BatchStream:
-        arguments = (self._connection, call, query, response_type, self._device, prefetch)
-        if self._shared:
-            try:
-                return BatchStream(*arguments, shared=True)
-            except OSError as error:
-                if isinstance(error, ReplayError):
-                    raise
-                self._shared = False
-                log.warning("%s offers shared memory that cannot be had from here (%s): batches travel over gRPC", self.address, error)
-        return BatchStream(*arguments, shared=False)
+    def _stream(self, query: Any, prefetch: int) -> BatchStream:
+        return self._sharing.tried(lambda shared: BatchStream(self._connection, query, self._landing, prefetch, shared))
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
@@ -240,6 +220,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     def close(self) -> None:
         """Closes the connection; running calls end with a ClosedError. Closing twice is allowed. The table stays."""
         self._iterator = None
+        self._inserts.close()
+        self._single_batches.close()
         self._connection.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 import time
 import weakref
@@ -29,10 +30,11 @@ from tdreplay.errors import (
 from tdreplay.limits import message_options
 from tdreplay.v1 import replay_buffer_pb2
 
-__all__ = ["Answers", "Connection"]
+__all__ = ["Answers", "Connection", "end_call"]
 
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 POLL_SECONDS = 0.1
+JOIN_SECONDS = 5.0
 M = TypeVar("M", bound=Message)
 
 
@@ -63,13 +65,13 @@ class Connection:
 
     def unary(self, name: str, request: Message | bytes) -> Any:
         """The answer to a call that has one request and one answer."""
-        self._check_open()
+        self.check_open()
         with self._translated():
             return self._calls[name](request, timeout=self.timeout)
 
     def stream(self, name: str, requests: Message | Iterator[Message | bytes]) -> Answers:
         """Opens a call that streams its answers. Each of them may take `timeout` seconds."""
-        self._check_open()
+        self.check_open()
         with self._translated():
             return Answers(self._calls[name](requests), self)
 
@@ -79,7 +81,12 @@ class Connection:
         self._watchdog.close()
         self._channel.close()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Passes where calls can be made.
+
+        Raises:
+            ForkedError, ClosedError: where they cannot.
+        """
         if os.getpid() != self._process:
             raise ForkedError(f"the buffer at {self.address} was opened by process {self._process}, a fork of which this is: open one here")
         if self._closed:
@@ -98,11 +105,15 @@ class Connection:
         found = from_status(error.code(), name, error.details() or "")
         if isinstance(found, DeadlineError):
             return self.late()
-        if isinstance(found, CancelledError) and self._closed:
-            return ClosedError(f"the buffer at {self.address} was closed")
-        if isinstance(found, (ServerUnavailableError, CancelledError, InternalError)):
+        if isinstance(found, CancelledError):  # The client's own doing, or that of a server that stops.
+            return ClosedError(f"the buffer at {self.address} was closed") if self._closed else self.gone("ended the call")
+        if isinstance(found, (ServerUnavailableError, InternalError)):
             return type(found)(f"server {self.address}: {found}")
         return found
+
+    def gone(self, how: str) -> ServerUnavailableError:
+        """The error for a call that the server ended before its time."""
+        return ServerUnavailableError(f"server {self.address} {how}")
 
     def late(self) -> DeadlineError:
         """The error for an answer that did not come."""
@@ -153,9 +164,23 @@ class Answers(Iterator[Any]):
             self._late = True
             self._call.cancel()
 
+    @property
+    def active(self) -> bool:
+        """Whether the call goes on, as far as is known here."""
+        active: bool = self._call.is_active()
+        return active
+
     def close(self) -> None:
         """Ends the call. Closing twice is allowed."""
         self._call.cancel()
+
+
+def end_call(requests: queue.SimpleQueue[Any], answers: Answers, reader: threading.Thread | None) -> None:
+    """Ends a call, and waits for the thread that reads its answers: one that is still inside gRPC when the interpreter exits would abort it."""
+    requests.put(None)
+    answers.close()
+    if reader is not None and reader is not threading.current_thread():
+        reader.join(JOIN_SECONDS)
 
 
 class _Watchdog:

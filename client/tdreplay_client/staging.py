@@ -1,4 +1,4 @@
-"""Rows gathered into a block, one at a time, each written straight into the message that will carry it."""
+"""Rows gathered into a block, one at a time, each written straight into the memory that will carry it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from google.protobuf.message import Message
 from tensordict import TensorDictBase, is_tensor_collection
 
-from tdreplay.block import layout
 from tdreplay.columns import from_row
 from tdreplay.errors import CodecError, SchemaError
-from tdreplay.framing import frame
-from tdreplay.limits import BLOCK_BYTES
 from tdreplay.memory import Rows
 from tdreplay.schema import DTYPE_NAMES, Schema
+from tdreplay_client.inserts import InsertCall
+from tdreplay_client.parcels import Parcel, block_layout, rows_per_block
 
 __all__ = ["Row", "Staging", "schema_of", "values_of"]
 
@@ -70,22 +68,21 @@ def _as_tensor(name: str, value: Any) -> torch.Tensor:
 
 
 class Staging:
-    """A message with room for some rows, and the rows that are in it so far.
+    """A block with room for some rows, and the rows that are in it so far.
 
     Args:
-        head: the message's fields beside the block.
+        call: that the message is for.
         schema: of the rows.
         rows: room for so many; fewer where they would be more than a block.
     """
 
-    def __init__(self, head: Message, schema: Schema, rows: int) -> None:
-        self._head, self._schema = head, schema
-        self._room = max(1, min(rows, BLOCK_BYTES // max(1, schema.row_bytes)))
+    def __init__(self, call: InsertCall, schema: Schema, rows: int) -> None:
+        self._call, self._schema = call, schema
+        self._room = min(rows, rows_per_block(schema))
         self.rows = 0
-        place = layout(schema.fields, self._room, schema.row_shape)
-        self._message, memory = frame(head, place.size)
-        self._places = place.write_header(memory)
-        self._arrays = {field.name: _typed(self._places.get(field.name), self._room, field.dtype, field.shape) for field in schema.fields}
+        self._parcel = call.parcel(block_layout(schema, self._room))
+        places = self._parcel.places
+        self._arrays = {field.name: _typed(places.get(field.name), self._room, field.dtype, field.shape) for field in schema.fields}
 
     @property
     def full(self) -> bool:
@@ -124,15 +121,15 @@ class Staging:
     def _refuse(self, name: str, got: str) -> None:
         raise SchemaError(f"field {name!r}: expected {self._schema.by_name[name]} in every row, got {got}")
 
-    def message(self) -> bytes:
+    def parcel(self) -> Parcel:
         """The message, with a block of the rows that are in it. Once full it is the memory itself; before that, a copy of its part."""
         if self.full:
-            return self._message
-        place = layout(self._schema.fields, self.rows, self._schema.row_shape)
-        message, memory = frame(self._head, place.size)
-        for name, rows in place.write_header(memory).items():
-            rows[:] = self._places[name][: self.rows]
-        return message
+            return self._parcel
+        parcel = self._call.parcel(block_layout(self._schema, self.rows))
+        for name, place in parcel.places.items():
+            place[:] = self._parcel.places[name][: self.rows]
+        self._call.release(self._parcel)
+        return parcel
 
 
 def _typed(place: Rows | None, rows: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Any:

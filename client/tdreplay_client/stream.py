@@ -1,27 +1,81 @@
-"""A stream of batches, read ahead on credit by a thread of its own."""
+"""Calls that bring batches on credit, and the stream that a thread of its own reads ahead."""
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-import torch
 from google.protobuf.message import Message
 from tensordict import TensorDict
 from typing_extensions import Self
 
+from tdreplay.errors import DeadlineError, ReplayError, StreamLimitError
 from tdreplay.framing import split
+from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.batches import assemble
-from tdreplay_client.channel import Answers, Connection
-from tdreplay_client.shared_memory import MappedSlots
+from tdreplay_client.channel import Connection, end_call
+from tdreplay_client.landing import Arrival, Landing
+from tdreplay_client.shared_memory import MappedSlots, Sharing
 
-__all__ = ["BatchStream", "end_call"]
+__all__ = ["BatchCall", "BatchStream", "SingleBatches"]
 
-JOIN_SECONDS = 5.0
+RETRY_SECONDS = 5.0
+
+
+class BatchCall:
+    """A Sample or Epoch call: batches come as they are granted.
+
+    Attributes:
+        answers: the server's messages.
+        slots: the memory that is shared with the server, where there is any.
+
+    Args:
+        connection: to the server.
+        query: its first request; what concerns the flow is filled in here.
+        window: how many batches may be granted at any time.
+        shared: whether the server's shared memory is asked for.
+
+    Raises:
+        ReplayError: the server refused the query.
+        OSError: it offered shared memory that cannot be had from here.
+    """
+
+    def __init__(self, connection: Connection, query: Any, window: int, shared: bool) -> None:
+        call, self._response = _CALLS[type(query)]
+        self._request = type(query)
+        query.batches_per_message = max(1, window // 2)
+        query.shared_slots = window if shared else 0
+        self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self.requests.put(query)
+        self.answers = connection.stream(call, iter(self.requests.get, None))
+        try:
+            self.answers.opened()
+            self.slots = self._accepted() if shared else None
+        except BaseException:
+            end_call(self.requests, self.answers, None)
+            raise
+
+    def _accepted(self) -> MappedSlots | None:
+        """The shared memory that the server offers, mapped; None where it offers none."""
+        head: Any = split(next(self.answers), self._response)[0]
+        return MappedSlots(head.shared_memory) if head.shared_memory.path else None
+
+    def grant(self, batches: int) -> Message:
+        """The request that grants so many more batches."""
+        grant: Message = self._request(credits=batches)
+        return grant
+
+    def batches(self, messages: Iterator[bytes], landing: Landing) -> Iterator[Arrival]:
+        """The batches that `messages` of this call bring."""
+        return assemble(messages, self._response, landing, self.slots)
+
+
+_CALLS: dict[Any, tuple[str, type[Message]]] = {pb.SampleRequest: ("Sample", pb.SampleResponse), pb.EpochRequest: ("Epoch", pb.EpochResponse)}
 
 
 class BatchStream(Iterator[TensorDict]):
@@ -35,10 +89,8 @@ class BatchStream(Iterator[TensorDict]):
 
     Args:
         connection: to the server.
-        call: Sample or Epoch.
-        query: its first request; what concerns the flow is filled in here.
-        response_type: of its answers.
-        device: where batches go.
+        query: the first request of a Sample or Epoch call.
+        landing: where batches go.
         prefetch: how many batches may be on their way, or wait here, at any time.
         shared: whether the server's shared memory is asked for.
 
@@ -47,53 +99,37 @@ class BatchStream(Iterator[TensorDict]):
         OSError: it offered shared memory that cannot be had from here.
     """
 
-    def __init__(
-        self, connection: Connection, call: str, query: Any, response_type: type[Message], device: torch.device, prefetch: int, shared: bool
-    ) -> None:
+    def __init__(self, connection: Connection, query: Any, landing: Landing, prefetch: int, shared: bool) -> None:
         self._connection = connection
         self._taken, self._over = 0, False
+        call = BatchCall(connection, query, prefetch, shared)
+        self.shared = call.slots is not None
+        window = prefetch if call.slots is None else min(prefetch, call.slots.slots)
         # Granting in groups keeps the cost of a credit off most batches, and lets small batches share a message.
-        query.batches_per_message = max(1, prefetch // 2)
-        query.shared_slots = prefetch if shared else 0
-        self._requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._requests.put(query)
-        self._answers = connection.stream(call, iter(self._requests.get, None))
-        try:
-            self._answers.opened()
-            slots = self._accepted(response_type) if shared else None
-        except BaseException:
-            end_call(self._requests, self._answers, None)
-            raise
-        self.shared = slots is not None
-        window = prefetch if slots is None else min(prefetch, slots.slots)
         self._group = max(1, window // 2)
-        self._grant = type(query)(credits=self._group)
-        self._requests.put(type(query)(credits=window))
-        self._ready: queue.SimpleQueue[TensorDict | BaseException] = queue.SimpleQueue()
-        work = (assemble(self._answers.patiently(), response_type, device, slots), self._ready)
+        self._grant = call.grant(self._group)
+        self._requests = call.requests
+        self._requests.put(call.grant(window))
+        self._ready: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
+        work = (call.batches(call.answers.patiently(), landing), self._ready)
         reader = threading.Thread(target=_read, args=work, name="tdreplay-reader", daemon=True)
         reader.start()
-        self._close = weakref.finalize(self, end_call, self._requests, self._answers, reader)
-
-    def _accepted(self, response_type: type[Message]) -> MappedSlots | None:
-        """The shared memory that the server offers, mapped; None where it offers none."""
-        head: Any = split(next(self._answers), response_type)[0]
-        return MappedSlots(head.shared_memory) if head.shared_memory.path else None
+        self._close = weakref.finalize(self, end_call, call.requests, call.answers, reader)
 
     def __next__(self) -> TensorDict:
         if self._over:
             raise StopIteration
         try:
-            batch = self._ready.get(timeout=self._connection.timeout)
+            arrival = self._ready.get(timeout=self._connection.timeout)
         except queue.Empty:
-            batch = self._connection.late()
-        if isinstance(batch, BaseException):
+            arrival = self._connection.late()
+        if isinstance(arrival, BaseException):
             self.close()
-            raise batch
+            raise arrival
         self._taken += 1
         if self._taken % self._group == 0:
             self._requests.put(self._grant)
-        return batch
+        return arrival.take()
 
     def close(self) -> None:
         """Ends the call. Closing twice is allowed."""
@@ -107,15 +143,7 @@ class BatchStream(Iterator[TensorDict]):
         self.close()
 
 
-def end_call(requests: queue.SimpleQueue[Any], answers: Answers, reader: threading.Thread | None) -> None:
-    """Ends a call, and waits for the thread that reads its answers: one that is still inside gRPC when the interpreter exits would abort it."""
-    requests.put(None)
-    answers.close()
-    if reader is not None and reader is not threading.current_thread():
-        reader.join(JOIN_SECONDS)
-
-
-def _read(batches: Iterator[TensorDict], ready: queue.SimpleQueue[TensorDict | BaseException]) -> None:
+def _read(batches: Iterator[Arrival], ready: queue.SimpleQueue[Arrival | BaseException]) -> None:
     """Reads batches until the call ends, and says how it ended."""
     try:
         for batch in batches:
@@ -124,3 +152,74 @@ def _read(batches: Iterator[TensorDict], ready: queue.SimpleQueue[TensorDict | B
     except BaseException as error:  # noqa: BLE001 - whatever it is, the thread that takes the batches raises it.
         # Without its traceback, whose frames hold the queue that is to hold the error: that circle would keep the shared memory mapped.
         ready.put(error.with_traceback(None))
+
+
+class SingleBatches:
+    """Random batches one at a time, each drawn when it is asked for, over a Sample call that is held open: half as long as a call for each.
+
+    Args:
+        connection: to the server.
+        table: the table's name.
+        landing: where batches go.
+        sharing: whether shared memory is used.
+    """
+
+    def __init__(self, connection: Connection, table: str, landing: Landing, sharing: Sharing) -> None:
+        self._connection, self._table, self._landing, self._sharing = connection, table, landing, sharing
+        self._lock = threading.Lock()
+        self._asked_for = 0
+        self._not_before = 0.0
+        self._batches: Iterator[Arrival] | None = None
+        self._call: BatchCall | None = None
+        self._end: Any = None
+
+    def take(self, batch_size: int) -> TensorDict | None:
+        """A batch; None where it takes a call of its own: the first one of its size, or when another thread uses the call, or it failed.
+
+        Raises:
+            DeadlineError: the server does not answer.
+        """
+        self._connection.check_open()
+        if time.monotonic() < self._not_before or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self._taken(batch_size)
+        except DeadlineError:
+            self.close()
+            raise
+        except ReplayError as error:  # A call of its own will say what is wrong; the table may be another one by now.
+            self.close()
+            if isinstance(error, StreamLimitError):
+                self._not_before = time.monotonic() + RETRY_SECONDS
+            return None
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._lock.release()
+
+    def _taken(self, batch_size: int) -> TensorDict | None:
+        if batch_size != self._asked_for:
+            self.close()
+            self._asked_for = batch_size
+            return None
+        if self._call is None or not self._call.answers.active:
+            self.close()
+            self._open(batch_size)
+        if self._call is None or self._batches is None:
+            return None
+        self._call.requests.put(self._call.grant(1))
+        arrival = next(self._batches, None)
+        return None if arrival is None else arrival.take()
+
+    def _open(self, batch_size: int) -> None:
+        query = pb.SampleRequest(table=self._table, batch_size=batch_size, standing=True)
+        self._call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared))
+        self._batches = self._call.batches(self._call.answers, self._landing)
+        self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers, None)
+
+    def close(self) -> None:
+        """Ends the call that is held open. Closing twice is allowed."""
+        if self._end is not None:
+            self._end()
+        self._call = self._batches = self._end = None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -14,16 +12,14 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from typing_extensions import Self
 
-from tdreplay.block import decode
 from tdreplay.columns import from_rows, to_tensordict
 from tdreplay.errors import ClosedError, ReplayError
-from tdreplay.framing import split
 from tdreplay.schema import Schema
-from tdreplay.v1 import replay_buffer_pb2 as pb
-from tdreplay_client.batches import block_ranges, encode
 from tdreplay_client.channel import Connection
+from tdreplay_client.inserts import InsertCall, open_inserts
+from tdreplay_client.parcels import Parcel, block_layout, block_ranges
+from tdreplay_client.shared_memory import Sharing
 from tdreplay_client.staging import Row, Staging, schema_of, values_of
-from tdreplay_client.stream import end_call
 
 __all__ = ["Writer"]
 
@@ -38,30 +34,25 @@ class Writer:
     Args:
         connection: to the server.
         table: the table's name.
-        flush_rows: rows are sent when there are so many, or a block of them (3 MiB).
+        sharing: whether blocks go through memory that is shared with the server, where they are large enough.
+        flush_rows: rows are sent when there are so many, or a block of them (2 MiB).
         flush_seconds: or when the oldest of them waited for so long.
         max_in_flight: blocks that may wait for their acknowledgement; `append` blocks beyond that.
     """
 
-    def __init__(self, connection: Connection, table: str, flush_rows: int, flush_seconds: float, max_in_flight: int) -> None:
-        self._connection, self._head = connection, pb.AddBatchRequest(table=table)
+    def __init__(self, connection: Connection, table: str, sharing: Sharing, flush_rows: int, flush_seconds: float, max_in_flight: int) -> None:
+        connection.check_open()
+        self._connection, self._table, self._sharing = connection, table, sharing
         self._flush_rows, self._flush_seconds, self._max_in_flight = flush_rows, flush_seconds, max_in_flight
         self._changed = threading.Condition()
         self._schema: Schema | None = None
+        self._call: InsertCall | None = None
         self._staging: Staging | None = None
         self._oldest = 0.0
-        self._in_flight: deque[bytes] = deque()
+        self._in_flight: deque[Parcel] = deque()
         self._acknowledged = 0
         self._error: ReplayError | None = None
         self._closed = False
-        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._answers = connection.stream("AddBatch", iter(self._requests.get, None))
-        reader, flusher = (
-            threading.Thread(target=work, name="tdreplay-writer", daemon=True) for work in (self._take_acknowledgements, self._flush_in_time)
-        )
-        reader.start()
-        flusher.start()
-        weakref.finalize(self, end_call, self._requests, self._answers, reader)
 
     def append(self, row: Row) -> None:
         """Adds one row: a TensorDict without a row dimension, or a dict (nested or not) of tensors, arrays or scalars. Its memory is copied.
@@ -78,7 +69,7 @@ class Writer:
             if self._staging is None:
                 if self._schema is None:
                     self._schema = schema_of(values, row_shape)
-                self._staging = Staging(self._head, self._schema, self._flush_rows)
+                self._staging = Staging(self._opened(self._schema, self._flush_rows), self._schema, self._flush_rows)
                 self._oldest = time.monotonic()
                 self._changed.notify_all()
             self._staging.append(values)
@@ -100,9 +91,12 @@ class Writer:
                 self._schema = schema
             self._schema.check(schema)
             self._send_staged()
+            call = self._opened(schema, batch.batch_size[0])
             for start, stop in block_ranges(schema, batch.batch_size[0]):
+                parcel = call.parcel(block_layout(schema, stop - start))
+                parcel.fill(columns, start, stop)
                 try:
-                    self._send(encode(self._head, schema, columns, start, stop))
+                    self._send(call, parcel)
                 except ReplayError as error:
                     rest = {name: column[stop:].cpu() for name, column in columns.items()}
                     unsent = to_tensordict(rest, (batch.batch_size[0] - stop, *row_shape), torch.device("cpu"))
@@ -126,7 +120,8 @@ class Writer:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        end_call(self._requests, self._answers, None)  # The reader may be waiting for the lock that is held here.
+            if self._call is not None:
+                self._call.close()
 
     def __enter__(self) -> Self:
         return self
@@ -140,15 +135,27 @@ class Writer:
 
     # -- with the lock held -------------------------------------------------------------------------------------------------------------------
 
+    def _opened(self, schema: Schema, rows: int) -> InsertCall:
+        """The call, opened for blocks of the first rows that come, and its two threads started."""
+        if self._call is None:
+            self._call = open_inserts(self._connection, self._table, self._sharing, schema, rows)
+            if self._call.slots:  # Beside those on their way, one block is being filled, and one may have to be cut short.
+                self._max_in_flight = min(self._max_in_flight, max(1, self._call.slots - 2))
+            reader = threading.Thread(target=self._take_acknowledgements, args=(self._call,), name="tdreplay-writer", daemon=True)
+            self._call.close_at_exit(self, reader)
+            reader.start()
+            threading.Thread(target=self._flush_in_time, name="tdreplay-writer", daemon=True).start()
+        return self._call
+
     def _send_staged(self) -> None:
         staging, self._staging = self._staging, None
-        if staging is not None and staging.rows:
-            self._send(staging.message())
+        if staging is not None and staging.rows and self._call is not None:
+            self._send(self._call, staging.parcel())
 
-    def _send(self, message: bytes) -> None:
-        self._in_flight.append(message)  # First, so that it is handed back where there is no room for it in time.
+    def _send(self, call: InsertCall, parcel: Parcel) -> None:
+        self._in_flight.append(parcel)  # First, so that it is handed back where there is no room for it in time.
         self._wait(lambda: len(self._in_flight) <= self._max_in_flight, self._connection.timeout)
-        self._requests.put(message)
+        call.send(parcel)
 
     def _wait(self, done: Callable[[], bool], timeout: float) -> None:
         """Waits until done(), at most `timeout` seconds for each acknowledgement."""
@@ -169,17 +176,17 @@ class Writer:
             raise ClosedError("the writer is closed")
 
     def _not_stored(self) -> TensorDict | None:
-        staged = [self._staging.message()] if self._staging is not None and self._staging.rows else []
-        parts = [_rows_of(message) for message in (*self._in_flight, *staged)]
+        staged = [self._staging.parcel()] if self._staging is not None and self._staging.rows else []
+        parts = [parcel.rows() for parcel in (*self._in_flight, *staged)]
         return torch.cat(parts) if parts else None
 
     # -- the two threads ----------------------------------------------------------------------------------------------------------------------
 
-    def _take_acknowledgements(self) -> None:
+    def _take_acknowledgements(self, call: InsertCall) -> None:
         try:
-            for _ in self._answers.patiently():
+            for _ in call.answers.patiently():
                 with self._changed:
-                    self._in_flight.popleft()
+                    call.release(self._in_flight.popleft())
                     self._acknowledged += 1
                     self._changed.notify_all()
         except ReplayError as error:
@@ -196,9 +203,3 @@ class Writer:
                     self._send_staged()
                 else:
                     self._changed.wait(None if left is None else max(left, 0.001))
-
-
-def _rows_of(message: bytes) -> TensorDict:
-    _, memory = split(message, pb.AddBatchRequest)
-    block = decode(memory)
-    return to_tensordict(block.columns, block.batch_shape, torch.device("cpu"))

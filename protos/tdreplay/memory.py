@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Rows", "as_rows", "new_bytes", "writable"]
+__all__ = ["Rows", "as_rows", "copy_rows", "has_rows", "new_bytes", "writable"]
 
 Rows = npt.NDArray[np.void]
 """A column as n opaque rows of bytes: shape [n], itemsize the bytes of a row. NumPy copies and gathers these with one memcpy a row, whatever the
@@ -53,3 +53,14 @@ def as_rows(column: torch.Tensor) -> Rows:
     flat = column.as_strided((column.numel(),), (1,)).view(torch.uint8).numpy()
     rows: Rows = flat.view(np.dtype((np.void, len(flat) // len(column))))
     return rows
+
+
+def has_rows(column: torch.Tensor) -> bool:
+    """Whether a tensor's values lie one after the other on the CPU, and mean what they say (lazily conjugated ones do not): `as_rows` may be used."""
+    return column.device.type == "cpu" and column.is_contiguous() and not (column.is_conj() or column.is_neg())
+
+
+def copy_rows(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copies a column into another one of the same shape and dtype. Both must have rows; where they have no bytes, there is nothing to copy."""
+    if source.nbytes:
+        as_rows(target)[:] = as_rows(source)

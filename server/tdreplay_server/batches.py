@@ -13,10 +13,9 @@ from tdreplay.block import layout
 from tdreplay.framing import frame
 from tdreplay.limits import BLOCK_BYTES, check_whole
 from tdreplay.schema import Field
-from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.buffer import ReplayBuffer
 from tdreplay_server.selection import Selection
-from tdreplay_server.shared_memory import SharedSlots
+from tdreplay_server.shared_memory import SharedSlots, offer
 from tdreplay_server.wire import Request
 
 __all__ = ["Credits", "blocks", "merged", "per_message", "slot_bytes", "streamed"]
@@ -75,25 +74,23 @@ def blocks(buffer: ReplayBuffer, selection: Selection, response: Any, batch_rows
         yield message
 
 
-def shared_blocks(buffer: ReplayBuffer, selection: Selection, response: Any, batch_rows: int, slots: SharedSlots) -> Iterator[Any]:
-    """The selected rows as one block in the next shared slot, and the message that names the slot."""
-    block = layout(selection.fields, selection.rows, selection.row_shape)
-    slot, memory = slots.next()
-    buffer.read(selection, 0, selection.rows, block.write_header(memory[: block.size]))
-    yield response(batch_rows=batch_rows, slot=slot)
-
-
 def streamed(
     buffer: ReplayBuffer, selections: Iterator[tuple[Selection, int]], response: Any, slots: SharedSlots | None, offered: bool
 ) -> Iterator[Any]:
-    """The messages of a stream: the answer to an offer of shared memory, where there was one, then each selection, in a slot or in messages."""
+    """The messages of a stream: the answer to an offer of shared memory, where there was one, then each selection, in a slot or in messages.
+
+    After a reset a table may have larger rows than those that the slots were made for: these go in messages.
+    """
     if offered:
-        yield response(shared_memory=pb.SharedMemory() if slots is None else slots.offer())
+        yield response(shared_memory=offer(slots))
     for selection, batch_rows in selections:
-        if slots is None:
+        block = layout(selection.fields, selection.rows, selection.row_shape)
+        if slots is None or not slots.hold(block.size):
             yield from blocks(buffer, selection, response, batch_rows)
         else:
-            yield from shared_blocks(buffer, selection, response, batch_rows, slots)
+            slot, memory = slots.next()
+            buffer.read(selection, 0, selection.rows, block.write_header(memory[: block.size]))
+            yield response(batch_rows=batch_rows, slot=slot)
 
 
 def merged(batches: Iterator[Selection], most: int, granted: Credits) -> Iterator[tuple[Selection, int]]:

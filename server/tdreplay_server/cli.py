@@ -14,6 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from tdreplay.errors import ReplayError
+from tdreplay_server.allocator import keep_freed_memory
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.logs import log_to_stderr
 from tdreplay_server.server import ReplayServer
@@ -72,6 +73,7 @@ def serve(
         "max_tables": max_tables,
     }
     log_to_stderr()
+    keep_freed_memory()
     # Blocked in all threads, and awaited: a handler runs in the main thread alone, and a signal that another thread takes does not wake that one.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     if until_stdin_closes:

@@ -31,7 +31,7 @@ class ServerConfig(BaseSettings):
     data_dir: Annotated[Path | None, Field(description="Where the rows lie. Unset: a temporary directory, removed at the end.")] = None
     buffer_size: Annotated[int | None, Field(ge=1, description="Creates the table 'default' with this capacity, in rows, at the start.")] = None
     storing_device: Annotated[str, Field(description="Where the rows of new tables lie: cpu, or cuda:N.")] = "cpu"
-    max_workers: Annotated[int, Field(ge=2, le=4096, description="Calls that are served at once.")] = 64
+    max_workers: Annotated[int, Field(ge=2, le=4096, description="Calls that are served at once.")] = 128
     max_streams: Annotated[int, Field(ge=1, description="Long-lived streams among them; one more is refused. Below max_workers.")] = 48
     max_tables: Annotated[int, Field(ge=1, description="Tables that clients may create.")] = 256
 
@@ -65,6 +65,11 @@ class ServerConfig(BaseSettings):
                 f"max_streams ({self.max_streams}) must be below max_workers ({self.max_workers}), or streams would starve all other calls"
             )
         return self
+
+    @property
+    def max_standing(self) -> int:
+        """Calls that clients may hold open between single inserts and batches: half of the workers that streams leave."""
+        return (self.max_workers - self.max_streams) // 2
 
     @classmethod
     def settings_customise_sources(

@@ -47,7 +47,8 @@ class ReplayServer:
         self._tables = Tables(config.data_dir, config.storing_device, config.buffer_size, config.max_tables)
         workers = futures.ThreadPoolExecutor(config.max_workers, thread_name_prefix="tdreplay-call")
         self._grpc = grpc.server(workers, options=_options())
-        self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables), StreamSlots(config.max_streams)),))
+        self._streams = StreamSlots(config.max_streams, config.max_standing)
+        self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables), self._streams),))
         try:
             self._address = self._listen(config.address)
         except BaseException:
@@ -65,8 +66,13 @@ class ReplayServer:
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
     def stop(self, grace: float = GRACE_SECONDS) -> None:
-        """Refuses new calls, gives the running ones `grace` seconds, ends them, and closes the tables."""
-        self._grpc.stop(grace).wait()
+        """Refuses new calls, gives the running ones `grace` seconds, ends them, and closes the tables.
+
+        Streams that wait for their client have nothing to finish: they end at once.
+        """
+        stopped = self._grpc.stop(grace)
+        self._streams.stop()
+        stopped.wait()
         self._tables.close()
         log.info("stopped", address=self._address)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from tdreplay.messages import schema_to_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.batches import Credits, blocks, merged, per_message, slot_bytes, streamed
 from tdreplay_server.buffer import ReplayBuffer
-from tdreplay_server.shared_memory import share
+from tdreplay_server.shared_memory import SharedSlots, offer, share
 from tdreplay_server.tables import Tables
 from tdreplay_server.wire import Request
 
@@ -37,11 +38,18 @@ class ReplayBufferService:
         return pb.AddResponse(first_row_id=first, rows=rows)
 
     def AddBatch(self, requests: Requests, context: Context) -> Iterator[pb.AddBatchResponse]:
-        table = ""
-        for request in requests:
-            table = request.head.table or table
-            first, rows = _insert(self._tables[table], request.block)
-            yield pb.AddBatchResponse(first_row_id=first, rows=rows)
+        opening = next(requests, None)
+        if opening is None:
+            return
+        offered = opening.head.shared_slots
+        with share(context, offered, opening.head.slot_bytes) as slots:
+            if offered:
+                yield pb.AddBatchResponse(shared_memory=offer(slots))
+            table = opening.head.table
+            for request in requests if offered else itertools.chain([opening], requests):
+                table = request.head.table or table
+                first, rows = _insert(self._tables[table], *_block(request, slots))
+                yield pb.AddBatchResponse(first_row_id=first, rows=rows)
 
     def Sample(self, requests: Requests, context: Context) -> Iterator[Any]:
         query = _first(requests)
@@ -111,9 +119,18 @@ class ReplayBufferService:
         return pb.RewindResponse()
 
 
-def _insert(buffer: ReplayBuffer, block: Bytes) -> tuple[int, int]:
+def _block(request: Request, slots: SharedSlots | None) -> tuple[Bytes, bool]:
+    """The memory in which a request's block lies, and whether it goes on after the block: a slot does."""
+    if not request.head.HasField("slot"):
+        return request.block, False
+    if slots is None:
+        raise InvalidArgumentError(f"slot ({request.head.slot}): the server shares no memory with this call")
+    return slots[request.head.slot], True
+
+
+def _insert(buffer: ReplayBuffer, block: Bytes, longer: bool = False) -> tuple[int, int]:
     """Stores a block. The id of its first row, and how many rows they are."""
-    decoded = decode(block)
+    decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
         raise InvalidArgumentError(f"batch_size ({list(decoded.batch_shape)}) is empty or too large: a block must hold 1 to {MAX_BATCH_SIZE} rows")
     check_booleans(decoded.columns)

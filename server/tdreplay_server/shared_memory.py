@@ -1,4 +1,4 @@
-"""Memory that a client on the same host maps, so that batches reach it without passing through a socket.
+"""Memory that a client on the same host maps, so that rows reach it, or come from it, without passing through a socket.
 
 It is an anonymous file (memfd) with a fixed size. A client opens it by its name under ``/proc``, which only processes of the same user can. It has no
 name in any directory, so nothing is left behind, whoever dies: the kernel frees it when neither side maps it any more.
@@ -17,22 +17,20 @@ import grpc
 import numpy as np
 
 from tdreplay.block import Bytes
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import LEAST_SHARED_BYTES, MOST_SHARED_BYTES, SHARED_SLOTS_START, check_whole
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.logs import log
 
-__all__ = ["SharedSlots", "share"]
+__all__ = ["SharedSlots", "offer", "share"]
 
 PAGE = 4096
-LEAST_BYTES = 256 << 10
-"""Smaller blocks are faster in messages, several at a time."""
-MOST_BYTES = 64 << 20
-"""Of the slots of one stream together."""
 LOCAL_PEERS = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class SharedSlots:
-    """Slots for blocks, used in turn: the n-th block lies in slot ``n % slots``.
+    """Slots for blocks.
 
     Raises:
         OSError: the memory cannot be had.
@@ -41,7 +39,7 @@ class SharedSlots:
     def __init__(self, slots: int, slot_bytes: int) -> None:
         self._slots, self._slot_bytes, self._used = slots, -(-slot_bytes // PAGE) * PAGE, 0
         self._file = os.memfd_create("tdreplay", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        size = PAGE + self._slots * self._slot_bytes
+        size = SHARED_SLOTS_START + self._slots * self._slot_bytes
         os.posix_fallocate(self._file, 0, size)  # Now: memory that runs out later would be a SIGBUS.
         fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, SEALS)
         self._memory = np.frombuffer(mmap.mmap(self._file, size), np.uint8)
@@ -53,12 +51,26 @@ class SharedSlots:
         path = f"/proc/{os.getpid()}/fd/{self._file}"
         return pb.SharedMemory(path=path, nonce=self._nonce, slots=self._slots, slot_bytes=self._slot_bytes)
 
+    def hold(self, block_bytes: int) -> bool:
+        """Whether a block of that size fits into a slot."""
+        return block_bytes <= self._slot_bytes
+
     def next(self) -> tuple[int, Bytes]:
-        """The slot for the next block, and its memory."""
+        """The slot for the next block that the server writes, and its memory. They are used in turn."""
         slot = self._used % self._slots
         self._used += 1
-        start = PAGE + slot * self._slot_bytes
-        return slot, self._memory[start : start + self._slot_bytes]
+        return slot, self[slot]
+
+    def __getitem__(self, slot: int) -> Bytes:
+        """The memory of a slot.
+
+        Raises:
+            InvalidArgumentError: there is no such slot.
+        """
+        if not 0 <= slot < self._slots:
+            raise InvalidArgumentError(f"slot ({slot}) must be one of the {self._slots} that the server offered")
+        start = SHARED_SLOTS_START + slot * self._slot_bytes
+        return self._memory[start : start + self._slot_bytes]
 
     def close(self) -> None:
         """Gives the memory back, once the client has unmapped it too."""
@@ -66,10 +78,20 @@ class SharedSlots:
         del self._memory
 
 
+def offer(slots: SharedSlots | None) -> pb.SharedMemory:
+    """What answers a client's wish for shared memory."""
+    return pb.SharedMemory() if slots is None else slots.offer()
+
+
 @contextmanager
 def share(context: grpc.ServicerContext, wanted: int, block_bytes: int) -> Iterator[SharedSlots | None]:
-    """Up to `wanted` slots for blocks of that size, where the client is on this host and they pay; else None."""
-    slots = min(wanted, MOST_BYTES // max(1, block_bytes)) if block_bytes >= LEAST_BYTES and context.peer().startswith(LOCAL_PEERS) else 0
+    """Up to `wanted` slots for blocks of that size, where the client is on this host and they pay; else None.
+
+    Raises:
+        InvalidArgumentError: the size is negative.
+    """
+    pays = check_whole(block_bytes, "slot_bytes", 0) >= LEAST_SHARED_BYTES and context.peer().startswith(LOCAL_PEERS)
+    slots = min(wanted, MOST_SHARED_BYTES // block_bytes) if pays else 0
     shared = _allocated(slots, block_bytes) if slots > 0 else None
     try:
         yield shared

@@ -16,7 +16,7 @@ from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage
 
 from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError
-from tdreplay.memory import Rows, as_rows
+from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Columns, Schema
 from tdreplay_server.ring import Ring, Slots
 
@@ -68,7 +68,7 @@ class RowStorage(LazyTensorStorage):
     def put(self, start: int, stop: int, columns: Columns) -> None:
         """Copies rows into the slots from start to stop: columns of any device and layout, each of shape [stop - start, ...]."""
         for name, column in columns.items():
-            if name in self._rows and column.device.type == "cpu" and column.is_contiguous() and not (column.is_conj() or column.is_neg()):
+            if name in self._rows and has_rows(column):
                 self._rows[name][start:stop] = as_rows(column)
             else:
                 self._columns[name][start:stop].copy_(column)

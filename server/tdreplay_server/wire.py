@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import grpc
@@ -16,7 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tdreplay.block import Bytes
-from tdreplay.errors import TRAILER, ReplayError, StreamLimitError
+from tdreplay.errors import TRAILER, ReplayError, ServerUnavailableError, StreamLimitError
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_server.logs import log
@@ -37,26 +38,99 @@ class Request(NamedTuple):
     block: Bytes
 
 
-class StreamSlots:
-    """Room for `limit` long-lived streams, fewer than there are workers, so that they cannot starve the other calls."""
+class _ClientGoneError(Exception):
+    """The client ended the call, or was lost, before its next request came."""
 
-    def __init__(self, limit: int) -> None:
+
+@dataclass
+class Slot:
+    """A place for one long-lived stream.
+
+    Attributes:
+        standing: whether it is one of those for standing calls.
+    """
+
+    standing: bool = False
+
+
+class StreamSlots:
+    """Room for long-lived streams, fewer than there are workers, so that they cannot starve the other calls.
+
+    Standing calls, which their clients hold open between single calls and can do without, have room of their own.
+
+    Args:
+        limit: how many streams there may be.
+        standing_limit: how many standing calls beside them.
+    """
+
+    def __init__(self, limit: int, standing_limit: int) -> None:
         self._limit = limit
-        self._free = threading.Semaphore(limit)
+        self._free = {False: limit, True: standing_limit}
+        self._stopping = False
+        self._idle: set[grpc.ServicerContext] = set()
+        self._lock = threading.Lock()
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Holds a slot.
+    def taken(self) -> Iterator[Slot]:
+        """Holds a slot, as of a stream that is not a standing call, until its first request says so.
 
         Raises:
             StreamLimitError: none is free.
         """
-        if not self._free.acquire(blocking=False):
-            raise StreamLimitError(f"{self._limit} streams (max_streams) are open on this server; close one, or raise the setting")
+        self._take(standing=False)
+        slot = Slot()
         try:
-            yield
+            yield slot
         finally:
-            self._free.release()
+            with self._lock:
+                self._free[slot.standing] += 1
+
+    def _take(self, standing: bool) -> None:
+        with self._lock:
+            if not self._free[standing]:
+                which = "as many standing calls as there is room for are" if standing else f"{self._limit} streams (max_streams) are"
+                raise StreamLimitError(f"{which} open on this server; close one, or raise the setting")
+            self._free[standing] -= 1
+
+    def requests(self, received: Iterator[Request], context: grpc.ServicerContext, slot: Slot) -> Iterator[Request]:
+        """The requests of a call that holds a slot.
+
+        Raises:
+            StreamLimitError: it is a standing call, and there is no room for another one.
+            ServerUnavailableError: the server stops, and the next request has not come yet.
+        """
+        request = self._next(received, context)
+        if request is not None and getattr(request.head, "standing", False):
+            self._take(standing=True)
+            with self._lock:
+                self._free[False] += 1
+            slot.standing = True
+        while request is not None:
+            yield request
+            request = self._next(received, context)
+
+    def _next(self, received: Iterator[Request], context: grpc.ServicerContext) -> Request | None:
+        with self._lock:
+            if self._stopping:
+                raise ServerUnavailableError("the server is stopping")
+            self._idle.add(context)
+        try:
+            return next(received, None)
+        except grpc.RpcError as error:
+            # gRPC keeps the error with the call, and with its traceback all that the call's frames hold, shared memory and requests too.
+            error.__traceback__ = None
+            raise _ClientGoneError from None
+        finally:
+            with self._lock:
+                self._idle.discard(context)
+
+    def stop(self) -> None:
+        """Ends the streams that wait for a request, now, and the others when they come to wait: what they work on is finished."""
+        with self._lock:
+            self._stopping = True
+            idle = list(self._idle)
+        for context in idle:
+            context.cancel()
 
 
 def handlers(service: object, slots: StreamSlots) -> grpc.GenericRpcHandler:
@@ -87,8 +161,9 @@ def _handler(method: Any, act: Callable[..., Any], slots: StreamSlots) -> grpc.R
         raise AssertionError("abort raises")
 
     def stream(received: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
-        with _statuses(context, method.name), slots.taken():
-            yield from act(decoded(received), context)
+        with _statuses(context, method.name), slots.taken() as slot:
+            requests = decoded(received)
+            yield from act(slots.requests(requests, context, slot) if method.client_streaming else requests, context)
 
     def short_stream(received: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
         with _statuses(context, method.name):
@@ -120,8 +195,8 @@ def _statuses(context: grpc.ServicerContext, call: str) -> Iterator[None]:
         log.info("call refused", call=call, error=type(error).__name__, details=str(error)[:MAX_DETAILS])
         context.set_trailing_metadata(((TRAILER, type(error).__name__),))
         context.abort(error.code, str(error)[:MAX_DETAILS])
-    except grpc.RpcError:
-        raise  # The client is gone: there is nobody to tell.
+    except (grpc.RpcError, _ClientGoneError) as error:
+        log.debug("the client is gone: there is nobody to tell", call=call, error=repr(error))
     except Exception:  # noqa: BLE001 - a bug: the log gets all of it, the client none.
         log.exception("call failed", call=call)
         context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")

@@ -42,7 +42,7 @@ def test_large_batches_of_a_stream_come_through_shared_memory(big, prefetch):
     with big.stream(16, prefetch=prefetch) as batches:
         assert batches.shared
         drawn = [number for _ in range(40) for number in check(next(batches))]
-    assert len(set(drawn)) == N
+    assert len(set(drawn)) > N - 10  # Of 640 draws of 64 rows: that ten are missed by chance does not happen.
 
 
 def test_an_epoch_comes_through_shared_memory_in_order(big):

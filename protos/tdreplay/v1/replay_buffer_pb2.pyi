@@ -131,10 +131,26 @@ class AddBatchRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TABLE_FIELD_NUMBER: builtins.int
+    SHARED_SLOTS_FIELD_NUMBER: builtins.int
+    SLOT_BYTES_FIELD_NUMBER: builtins.int
+    SLOT_FIELD_NUMBER: builtins.int
+    STANDING_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. Needed in the first message; empty in a later one means the same table."""
+    shared_slots: builtins.int
+    """Above 0: the client may be on the server's host, and offers to write blocks into memory that it maps, in at most so many slots. Such a message
+    has no block. The first response is then the server's offer, and the client sends no block before it. First message only.
+    """
+    slot_bytes: builtins.int
+    """The size of each slot, in bytes. First message only."""
+    slot: builtins.int
+    """Set: the block lies in this slot of the shared memory, not in this message. The slot is the client's again when the rows are acknowledged."""
+    standing: builtins.bool
+    """The call is held open between single inserts, to save their set-up, and the client can do without it: the server has little room for such calls,
+    and refuses it where there is none left. First message only.
+    """
     padding: builtins.bytes
     """Any bytes: lets a sender align the block in memory. Ignored."""
     block: builtins.bytes
@@ -143,10 +159,16 @@ class AddBatchRequest(google.protobuf.message.Message):
         self,
         *,
         table: builtins.str = ...,
+        shared_slots: builtins.int = ...,
+        slot_bytes: builtins.int = ...,
+        slot: builtins.int | None = ...,
+        standing: builtins.bool = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["block", b"block", "padding", b"padding", "table", b"table"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_slot", b"_slot", "slot", b"slot"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "block", b"block", "padding", b"padding", "shared_slots", b"shared_slots", "slot", b"slot", "slot_bytes", b"slot_bytes", "standing", b"standing", "table", b"table"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_slot", b"_slot"]) -> typing.Literal["slot"] | None: ...
 
 global___AddBatchRequest = AddBatchRequest
 
@@ -158,23 +180,30 @@ class AddBatchResponse(google.protobuf.message.Message):
 
     FIRST_ROW_ID_FIELD_NUMBER: builtins.int
     ROWS_FIELD_NUMBER: builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: builtins.int
     first_row_id: builtins.int
     """The id of the block's first row; the others follow it."""
     rows: builtins.int
     """The rows that were stored, as many as the block held."""
+    @property
+    def shared_memory(self) -> global___SharedMemory:
+        """The server's answer to `shared_slots`, in the first response alone."""
+
     def __init__(
         self,
         *,
         first_row_id: builtins.int = ...,
         rows: builtins.int = ...,
+        shared_memory: global___SharedMemory | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["first_row_id", b"first_row_id", "rows", b"rows"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["shared_memory", b"shared_memory"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["first_row_id", b"first_row_id", "rows", b"rows", "shared_memory", b"shared_memory"]) -> None: ...
 
 global___AddBatchResponse = AddBatchResponse
 
 @typing.final
 class SharedMemory(google.protobuf.message.Message):
-    """Memory of the server that a client on the same host may map."""
+    """Memory of the server that a client on the same host may map. Of a call that reads the server writes it, of AddBatch the client."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -187,7 +216,7 @@ class SharedMemory(google.protobuf.message.Message):
     nonce: builtins.bytes
     """The first bytes of the file: where they differ, it is another host's file of the same name."""
     slots: builtins.int
-    """How many slots there are, and so how many credits may be open."""
+    """How many slots there are, and so how many credits, or blocks without an acknowledgement, may be open."""
     slot_bytes: builtins.int
     """The size of each, in bytes. The first one starts 4096 bytes into the file."""
     def __init__(
@@ -214,6 +243,7 @@ class SampleRequest(google.protobuf.message.Message):
     CREDITS_FIELD_NUMBER: builtins.int
     BATCHES_PER_MESSAGE_FIELD_NUMBER: builtins.int
     SHARED_SLOTS_FIELD_NUMBER: builtins.int
+    STANDING_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -225,6 +255,10 @@ class SampleRequest(google.protobuf.message.Message):
     shared_slots: builtins.int
     """Above 0: the client may be on the server's host, and offers to read batches from memory that it maps, in at most so many slots. The first
     response is then the server's offer, and the client grants no credit before it. First message only.
+    """
+    standing: builtins.bool
+    """The call is held open between single batches, to save their set-up, and the client can do without it: the server has little room for such calls,
+    and refuses it where there is none left. First message only.
     """
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -239,8 +273,9 @@ class SampleRequest(google.protobuf.message.Message):
         credits: builtins.int = ...,
         batches_per_message: builtins.int = ...,
         shared_slots: builtins.int = ...,
+        standing: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "shared_slots", b"shared_slots", "table", b"table"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table"]) -> None: ...
 
 global___SampleRequest = SampleRequest
 

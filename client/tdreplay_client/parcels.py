@@ -1,0 +1,80 @@
+"""Rows -> messages: the blocks in which rows travel to the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from google.protobuf.message import Message
+from tensordict import TensorDict
+
+from tdreplay.block import Bytes, Layout, decode, layout
+from tdreplay.columns import to_tensordict
+from tdreplay.framing import frame
+from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE
+from tdreplay.memory import Rows, as_rows, has_rows
+from tdreplay.schema import Columns, Schema
+
+__all__ = ["Parcel", "block_layout", "block_ranges", "framed", "rows_per_block"]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A message, and the block that it brings, to be filled before it is sent.
+
+    Attributes:
+        message: what is sent.
+        memory: the block: a part of the message, or of memory that is shared with the server.
+        places: the fields' places in the block.
+        slot: of the shared memory, where the block lies there.
+    """
+
+    message: bytes
+    memory: Bytes
+    places: Mapping[str, Rows]
+    slot: int | None = None
+
+    def fill(self, columns: Columns, start: int, stop: int) -> None:
+        """Copies the rows of `columns` from start to stop in: columns of any device and layout."""
+        for name, place in self.places.items():
+            _fill(place, columns[name][start:stop])
+
+    def rows(self) -> TensorDict:
+        """A copy of the rows."""
+        block = decode(self.memory)
+        return to_tensordict({name: column.clone() for name, column in block.columns.items()}, block.batch_shape, torch.device("cpu"))
+
+
+def _fill(place: Rows, column: torch.Tensor) -> None:
+    place[:] = as_rows(column if has_rows(column) else column.cpu().resolve_conj().resolve_neg().contiguous())
+
+
+def framed(head: Message, block: Layout) -> Parcel:
+    """A message with the fields of `head`, and room for a block of that layout.
+
+    Raises:
+        MessageTooLargeError: it is above the limit.
+    """
+    message, memory = frame(head, block.size)
+    return Parcel(message, memory, block.write_header(memory))
+
+
+def block_layout(schema: Schema, rows: int) -> Layout:
+    """The layout of a block of `rows` rows.
+
+    Raises:
+        CodecError: its header is above the limit.
+    """
+    return layout(schema.fields, rows, schema.row_shape)
+
+
+def rows_per_block(schema: Schema) -> int:
+    """How many rows go into a block of about `BLOCK_BYTES`."""
+    return min(max(1, BLOCK_BYTES // max(1, schema.row_bytes)), MAX_BATCH_SIZE)
+
+
+def block_ranges(schema: Schema, rows: int) -> Iterator[tuple[int, int]]:
+    """Cuts `rows` rows into blocks: (start, stop) of each."""
+    step = rows_per_block(schema)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
@@ -35,6 +36,7 @@ __all__ = ["Answers", "Connection", "end_call"]
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 POLL_SECONDS = 0.1
 JOIN_SECONDS = 5.0
+EXIT_SECONDS = 1.0
 M = TypeVar("M", bound=Message)
 
 
@@ -53,7 +55,8 @@ class Connection:
         self._watchdog = _Watchdog()
         self._closed = False
         self._process = os.getpid()
-        weakref.finalize(self, self._channel.close)  # Also when the interpreter exits, before its threads go.
+        weakref.finalize(self, self._channel.close)
+        _open.add(self)
 
     def _multi_callable(self, method: Any) -> Callable[..., Any]:
         make = getattr(self._channel, f"{_ARITY[method.client_streaming]}_{_ARITY[method.server_streaming]}")
@@ -72,8 +75,11 @@ class Connection:
     def stream(self, name: str, requests: Message | Iterator[Message | bytes]) -> Answers:
         """Opens a call that streams its answers. Each of them may take `timeout` seconds."""
         self.check_open()
+        before = set(threading.enumerate())
         with self._translated():
-            return Answers(self._calls[name](requests), self)
+            answers = Answers(self._calls[name](requests), self)
+        _grpc_threads.update(set(threading.enumerate()) - before)  # gRPC does not say which threads it starts.
+        return answers
 
     def close(self) -> None:
         """Ends all calls. Closing twice is allowed."""
@@ -118,6 +124,20 @@ class Connection:
     def late(self) -> DeadlineError:
         """The error for an answer that did not come."""
         return DeadlineError(f"server {self.address} did not answer within {self.timeout} s")
+
+
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+_grpc_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_at_exit() -> None:
+    """Ends all calls, and waits for gRPC's own threads: one that is still at work when the interpreter goes would abort the process."""
+    for connection in list(_open):
+        connection.close()
+    end = time.monotonic() + EXIT_SECONDS
+    for thread in list(_grpc_threads):
+        thread.join(max(0.0, end - time.monotonic()))
 
 
 class Answers(Iterator[Any]):

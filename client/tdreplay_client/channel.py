@@ -175,6 +175,8 @@ class Answers(Iterator[Any]):
             raise self._failure(error) from None
 
     def _failure(self, error: Any) -> ReplayError:
+        # gRPC raises the call itself, and with its traceback the call would hold all that its readers' frames hold, shared memory too.
+        error.__traceback__ = None
         return self._connection.late() if self._late else self._connection.error(error)
 
     def cancel_if_late(self, now: float) -> None:

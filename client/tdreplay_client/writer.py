@@ -54,6 +54,11 @@ class Writer:
         self._error: ReplayError | None = None
         self._closed = False
 
+    @property
+    def shared(self) -> bool:
+        """Whether blocks go through memory that is shared with the server. Known once rows were added."""
+        return self._call is not None and self._call.slots > 0
+
     def append(self, row: Row) -> None:
         """Adds one row: a TensorDict without a row dimension, or a dict (nested or not) of tensors, arrays or scalars. Its memory is copied.
 

@@ -14,8 +14,8 @@ import torch
 from tensordict import TensorDict
 
 from conftest import rows
-from tdreplay.errors import InvalidArgumentError
-from tdreplay.v1.replay_buffer_pb2 import SharedMemory
+from tdreplay.errors import InvalidArgumentError, SchemaError
+from tdreplay.v1.replay_buffer_pb2 import AddBatchRequest, SharedMemory
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_client.shared_memory import MappedSlots
 
@@ -49,6 +49,105 @@ def test_an_epoch_comes_through_shared_memory_in_order(big):
     batches = big.create_epoch_iterator(10, 3)
     assert batches.shared
     assert [check(batch) for batch in batches] == [list(range(start, min(start + 10, N))) for _ in range(3) for start in range(0, N, 10)]
+
+
+def numbered(first: int, count: int) -> TensorDict:
+    number = torch.arange(first, first + count)
+    return TensorDict({"n": number, "x": number.to(torch.uint8).unsqueeze(1).expand(count, WIDTH)}, [count])
+
+
+def read_back(buffer: RemoteReplayBuffer) -> list[int]:
+    """Which rows a buffer holds, in the order in which they came."""
+    batch = buffer.sample_all()
+    assert torch.equal(batch["x"], batch["n"].to(torch.uint8).unsqueeze(1).expand(len(batch), WIDTH))
+    return batch["n"][batch["row_id"].argsort()].tolist()
+
+
+@pytest.mark.parametrize("count", [4, 32, 33, 200])
+def test_inserts_go_through_shared_memory_and_come_back_whole(address, table, count):
+    with RemoteReplayBuffer(address, table=table, buffer_size=1000, timeout=10) as buffer:
+        for first in range(0, 3 * count, count):
+            buffer.add_batch(numbered(first, count))
+        assert buffer._inserts._call.slots > 0
+        assert read_back(buffer) == list(range(3 * count))
+
+
+def test_larger_batches_than_the_first_get_larger_slots_and_small_rows_none(address, table):
+    with RemoteReplayBuffer(address, table=table, buffer_size=1000, timeout=10) as buffer:
+        for first, count in ((0, 1), (1, 5), (6, 64), (70, 1)):
+            buffer.add_batch(numbered(first, count))
+        assert read_back(buffer) == list(range(71))
+
+
+@pytest.mark.parametrize("flush_rows", [1, 7, 64, 1000])
+def test_a_writer_writes_into_shared_memory(address, table, flush_rows):
+    with RemoteReplayBuffer(address, table=table, buffer_size=1000, timeout=10) as buffer:
+        batch = numbered(0, 300)
+        with buffer.writer(flush_rows=flush_rows, max_in_flight=3) as writer:
+            for number in range(100):
+                writer.append({"n": number, "x": batch["x"][number]})
+            assert writer.shared == (flush_rows > 1)  # A row is 64 KiB: too little to share.
+            writer.extend(batch[100:290])
+            for number in range(290, 300):  # Cut short by the end of the writer.
+                writer.append({"n": number, "x": batch["x"][number]})
+        assert read_back(buffer) == list(range(300))
+
+
+def test_what_is_written_after_an_insert_does_not_change_the_rows(address, table):
+    with RemoteReplayBuffer(address, table=table, buffer_size=100, timeout=10) as buffer:
+        batch = numbered(0, 64).clone()
+        buffer.add_batch(batch)
+        batch["x"].fill_(255)
+        buffer.add_batch(numbered(64, 10))
+        assert read_back(buffer) == list(range(74))
+
+
+def test_rows_that_were_not_stored_come_back_from_shared_memory(address, table):
+    with RemoteReplayBuffer(address, table=table, buffer_size=100, timeout=10) as buffer:
+        buffer.add_batch(rows(3))
+        writer = buffer.writer(max_in_flight=2)
+        with pytest.raises(SchemaError) as raised:
+            extend_until_it_fails(writer)
+        assert writer.shared
+        returned = raised.value.rows
+        assert returned["n"].tolist() == list(range(len(returned)))
+        assert torch.equal(returned["x"], returned["n"].to(torch.uint8).unsqueeze(1).expand(len(returned), WIDTH))
+
+
+def extend_until_it_fails(writer) -> None:
+    for first in range(0, 10_000, 16):
+        writer.extend(numbered(first, 16))
+
+
+@pytest.mark.parametrize("request_", [{"slot": 0}, {"shared_slots": 1, "slot_bytes": -1}])
+def test_a_slot_that_was_not_offered_is_refused(address, table, request_):
+    with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=10) as buffer:
+        answers = buffer._connection.stream("AddBatch", iter([AddBatchRequest(table=table, **request_)]))
+        with pytest.raises(InvalidArgumentError, match="slot"):
+            list(answers)
+
+
+@pytest.mark.parametrize("slot", [-1, 2, 1 << 40])
+def test_a_slot_out_of_range_is_refused(address, table, slot):
+    with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=10) as buffer:
+        requests = [AddBatchRequest(table=table, shared_slots=2, slot_bytes=1 << 20), AddBatchRequest(slot=slot)]
+        answers = buffer._connection.stream("AddBatch", iter(requests))
+        assert next(answers).shared_memory.slots == 2
+        with pytest.raises(InvalidArgumentError, match=f"slot .{slot}"):
+            next(answers)
+
+
+def test_a_call_goes_on_when_the_table_gets_larger_rows(big):
+    for _ in range(3):
+        check(big.sample_batch(16))
+    held = big._single_batches._call
+    assert held.slots is not None
+    big.reset()
+    big.add_batch(TensorDict({"x": torch.full((8, 1 << 20), 9, dtype=torch.uint8)}, [8]))
+    batch = big.sample_batch(16)
+    assert (batch["x"] == 9).all()
+    assert batch["x"].shape == (16, 1 << 20)
+    assert big._single_batches._call is held
 
 
 def test_batches_from_shared_memory_are_the_clients_own(big):

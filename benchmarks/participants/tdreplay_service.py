@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 from benchmarks.measure import Report, Task
@@ -18,7 +20,7 @@ SHARED = ("image",)
 
 
 def main(task: Task) -> None:
-    """Reads over both transports, and then inserts: over gRPC, because inserts over shared memory are not built."""
+    """Reads over both transports, and then inserts over both."""
     work = Work(task.work)
     config = ServerConfig(address="127.0.0.1:0", buffer_size=work.capacity)
     with spawn_server(config) as server, RemoteReplayBuffer(server.address, transport="grpc") as buffer:
@@ -26,14 +28,20 @@ def main(task: Task) -> None:
         service = Service(task.seconds, work, Report(task), buffer, server.pid)
         measure_streams(service)
         measure_single_batches(service)
-        if work.name in SHARED:
-            _measure_shared(task, service)
-        measure_inserts(service)
+        shares: AbstractContextManager[Service | None] = _sharing(task, service) if work.name in SHARED else nullcontext()
+        with shares as shared:
+            if shared:
+                measure_streams(shared)
+                measure_single_batches(shared)
+            measure_inserts(service)
+            if shared:
+                measure_inserts(shared)
 
 
-def _measure_shared(task: Task, service: Service) -> None:
+@contextmanager
+def _sharing(task: Task, service: Service) -> Iterator[Service]:
     with RemoteReplayBuffer(service.buffer.address, transport="shared_memory") as buffer:
-        measure_streams(replace(service, report=Report(task, SHARED_MEMORY), buffer=buffer, shared=True))
+        yield replace(service, report=Report(task, SHARED_MEMORY), buffer=buffer, shared=True)
 
 
 if __name__ == "__main__":

@@ -29,50 +29,52 @@ def assemble(messages: Iterator[bytes], message_type: type[Message], landing: La
         CodecError: a message is not a block of the batch that it belongs to.
     """
     for message in messages:
-        head, block = _decoded(message, message_type, landing, slots)
+        head, block, columns = _decoded(message, message_type, landing, slots)
         batch_size = (head.batch_rows, *block.batch_shape[1:])
         if head.first_row == 0 and block.rows % max(1, head.batch_rows) == 0:
-            for columns in _parts(block, head.batch_rows):
-                yield landing.bring(columns, batch_size)
+            for part in _parts(columns, block.rows // head.batch_rows, head.batch_rows):
+                yield landing.bring(part, batch_size)
         else:
-            yield landing.bring(_joined(head, block, messages, message_type, landing), batch_size)
+            yield landing.bring(_joined(head, columns, messages, message_type, landing), batch_size)
 
 
-def _parts(block: Block, rows: int) -> Iterator[Columns]:
-    """The batches of `rows` rows that a block holds, one after the other, as views of it."""
-    count = block.rows // rows
+def _parts(columns: Columns, count: int, rows: int) -> Iterator[Columns]:
+    """The `count` batches of `rows` rows that a block holds, one after the other, as views of it."""
     if count == 1:
-        return iter([block.columns])
-    parts = {name: column.view(count, rows, *column.shape[1:]).unbind(0) for name, column in block.columns.items()}
+        return iter([columns])
+    parts = {name: column.view(count, rows, *column.shape[1:]).unbind(0) for name, column in columns.items()}
     return ({name: views[n] for name, views in parts.items()} for n in range(count))
 
 
-def _decoded(message: bytes, message_type: type[Message], landing: Landing, slots: MappedSlots | None) -> tuple[Any, Block]:
+def _decoded(message: bytes, message_type: type[Message], landing: Landing, slots: MappedSlots | None) -> tuple[Any, Block, Columns]:
+    """The fields of a message, its block, and the block's columns in memory that is nobody else's."""
     head: Any
     head, memory = split(message, message_type)
     if slots is None or not head.HasField("slot"):
-        return head, decode(memory)
-    shared = decode(slots.block(head.slot), longer=True)
-    return head, Block({name: landing.copy(column) for name, column in shared.columns.items()}, shared.batch_shape, shared.header)
+        block = decode(memory)
+        return head, block, block.columns
+    block = decode(slots.block(head.slot), longer=True)
+    return head, block, {name: landing.copy(column) for name, column in block.columns.items()}
 
 
-def _joined(head: Any, block: Block, messages: Iterator[bytes], message_type: type[Message], landing: Landing) -> Columns:
+def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], landing: Landing) -> Columns:
     rows = head.batch_rows
-    columns = {name: landing.memory((rows, *column.shape[1:]), column.dtype) for name, column in block.columns.items()}
-    done = _place(columns, head, block, 0, rows)
+    columns = {name: landing.memory((rows, *column.shape[1:]), column.dtype) for name, column in part.items()}
+    done = _place(columns, head, part, 0, rows)
     while done < rows:
         message = next(messages, None)
         if message is None:
             raise CodecError(f"the stream ended after {done} of {rows} rows of a batch")
-        head, block = _decoded(message, message_type, landing, None)
-        done = _place(columns, head, block, done, rows)
+        head, _, part = _decoded(message, message_type, landing, None)
+        done = _place(columns, head, part, done, rows)
     return columns
 
 
-def _place(columns: Columns, head: Any, block: Block, done: int, rows: int) -> int:
-    """Copies a block to its place, and gives the place of the next one."""
-    if head.first_row != done or head.batch_rows != rows or not 0 < block.rows <= rows - done or block.columns.keys() != columns.keys():
-        raise CodecError(f"a block of rows {head.first_row} to {head.first_row + block.rows} of {head.batch_rows} came, {done} of {rows} was next")
-    for name, column in block.columns.items():
-        copy_rows(column, columns[name][done : done + block.rows])
-    return done + block.rows
+def _place(columns: Columns, head: Any, part: Columns, done: int, rows: int) -> int:
+    """Copies the rows of a block to their place, and gives the place of the next ones."""
+    count = min((len(column) for column in part.values()), default=0)
+    if head.first_row != done or head.batch_rows != rows or not 0 < count <= rows - done or part.keys() != columns.keys():
+        raise CodecError(f"a block of rows {head.first_row} to {head.first_row + count} of {head.batch_rows} came, {done} of {rows} was next")
+    for name, column in part.items():
+        copy_rows(column, columns[name][done : done + count])
+    return done + count

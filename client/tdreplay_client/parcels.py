@@ -16,7 +16,7 @@ from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Columns, Schema
 
-__all__ = ["Parcel", "block_layout", "block_ranges", "framed", "rows_per_block"]
+__all__ = ["Parcel", "block_layout", "block_ranges", "framed", "rows_of", "rows_per_block"]
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,20 @@ class Parcel:
         memory: the block: a part of the message, or of memory that is shared with the server.
         places: the fields' places in the block.
         slot: of the shared memory, where the block lies there.
+        portions: of what a `Writer` was given, that are in it.
     """
 
     message: bytes
     memory: Bytes
     places: Mapping[str, Rows]
     slot: int | None = None
+    portions: int = 0
 
     def fill(self, columns: Columns, start: int, stop: int) -> None:
         """Copies the rows of `columns` from start to stop in: columns of any device and layout."""
         for name, place in self.places.items():
-            _fill(place, columns[name][start:stop])
+            column = columns[name]
+            place[:] = rows_of(column if len(place) == column.shape[0] else column[start:stop])
 
     def rows(self) -> TensorDict:
         """A copy of the rows."""
@@ -46,8 +49,9 @@ class Parcel:
         return to_tensordict({name: column.clone() for name, column in block.columns.items()}, block.batch_shape, torch.device("cpu"))
 
 
-def _fill(place: Rows, column: torch.Tensor) -> None:
-    place[:] = as_rows(column if has_rows(column) else column.cpu().resolve_conj().resolve_neg().contiguous())
+def rows_of(column: torch.Tensor) -> Rows:
+    """A column of any device and layout, whose rows have at least one byte, as rows of bytes: a view where it can be."""
+    return as_rows(column if has_rows(column) else column.cpu().resolve_conj().resolve_neg().contiguous())
 
 
 def framed(head: Message, block: Layout) -> Parcel:

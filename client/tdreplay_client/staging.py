@@ -11,10 +11,10 @@ from tensordict import TensorDictBase, is_tensor_collection
 
 from tdreplay.columns import from_row
 from tdreplay.errors import CodecError, SchemaError
-from tdreplay.memory import Rows
-from tdreplay.schema import DTYPE_NAMES, Schema
+from tdreplay.memory import RAW, Rows
+from tdreplay.schema import DTYPE_NAMES, Columns, Schema
 from tdreplay_client.inserts import InsertCall
-from tdreplay_client.parcels import Parcel, block_layout, rows_per_block
+from tdreplay_client.parcels import Parcel, block_layout, rows_of, rows_per_block
 
 __all__ = ["Row", "Staging", "schema_of", "values_of"]
 
@@ -23,9 +23,6 @@ Row: TypeAlias = "TensorDictBase | Mapping[str, Any]"
 
 Values: TypeAlias = dict[str, Any]
 """Field name -> tensor, array or scalar."""
-
-_RAW = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
-"""The dtypes that NumPy does not have, and those of the same size as which their bytes are copied."""
 
 
 def values_of(row: Row) -> tuple[Values, tuple[int, ...]]:
@@ -74,12 +71,17 @@ class Staging:
         call: that the message is for.
         schema: of the rows.
         rows: room for so many; fewer where they would be more than a block.
+
+    Attributes:
+        rows: that are in it.
+        portions: that are complete.
+        portion_rows: that came since then.
     """
 
     def __init__(self, call: InsertCall, schema: Schema, rows: int) -> None:
         self._call, self._schema = call, schema
         self._room = min(rows, rows_per_block(schema))
-        self.rows = 0
+        self.rows = self.portion_rows = self.portions = 0
         self._parcel = call.parcel(block_layout(schema, self._room))
         places = self._parcel.places
         self._arrays = {field.name: _typed(places.get(field.name), self._room, field.dtype, field.shape) for field in schema.fields}
@@ -88,6 +90,16 @@ class Staging:
     def full(self) -> bool:
         """Whether there is no room left."""
         return self.rows == self._room
+
+    @property
+    def room(self) -> int:
+        """How many more rows go in."""
+        return self._room - self.rows
+
+    def end_portion(self) -> None:
+        """Makes the rows that came since the last portion another one."""
+        self.portions += 1
+        self.portion_rows = 0
 
     def append(self, values: Values) -> None:
         """Copies a row in; there must be room.
@@ -110,13 +122,21 @@ class Staging:
                 self._refuse(name, f"{type(value).__name__} {value!r:.40}")
             array[at] = value
         self.rows = at + 1
+        self.portion_rows += 1
+
+    def extend(self, columns: Columns, rows: int) -> None:
+        """Copies `rows` rows of the schema in; there must be room."""
+        for name, place in self._parcel.places.items():
+            place[self.rows : self.rows + rows] = rows_of(columns[name])
+        self.rows += rows
+        self.portion_rows += rows
 
     def _from_tensor(self, name: str, value: torch.Tensor) -> Any:
         expected = self._schema.by_name[name].dtype
         if value.dtype is not expected:
             self._refuse(name, f"{DTYPE_NAMES.get(value.dtype, value.dtype)}{list(value.shape)}")
         raw = value.cpu().resolve_conj().resolve_neg()
-        return raw.view(_RAW[expected]).numpy() if expected in _RAW else raw.numpy()
+        return raw.view(RAW.get(expected, expected)).numpy()
 
     def _refuse(self, name: str, got: str) -> None:
         raise SchemaError(f"field {name!r}: expected {self._schema.by_name[name]} in every row, got {got}")
@@ -134,7 +154,7 @@ class Staging:
 
 def _typed(place: Rows | None, rows: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Any:
     """A field's place as an array of its own dtype, shape [rows, *shape]."""
-    numpy_dtype = torch.empty(0, dtype=_RAW.get(dtype, dtype)).numpy().dtype
+    numpy_dtype = torch.empty(0, dtype=RAW.get(dtype, dtype)).numpy().dtype
     if place is None:
         return np.empty((rows, *shape), numpy_dtype)
     return place.view(np.uint8).view(numpy_dtype).reshape(rows, *shape)

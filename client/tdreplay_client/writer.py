@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 
 import torch
@@ -14,14 +15,20 @@ from typing_extensions import Self
 
 from tdreplay.columns import from_rows, to_tensordict
 from tdreplay.errors import ClosedError, ReplayError
-from tdreplay.schema import Schema
+from tdreplay.schema import Columns, Schema
 from tdreplay_client.channel import Connection
 from tdreplay_client.inserts import InsertCall, open_inserts
-from tdreplay_client.parcels import Parcel, block_layout, block_ranges
+from tdreplay_client.parcels import Parcel, block_layout, block_ranges, rows_per_block
 from tdreplay_client.shared_memory import Sharing
 from tdreplay_client.staging import Row, Staging, schema_of, values_of
 
 __all__ = ["Writer"]
+
+BUSY = 2
+"""Messages in flight from which on portions share one: one that the server works on, and one that waits for it."""
+SHARED_PORTIONS = 8
+SMALL_BYTES = 256 << 10
+"""The most of them, and the most bytes, in a message that is shared."""
 
 
 class Writer:
@@ -31,13 +38,17 @@ class Writer:
     error's ``rows`` are those that were not acknowledged (a TensorDict; after a lost connection, some of them may be stored). The writer is then at
     its end.
 
+    What comes is counted in portions: `flush_rows` appended rows are one, and so is a batch of `extend`, or each block (2 MiB) of a larger one.
+    A portion is sent at once while the connection has little to do. While it is busy, small portions wait a moment and share a message: the rows that
+    wait for their acknowledgement are the same, the messages are fewer.
+
     Args:
         connection: to the server.
         table: the table's name.
         sharing: whether blocks go through memory that is shared with the server, where they are large enough.
-        flush_rows: rows are sent when there are so many, or a block of them (2 MiB).
+        flush_rows: rows are sent when there are so many, or a block of them.
         flush_seconds: or when the oldest of them waited for so long.
-        max_in_flight: blocks that may wait for their acknowledgement; `append` blocks beyond that.
+        max_in_flight: portions that may wait for their acknowledgement; `append` blocks beyond that.
     """
 
     def __init__(self, connection: Connection, table: str, sharing: Sharing, flush_rows: int, flush_seconds: float, max_in_flight: int) -> None:
@@ -50,6 +61,7 @@ class Writer:
         self._staging: Staging | None = None
         self._oldest = 0.0
         self._in_flight: deque[Parcel] = deque()
+        self._portions = 0  # Complete ones, staged or in flight.
         self._acknowledged = 0
         self._error: ReplayError | None = None
         self._closed = False
@@ -71,18 +83,15 @@ class Writer:
         values, row_shape = values_of(row)
         with self._changed:
             self._check()
-            if self._staging is None:
-                if self._schema is None:
-                    self._schema = schema_of(values, row_shape)
-                self._staging = Staging(self._opened(self._schema, self._flush_rows), self._schema, self._flush_rows)
-                self._oldest = time.monotonic()
-                self._changed.notify_all()
-            self._staging.append(values)
-            if self._staging.full:
-                self._send_staged()
+            if self._schema is None:
+                self._schema = schema_of(values, row_shape)
+            staging = self._staged(self._schema)
+            staging.append(values)
+            if staging.full or staging.portion_rows == self._flush_rows:
+                self._end_portion(staging)
 
     def extend(self, batch: TensorDictBase) -> None:
-        """Adds n rows: a TensorDict of batch size [n, ...]. They are sent at once, after those that were appended. Blocks as `append` does.
+        """Adds n rows: a TensorDict of batch size [n, ...], after those that were appended. Its memory is copied. Blocks as `append` does.
 
         Raises:
             SchemaError, CodecError: the rows do not fit the writer's first one, or cannot travel. None is added; the writer goes on.
@@ -95,16 +104,20 @@ class Writer:
             if self._schema is None:
                 self._schema = schema
             self._schema.check(schema)
+            rows: int = batch.batch_size[0]
+            if schema.row_bytes * rows * 2 <= SMALL_BYTES:
+                self._stage(columns, rows)
+                return
             self._send_staged()
-            call = self._opened(schema, batch.batch_size[0])
-            for start, stop in block_ranges(schema, batch.batch_size[0]):
+            call = self._opened(schema, rows)
+            for start, stop in block_ranges(schema, rows):
                 parcel = call.parcel(block_layout(schema, stop - start))
                 parcel.fill(columns, start, stop)
                 try:
-                    self._send(call, parcel)
+                    self._send(call, replace(parcel, portions=1))
                 except ReplayError as error:
                     rest = {name: column[stop:].cpu() for name, column in columns.items()}
-                    unsent = to_tensordict(rest, (batch.batch_size[0] - stop, *row_shape), torch.device("cpu"))
+                    unsent = to_tensordict(rest, (rows - stop, *row_shape), torch.device("cpu"))
                     error.rows = unsent if error.rows is None else torch.cat([error.rows, unsent])
                     raise
 
@@ -152,14 +165,40 @@ class Writer:
             threading.Thread(target=self._flush_in_time, name="tdreplay-writer", daemon=True).start()
         return self._call
 
+    def _staged(self, schema: Schema, rows: int = 1) -> Staging:
+        """The block that is being filled, with room for `rows` rows more: a new one where the old one has none."""
+        if self._staging is not None and self._staging.room < rows:
+            self._send_staged()
+        if self._staging is None:
+            portion = max(rows, self._flush_rows)
+            room = max(min(portion, rows_per_block(schema)), min(portion * SHARED_PORTIONS, SMALL_BYTES // max(1, schema.row_bytes)))
+            self._staging = Staging(self._opened(schema, portion), schema, room)
+            self._oldest = time.monotonic()
+            self._changed.notify_all()
+        return self._staging
+
+    def _stage(self, columns: Columns, rows: int) -> None:
+        """Puts a small batch into the block that is being filled."""
+        if self._schema is not None:
+            staging = self._staged(self._schema, rows)
+            staging.extend(columns, rows)
+            self._end_portion(staging)
+
+    def _end_portion(self, staging: Staging) -> None:
+        """Sends the block that is being filled, unless it is worth while to wait for more."""
+        staging.end_portion()
+        if staging.full or len(self._in_flight) < BUSY or self._portions + staging.portions > self._max_in_flight:
+            self._send_staged()
+
     def _send_staged(self) -> None:
         staging, self._staging = self._staging, None
         if staging is not None and staging.rows and self._call is not None:
-            self._send(self._call, staging.parcel())
+            self._send(self._call, replace(staging.parcel(), portions=max(1, staging.portions)))
 
     def _send(self, call: InsertCall, parcel: Parcel) -> None:
         self._in_flight.append(parcel)  # First, so that it is handed back where there is no room for it in time.
-        self._wait(lambda: len(self._in_flight) <= self._max_in_flight, self._connection.timeout)
+        self._portions += parcel.portions
+        self._wait(lambda: self._portions <= self._max_in_flight or len(self._in_flight) == 1, self._connection.timeout)
         call.send(parcel)
 
     def _wait(self, done: Callable[[], bool], timeout: float) -> None:
@@ -191,8 +230,11 @@ class Writer:
         try:
             for _ in call.answers.patiently():
                 with self._changed:
-                    call.release(self._in_flight.popleft())
+                    parcel = self._in_flight.popleft()
+                    call.release(parcel)
+                    self._portions -= parcel.portions
                     self._acknowledged += 1
+                    self._send_what_waits()
                     self._changed.notify_all()
         except ReplayError as error:
             with self._changed:
@@ -200,11 +242,17 @@ class Writer:
                     self._error = error
                 self._changed.notify_all()
 
+    def _send_what_waits(self) -> None:
+        """Sends the block that is being filled, where a portion of it is complete, and the connection is not busy any more."""
+        staging = self._staging
+        if staging is not None and staging.portions and len(self._in_flight) < BUSY and self._portions + staging.portions <= self._max_in_flight:
+            self._send_staged()
+
     def _flush_in_time(self) -> None:
         with self._changed:
             while not (self._closed or self._error):
                 left = None if self._staging is None else self._oldest + self._flush_seconds - time.monotonic()
-                if left is not None and left <= 0 and len(self._in_flight) < self._max_in_flight:
+                if left is not None and left <= 0 and self._portions < self._max_in_flight:
                     self._send_staged()
                 else:
                     self._changed.wait(None if left is None else max(left, 0.001))

@@ -24,7 +24,7 @@ import torch
 from tdreplay.errors import CodecError
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_RANK
 from tdreplay.memory import Rows
-from tdreplay.schema import DTYPE_NAMES, DTYPES, EXTRA_FIELDS, METADATA, Columns, Field, Schema
+from tdreplay.schema import DTYPE_NAMES, DTYPES, EXTRA_FIELDS, METADATA, Field, Schema
 
 __all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_booleans", "check_header", "decode", "layout"]
 
@@ -82,13 +82,13 @@ class Layout:
 
         A field without bytes has no place.
         """
-        offset = len(self.header)
-        memory[:offset] = np.frombuffer(self.header, np.uint8)
-        return {
-            span.name: np.ndarray(self.batch_shape[0], np.dtype((np.void, span.size // self.batch_shape[0])), memory, offset + span.start)
-            for span in self.spans
-            if span.size
-        }
+        memory[: len(self.header)] = np.frombuffer(self.header, np.uint8)
+        return self.places(memory)
+
+    def places(self, memory: Bytes) -> dict[str, Rows]:
+        """The fields of the block that `memory` holds, as views of it: name -> rows of bytes. A field without bytes has no place."""
+        offset, rows = len(self.header), self.batch_shape[0]
+        return {span.name: np.ndarray(rows, np.dtype((np.void, span.size // rows)), memory, offset + span.start) for span in self.spans if span.size}
 
     def views(self, memory: Bytes) -> dict[str, torch.Tensor]:
         """The fields of the block that `memory` holds, as views of it: name -> tensor of shape [n, ...]."""
@@ -102,18 +102,32 @@ class Block:
     """A decoded block.
 
     Attributes:
-        columns: field name -> tensor of shape [n, ...], in the block's order; views of the block's memory.
-        batch_shape: (n, *row shape).
+        header: what it holds, and where.
+        memory: that it lies in; it may go on after it.
     """
 
-    columns: dict[str, torch.Tensor]
-    batch_shape: tuple[int, ...]
     header: Layout
+    memory: Bytes
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """(n, *row shape)."""
+        return self.header.batch_shape
 
     @property
     def rows(self) -> int:
         """How many rows the block holds."""
-        return self.batch_shape[0]
+        return self.header.batch_shape[0]
+
+    @property
+    def columns(self) -> dict[str, torch.Tensor]:
+        """Field name -> tensor of shape [n, ...], in the block's order; views of the block's memory."""
+        return self.header.views(self.memory)
+
+    @property
+    def places(self) -> dict[str, Rows]:
+        """Field name -> rows of bytes; views of the block's memory. A field without bytes has none."""
+        return self.header.places(self.memory)
 
 
 def check_header(schema: Schema) -> None:
@@ -125,15 +139,18 @@ def check_header(schema: Schema) -> None:
     layout((*schema.fields, *EXTRA_FIELDS), MAX_BATCH_SIZE, schema.row_shape)
 
 
-def check_booleans(columns: Columns) -> None:
+def check_booleans(block: Block) -> None:
     """Passes where every bool is 0 or 1, as torch takes for granted of received bytes too.
 
     Raises:
         CodecError: names the field that has another byte.
     """
-    for name, column in columns.items():
-        if column.dtype is torch.bool and column.numel() and int(column.view(torch.uint8).max()) > 1:
-            raise CodecError(f"field {name!r}: a BOOL must be 0 or 1, and one is {int(column.view(torch.uint8).max())}")
+    for span in block.header.spans:
+        if span.dtype is torch.bool and span.size:
+            start = len(block.header.header) + span.start
+            largest = int(block.memory[start : start + span.size].max())
+            if largest > 1:
+                raise CodecError(f"field {span.name!r}: a BOOL must be 0 or 1, and one is {largest}")
 
 
 @lru_cache(maxsize=512)
@@ -172,7 +189,7 @@ def _view(memory: Bytes, span: Span, offset: int, aligned: bool) -> torch.Tensor
 
 
 def decode(memory: Bytes, *, longer: bool = False) -> Block:
-    """The block that `memory` holds; its columns are views of it. The header is checked first, whoever made it.
+    """The block that `memory` holds. The header is checked first, whoever made it.
 
     Args:
         memory: the block, and nothing else.
@@ -191,7 +208,7 @@ def decode(memory: Bytes, *, longer: bool = False) -> Block:
     parsed = _parse(memory[: 8 + length].tobytes())
     if parsed.size > len(memory) or (parsed.size < len(memory) and not longer):
         raise CodecError(f"not a block: the header speaks of {parsed.data_size} bytes of data, {len(memory) - len(parsed.header)} are there")
-    return Block(parsed.views(memory), parsed.batch_shape, parsed)
+    return Block(parsed, memory)
 
 
 @lru_cache(maxsize=128)

@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Rows", "as_rows", "copy_rows", "has_rows", "new_bytes", "writable"]
+__all__ = ["RAW", "Rows", "as_rows", "copy_rows", "has_rows", "new_bytes", "writable"]
 
 Rows = npt.NDArray[np.void]
 """A column as n opaque rows of bytes: shape [n], itemsize the bytes of a row. NumPy copies and gathers these with one memcpy a row, whatever the
 dtype, in the calling thread; torch's own copies wake a pool of threads that fight gRPC's for the cores."""
+
+RAW = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
+"""The dtypes that NumPy does not have, and those of the same size as which their bytes are seen."""
 
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
@@ -48,10 +51,10 @@ def writable(data: bytes) -> npt.NDArray[np.uint8]:
 
 
 def as_rows(column: torch.Tensor) -> Rows:
-    """A view of a contiguous CPU tensor of shape [n, ...], whose rows have at least one byte, as rows of bytes."""
-    # As strided, because a dimension of one element may have any stride, and torch still calls the tensor contiguous.
-    flat = column.as_strided((column.numel(),), (1,)).view(torch.uint8).numpy()
-    rows: Rows = flat.view(np.dtype((np.void, len(flat) // len(column))))
+    """A view of a tensor for which `has_rows`, of shape [n, ...], whose rows have at least one byte, as rows of bytes."""
+    count = column.shape[0]
+    raw = column.view(RAW[column.dtype]) if column.dtype in RAW else column
+    rows: Rows = np.ndarray(count, np.dtype((np.void, column.nbytes // count)), raw.numpy())
     return rows
 
 

@@ -27,7 +27,7 @@ from tdreplay.schema import INDEX, ROW_ID, Columns, Schema
 from tdreplay_server.locks import ReadWriteLock
 from tdreplay_server.ring import Ring, Slots
 from tdreplay_server.selection import Selection, epoch_orders
-from tdreplay_server.storage import RowStorage, open_storage
+from tdreplay_server.storage import Inserts, RowStorage, open_storage
 from tdreplay_server.torchrl_parts import RingWriter, UniformSampler
 
 __all__ = ["ReplayBuffer"]
@@ -81,21 +81,25 @@ class ReplayBuffer(BaseReplayBuffer):
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
     def add(self, row: TensorDictBase) -> None:
-        self._insert(*from_row(row))
+        self._insert(*from_row(row), 1)
 
     def add_batch(self, batch: TensorDictBase) -> None:
-        self._insert(*from_rows(batch))
+        self._insert(*from_rows(batch), len(batch))
 
-    def _insert(self, columns: Columns, row_shape: tuple[int, ...]) -> None:
-        self.insert(columns, Schema.of(columns, row_shape))
+    def _insert(self, columns: Columns, row_shape: tuple[int, ...], rows: int) -> None:
+        self.insert(columns, Schema.of(columns, row_shape), rows)
 
-    def insert(self, columns: Columns, schema: Schema) -> int:
-        """Copies n rows of `schema` in, and gives the id of the first. They are checked before anything is touched.
+    def insert(self, columns: Inserts, schema: Schema, rows: int) -> int:
+        """Copies `rows` rows of `schema` in, and gives the id of the first. They are checked before anything is touched.
+
+        Args:
+            columns: field name -> the field's values in all rows, as a tensor, or as rows of bytes where it has bytes.
+            schema: of the rows.
+            rows: how many they are.
 
         Raises:
             SchemaError, CodecError: as in `add_batch`.
         """
-        rows = len(next(iter(columns.values())))
         with self._lock.write():
             self._check_open()
             if self._schema is None:
@@ -107,7 +111,7 @@ class ReplayBuffer(BaseReplayBuffer):
             self._write(columns, rows)
             return first
 
-    def _write(self, columns: Columns, rows: int) -> None:
+    def _write(self, columns: Inserts, rows: int) -> None:
         try:
             self._replay.writer.write(columns, rows)
         except BaseException:

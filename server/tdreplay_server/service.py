@@ -133,8 +133,8 @@ def _insert(buffer: ReplayBuffer, block: Bytes, longer: bool = False) -> tuple[i
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
         raise InvalidArgumentError(f"batch_size ({list(decoded.batch_shape)}) is empty or too large: a block must hold 1 to {MAX_BATCH_SIZE} rows")
-    check_booleans(decoded.columns)
-    return buffer.insert(decoded.columns, decoded.header.schema), decoded.rows
+    check_booleans(decoded)
+    return buffer.insert(decoded.places, decoded.header.schema, decoded.rows), decoded.rows
 
 
 def _first(requests: Requests) -> Any:

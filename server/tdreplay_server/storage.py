@@ -9,18 +9,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage
 
 from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError
 from tdreplay.memory import Rows, as_rows, has_rows
-from tdreplay.schema import Columns, Schema
+from tdreplay.schema import Schema
 from tdreplay_server.ring import Ring, Slots
 
-__all__ = ["DeviceRows", "MemmapRows", "RowStorage", "open_storage"]
+__all__ = ["DeviceRows", "Inserts", "MemmapRows", "RowStorage", "open_storage"]
+
+Inserts: TypeAlias = "Mapping[str, torch.Tensor | Rows]"
+"""Columns that are to be stored: tensors, or what came over the wire as it came. A field without bytes may be missing among the latter."""
 
 
 class RowStorage(LazyTensorStorage):
@@ -65,10 +69,15 @@ class RowStorage(LazyTensorStorage):
         else:
             super().set(cursor, data, set_cursor=set_cursor)
 
-    def put(self, start: int, stop: int, columns: Columns) -> None:
-        """Copies rows into the slots from start to stop: columns of any device and layout, each of shape [stop - start, ...]."""
+    def put(self, start: int, stop: int, columns: Inserts) -> None:
+        """Copies rows into the slots from start to stop: rows of bytes, or tensors of any device and layout, of shape [stop - start, ...]."""
         for name, column in columns.items():
-            if name in self._rows and has_rows(column):
+            if name not in self._rows:
+                place = self._columns[name][start:stop]
+                place.copy_(column if isinstance(column, torch.Tensor) else _as_tensor(column, place))
+            elif not isinstance(column, torch.Tensor):
+                self._rows[name][start:stop] = column
+            elif has_rows(column):
                 self._rows[name][start:stop] = as_rows(column)
             else:
                 self._columns[name][start:stop].copy_(column)
@@ -107,6 +116,11 @@ class RowStorage(LazyTensorStorage):
     def discard(self) -> None:
         """Gives the memory back, and removes the files where there are any."""
         self.release()
+
+
+def _as_tensor(rows: Rows, like: torch.Tensor) -> torch.Tensor:
+    """Rows of bytes as a tensor of the dtype and shape of another one."""
+    return torch.from_numpy(rows.view(np.uint8)).view(like.dtype).view(like.shape)
 
 
 class MemmapRows(RowStorage, LazyMemmapStorage):

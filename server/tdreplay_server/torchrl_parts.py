@@ -12,9 +12,8 @@ from tensordict import TensorDictBase
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.data.replay_buffers.writers import Writer
 
-from tdreplay.schema import Columns
 from tdreplay_server.ring import Ring
-from tdreplay_server.storage import RowStorage
+from tdreplay_server.storage import Inserts, RowStorage
 
 __all__ = ["RingWriter", "UniformSampler"]
 
@@ -33,14 +32,16 @@ class RingWriter(Writer):
         first, kept = self.write(dict(data.items()), len(data))
         return torch.arange(first, first + kept).remainder_(self._storage.max_size)
 
-    def write(self, columns: Columns, rows: int) -> tuple[int, int]:
+    def write(self, columns: Inserts, rows: int) -> tuple[int, int]:
         """Writes rows, of which the last `max_size` stay: the first one's slot, and how many stay."""
         storage = self._storage
         kept = min(rows, storage.max_size)
         first = (storage.ring.write_count + rows - kept) % storage.max_size
         low = min(kept, storage.max_size - first)  # So many go before the end of the ring; the rest begins again at slot 0.
         storage.ring = storage.ring.retire(rows)
-        storage.put(first, first + low, {name: column[rows - kept : rows - kept + low] for name, column in columns.items()})
+        storage.put(
+            first, first + low, columns if low == rows else {name: column[rows - kept : rows - kept + low] for name, column in columns.items()}
+        )
         if low < kept:
             storage.put(0, kept - low, {name: column[rows - kept + low :] for name, column in columns.items()})
         storage.ring = storage.ring.commit(rows)

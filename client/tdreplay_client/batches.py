@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -21,21 +22,23 @@ __all__ = ["assemble"]
 def assemble(messages: Iterator[bytes], message_type: type[Message], landing: Landing, slots: MappedSlots | None = None) -> Iterator[Arrival]:
     """The batches that `messages` carry, or that lie in `slots`, each in memory of its own, on its way to the device of `landing`.
 
-    A batch of one block is views of the message's memory, which no other batch uses; of a message with several batches each is views of its own
-    part. A batch of several blocks is allocated once, and each block is copied into its place. A block in a slot is copied out of it before its
-    first batch comes.
+    A batch of one block is views of the message's memory, which no other batch uses, or of a slot's; of a block with several batches each is views of
+    its own part. A batch of several blocks is allocated once, and each block is copied into its place.
 
     Raises:
         CodecError: a message is not a block of the batch that it belongs to.
     """
     for message in messages:
-        head, block, columns = _decoded(message, message_type, landing, slots)
-        batch_size = (head.batch_rows, *block.batch_shape[1:])
+        head, block = _decoded(message, message_type, slots)
+        columns, batch_size = block.columns, (head.batch_rows, *block.batch_shape[1:])
+        lent = slots if slots is not None and landing.on_host and head.HasField("slot") else None
         if head.first_row == 0 and block.rows % max(1, head.batch_rows) == 0:
             for part in _parts(columns, block.rows // head.batch_rows, head.batch_rows):
-                yield landing.bring(part, batch_size)
+                arrival = landing.bring(part, batch_size)
+                yield arrival if lent is None else replace(arrival, slot=head.slot, slots=lent)
         else:
             yield landing.bring(_joined(head, columns, messages, message_type, landing), batch_size)
+        del message, head, block, columns  # While the next message is awaited, this one's memory is its batches' alone.
 
 
 def _parts(columns: Columns, count: int, rows: int) -> Iterator[Columns]:
@@ -46,15 +49,13 @@ def _parts(columns: Columns, count: int, rows: int) -> Iterator[Columns]:
     return ({name: views[n] for name, views in parts.items()} for n in range(count))
 
 
-def _decoded(message: bytes, message_type: type[Message], landing: Landing, slots: MappedSlots | None) -> tuple[Any, Block, Columns]:
-    """The fields of a message, its block, and the block's columns in memory that is nobody else's."""
+def _decoded(message: bytes, message_type: type[Message], slots: MappedSlots | None) -> tuple[Any, Block]:
+    """The fields of a message, and its block."""
     head: Any
     head, memory = split(message, message_type)
-    if slots is None or not head.HasField("slot"):
-        block = decode(memory)
-        return head, block, block.columns
-    block = decode(slots.block(head.slot), longer=True)
-    return head, block, {name: landing.copy(column) for name, column in block.columns.items()}
+    if slots is not None and head.HasField("slot"):
+        return head, decode(slots.borrow(head.slot), longer=True)
+    return head, decode(memory)
 
 
 def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], landing: Landing) -> Columns:
@@ -65,8 +66,8 @@ def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: t
         message = next(messages, None)
         if message is None:
             raise CodecError(f"the stream ended after {done} of {rows} rows of a batch")
-        head, _, part = _decoded(message, message_type, landing, None)
-        done = _place(columns, head, part, done, rows)
+        head, block = _decoded(message, message_type, None)
+        done = _place(columns, head, block.columns, done, rows)
     return columns
 
 

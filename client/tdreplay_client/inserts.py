@@ -11,7 +11,7 @@ from typing import Any
 
 from tdreplay.block import Layout
 from tdreplay.errors import InternalError, StreamLimitError
-from tdreplay.limits import LEAST_SHARED_BYTES
+from tdreplay.limits import BLOCK_BYTES, LEAST_SHARED_BYTES, SHARED_BLOCK_BYTES
 from tdreplay.schema import Columns, Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.channel import Connection, end_call
@@ -20,7 +20,7 @@ from tdreplay_client.shared_memory import MappedSlots, Sharing
 
 __all__ = ["InsertCall", "SingleInserts", "open_inserts"]
 
-SLOTS = 5
+SLOTS = 4
 """Blocks of shared memory that one call uses at most."""
 RETRY_SECONDS = 5.0
 
@@ -31,6 +31,7 @@ class InsertCall:
     Attributes:
         answers: the acknowledgements.
         slots: how many blocks may lie in shared memory at once; 0: there is none.
+        block_bytes: that the blocks of a large batch aim at.
 
     Args:
         connection: to the server.
@@ -50,6 +51,7 @@ class InsertCall:
         self._close = weakref.finalize(self, end_call, self._requests, self.answers, None)
         self._mapped = self._share(slot_bytes) if slot_bytes else None
         self.slots = 0 if self._mapped is None else self._mapped.slots
+        self.block_bytes = SHARED_BLOCK_BYTES if self.slots else BLOCK_BYTES
         self._free = list(range(self.slots))
 
     def _share(self, slot_bytes: int) -> MappedSlots | None:
@@ -90,10 +92,15 @@ class InsertCall:
 
 def open_inserts(connection: Connection, table: str, sharing: Sharing, schema: Schema, rows: int, *, standing: bool = False) -> InsertCall:
     """A call for blocks of up to `rows` rows of `schema`, over shared memory where it can be had and they are large enough for it."""
-    size = block_layout(schema, min(rows, rows_per_block(schema))).size
+    size = _largest_block(schema, rows)
     if size < LEAST_SHARED_BYTES:
         return InsertCall(connection, table, standing=standing, slot_bytes=0)
     return sharing.tried(lambda shared: InsertCall(connection, table, standing=standing, slot_bytes=size if shared else 0))
+
+
+def _largest_block(schema: Schema, rows: int) -> int:
+    """Bytes of the largest block in which so many rows go through shared memory."""
+    return block_layout(schema, min(rows, rows_per_block(schema, SHARED_BLOCK_BYTES))).size
 
 
 class SingleInserts:
@@ -136,7 +143,7 @@ class SingleInserts:
 
     def _opened(self, schema: Schema, rows: int) -> InsertCall:
         """The call that is held open: a new one where there is none, where it ended, or where shared memory pays and its slots are too small."""
-        size = block_layout(schema, min(rows, rows_per_block(schema))).size
+        size = _largest_block(schema, rows)
         too_small = self._sharing.wanted and size >= LEAST_SHARED_BYTES and self._largest < size
         if self._call is None or not self._call.answers.active or too_small:
             self.close()
@@ -165,7 +172,7 @@ class SingleInserts:
 def _pipelined(call: InsertCall, columns: Columns, schema: Schema, rows: int) -> None:
     """Sends rows in blocks, the next ones while the server stores those before, and waits until all are acknowledged."""
     in_flight: deque[tuple[Parcel, int]] = deque()
-    for start, stop in block_ranges(schema, rows):
+    for start, stop in block_ranges(schema, rows, call.block_bytes):
         if len(in_flight) >= SLOTS:
             _await_acknowledgement(call, in_flight)
         parcel = call.parcel(block_layout(schema, stop - start))

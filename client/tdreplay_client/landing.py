@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from tdreplay.columns import to_tensordict
 from tdreplay.memory import copy_rows
 from tdreplay.schema import Columns
+from tdreplay_client.shared_memory import MappedSlots
 
 __all__ = ["Arrival", "Landing"]
 
@@ -20,14 +21,23 @@ class Arrival:
 
     Attributes:
         batch: the batch.
-        copied: set where it is copied by a stream of its own: when that is done.
+        copied: set where it is copied by a CUDA stream of its own: when that is done.
+        slot: set where it lies in memory that is shared with the server.
+        slots: that memory.
     """
 
     batch: TensorDict
     copied: torch.cuda.Event | None = None
+    slot: int = 0
+    slots: MappedSlots | None = None
 
     def take(self) -> TensorDict:
-        """The batch, for use on the current CUDA stream of the calling thread, which waits for the copy; the thread does not."""
+        """The batch, in memory that is nobody else's: a slot of shared memory where one can be spared for as long as the batch lives, else a copy.
+
+        It is for use on the current CUDA stream of the calling thread, which waits for the copy to the device; the thread does not.
+        """
+        if self.slots is not None and not self.slots.lend(self.slot):
+            return self.batch.clone()
         if self.copied is not None:
             stream = torch.cuda.current_stream(self.batch.device)
             stream.wait_event(self.copied)
@@ -42,6 +52,11 @@ class Landing:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    @property
+    def on_host(self) -> bool:
+        """Whether batches stay in the host's memory."""
+        return self._device.type == "cpu"
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Fresh memory of the host for a column: pinned where it goes on to CUDA."""

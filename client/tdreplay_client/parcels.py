@@ -73,12 +73,12 @@ def block_layout(schema: Schema, rows: int) -> Layout:
     return layout(schema.fields, rows, schema.row_shape)
 
 
-def rows_per_block(schema: Schema) -> int:
-    """How many rows go into a block of about `BLOCK_BYTES`."""
-    return min(max(1, BLOCK_BYTES // max(1, schema.row_bytes)), MAX_BATCH_SIZE)
+def rows_per_block(schema: Schema, block_bytes: int = BLOCK_BYTES) -> int:
+    """How many rows go into a block of about `block_bytes`."""
+    return min(max(1, block_bytes // max(1, schema.row_bytes)), MAX_BATCH_SIZE)
 
 
-def block_ranges(schema: Schema, rows: int) -> Iterator[tuple[int, int]]:
-    """Cuts `rows` rows into blocks: (start, stop) of each."""
-    step = rows_per_block(schema)
+def block_ranges(schema: Schema, rows: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
+    """Cuts `rows` rows into blocks of about `block_bytes`: (start, stop) of each."""
+    step = rows_per_block(schema, block_bytes)
     return ((start, min(start + step, rows)) for start in range(0, rows, step))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -48,6 +50,10 @@ class Sharing:
 class MappedSlots:
     """The slots that a server offers, mapped into this process.
 
+    Attributes:
+        slots: how many there are.
+        slot_bytes: the size of each.
+
     Raises:
         OSError: the file cannot be opened from here, or is another one: the server runs as another user, in another container, or on another host.
     """
@@ -64,8 +70,41 @@ class MappedSlots:
             os.close(file)
         if self._memory[: len(offer.nonce)].tobytes() != offer.nonce:
             raise OSError(f"{offer.path} is not the server's memory")
+        self._borrowed = 0
+        # Changed by finalizers, which may run in any thread and at any moment: one operation of a deque or a set is safe then, a lock is not.
+        self._returned: deque[int] = deque()
+        self._lent: set[int] = set()
 
     def block(self, slot: int) -> Bytes:
         """The memory of a slot."""
         start = SHARED_SLOTS_START + slot * self.slot_bytes
         return self._memory[start : start + self.slot_bytes]
+
+    def borrow(self, slot: int) -> Bytes:
+        """The memory of a slot that the server lends. It may be given back to the server when nothing refers to this memory any more."""
+        memory = self.block(slot)
+        self._borrowed += 1
+        weakref.finalize(memory, self._give_back, slot).atexit = False
+        return memory
+
+    def _give_back(self, slot: int) -> None:
+        self._lent.discard(slot)
+        self._returned.append(slot)
+
+    def lend(self, slot: int) -> bool:
+        """Whether a batch in a borrowed slot may be lent on to the user, for as long as the user likes: two slots stay for the batches to come."""
+        if slot not in self._lent and len(self._lent) >= self.slots - 2:
+            return False
+        self._lent.add(slot)
+        return True
+
+    @property
+    def unreturned(self) -> int:
+        """Slots that are in use here."""
+        return self._borrowed - len(self._returned)
+
+    def returned(self) -> list[int]:
+        """The slots to be given back to the server: the caller sees to it, and they do not count as borrowed any more."""
+        slots = [self._returned.popleft() for _ in range(len(self._returned))]
+        self._borrowed -= len(slots)
+        return slots

@@ -25,6 +25,8 @@ from tdreplay_client.shared_memory import MappedSlots, Sharing
 __all__ = ["BatchCall", "BatchStream", "SingleBatches"]
 
 RETRY_SECONDS = 5.0
+SPARE_SLOTS = 2
+"""Of shared memory, beside those for the batches on their way: for the one that is used, and the one that was."""
 
 
 class BatchCall:
@@ -49,7 +51,7 @@ class BatchCall:
         call, self._response = _CALLS[type(query)]
         self._request = type(query)
         query.batches_per_message = max(1, window // 2)
-        query.shared_slots = window if shared else 0
+        query.shared_slots = window + SPARE_SLOTS if shared else 0
         self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.requests.put(query)
         self.answers = connection.stream(call, iter(self.requests.get, None))
@@ -65,10 +67,9 @@ class BatchCall:
         head: Any = split(next(self.answers), self._response)[0]
         return MappedSlots(head.shared_memory) if head.shared_memory.path else None
 
-    def grant(self, batches: int) -> Message:
-        """The request that grants so many more batches."""
-        grant: Message = self._request(credits=batches)
-        return grant
+    def grant(self, batches: int) -> None:
+        """Grants so many more batches, and gives back the slots that are not needed any more."""
+        self.requests.put(self._request(credits=batches, released_slots=[] if self.slots is None else self.slots.returned()))
 
     def batches(self, messages: Iterator[bytes], landing: Landing) -> Iterator[Arrival]:
         """The batches that `messages` of this call bring."""
@@ -101,24 +102,35 @@ class BatchStream(Iterator[TensorDict]):
 
     def __init__(self, connection: Connection, query: Any, landing: Landing, prefetch: int, shared: bool) -> None:
         self._connection = connection
-        self._taken, self._over = 0, False
-        call = BatchCall(connection, query, prefetch, shared)
-        self.shared = call.slots is not None
-        window = prefetch if call.slots is None else min(prefetch, call.slots.slots)
+        self._over = False
+        self._call = BatchCall(connection, query, prefetch, shared)
+        self.shared = self._call.slots is not None
+        self._window = prefetch if self._call.slots is None else min(prefetch, self._call.slots.slots)
         # Granting in groups keeps the cost of a credit off most batches, and lets small batches share a message.
-        self._group = max(1, window // 2)
-        self._grant = call.grant(self._group)
-        self._requests = call.requests
-        self._requests.put(call.grant(window))
+        self._group = max(1, self._window // 2)
+        self._due = 0  # Batches that were granted, and not taken yet.
         self._ready: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
-        work = (call.batches(call.answers.patiently(), landing), self._ready)
+        work = (self._call.batches(self._call.answers.patiently(), landing), self._ready)
         reader = threading.Thread(target=_read, args=work, name="tdreplay-reader", daemon=True)
+        self._close = weakref.finalize(self, end_call, self._call.requests, self._call.answers, reader)
+        self._grant()
         reader.start()
-        self._close = weakref.finalize(self, end_call, call.requests, call.answers, reader)
+
+    def _grant(self) -> None:
+        """Grants what the window has room for, and there are slots for. At least one batch is always due: two slots are never lent."""
+        room = self._window - self._due
+        if self._call.slots is not None:
+            # A batch that just came may count twice here, as a slot and as one that is on its way: then the next call grants it.
+            on_their_way = max(0, self._due - self._ready.qsize())
+            room = min(room, self._call.slots.slots - self._call.slots.unreturned - on_their_way)
+        if room >= self._group or (room > 0 and not self._due):
+            self._due += room
+            self._call.grant(room)
 
     def __next__(self) -> TensorDict:
         if self._over:
             raise StopIteration
+        self._grant()
         try:
             arrival = self._ready.get(timeout=self._connection.timeout)
         except queue.Empty:
@@ -126,10 +138,11 @@ class BatchStream(Iterator[TensorDict]):
         if isinstance(arrival, BaseException):
             self.close()
             raise arrival
-        self._taken += 1
-        if self._taken % self._group == 0:
-            self._requests.put(self._grant)
-        return arrival.take()
+        self._due -= 1
+        batch = arrival.take()
+        del arrival  # With it goes a slot whose batch was copied.
+        self._grant()
+        return batch
 
     def close(self) -> None:
         """Ends the call. Closing twice is allowed."""
@@ -208,7 +221,7 @@ class SingleBatches:
             self._open(batch_size)
         if self._call is None or self._batches is None:
             return None
-        self._call.requests.put(self._call.grant(1))
+        self._call.grant(1)
         arrival = next(self._batches, None)
         return None if arrival is None else arrival.take()
 

@@ -110,7 +110,7 @@ class Writer:
                 return
             self._send_staged()
             call = self._opened(schema, rows)
-            for start, stop in block_ranges(schema, rows):
+            for start, stop in block_ranges(schema, rows, call.block_bytes):
                 parcel = call.parcel(block_layout(schema, stop - start))
                 parcel.fill(columns, start, stop)
                 try:

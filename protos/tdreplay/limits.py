@@ -15,6 +15,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "MAX_RANK",
     "MOST_SHARED_BYTES",
+    "SHARED_BLOCK_BYTES",
     "SHARED_SLOTS_START",
     "check_batch_size",
     "check_whole",
@@ -38,6 +39,9 @@ MAX_BATCH_SIZE = 1 << 20
 
 SHARED_SLOTS_START = 4096
 """Where the first slot of shared memory starts in its file, in bytes: a page, which begins with the nonce."""
+
+SHARED_BLOCK_BYTES = 4 << 20
+"""The size that the blocks of a large insert aim at in shared memory: twice that of a message, because nothing but their number costs."""
 
 LEAST_SHARED_BYTES = 256 << 10
 """Blocks below so many bytes travel in messages: they are faster there, several at a time."""

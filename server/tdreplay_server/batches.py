@@ -26,15 +26,16 @@ class Credits:
 
     Args:
         first: what it granted with its query.
-        requests: its further messages, each of which grants more.
+        requests: its further messages, each of which grants more, and gives slots of shared memory back.
+        slots: those.
 
     Raises:
-        InvalidArgumentError: (here and in `take`) it grants a negative number.
+        InvalidArgumentError: (here and in `take`) it grants a negative number, or gives back what it does not have.
     """
 
-    def __init__(self, first: int, requests: Iterator[Request]) -> None:
+    def __init__(self, first: int, requests: Iterator[Request], slots: SharedSlots | None) -> None:
         self._left = check_whole(first, "credits", 0)
-        self._requests = requests
+        self._requests, self._slots = requests, slots
 
     def take(self, most: int) -> int:
         """Uses up to `most` credits, and says how many. Waits for the first; 0 where the client closed its side."""
@@ -43,6 +44,8 @@ class Credits:
             if request is None:
                 return 0
             self._left = check_whole(request.head.credits, "credits", 0)
+            if self._slots is not None:
+                self._slots.release(request.head.released_slots)
         taken = min(most, self._left)
         self._left -= taken
         return taken
@@ -85,11 +88,13 @@ def streamed(
         yield response(shared_memory=offer(slots))
     for selection, batch_rows in selections:
         block = layout(selection.fields, selection.rows, selection.row_shape)
-        if slots is None or not slots.hold(block.size):
+        lent = None if slots is None else slots.lend(block.size)
+        if lent is None:
             yield from blocks(buffer, selection, response, batch_rows)
         else:
-            slot, memory = slots.next()
-            buffer.read(selection, 0, selection.rows, block.write_header(memory[: block.size]))
+            slot, memory = lent
+            # In several threads: the client, which gets the batch without a copy, leaves a core free.
+            buffer.read(selection, 0, selection.rows, block.write_header(memory), threads=True)
             yield response(batch_rows=batch_rows, slot=slot)
 
 

@@ -199,8 +199,10 @@ class ReplayBuffer(BaseReplayBuffer):
             raise EmptyTableError("the table is empty: there is no row to sample yet")
         return self._schema
 
-    def read(self, selection: Selection, start: int, stop: int, out: dict[str, Rows]) -> None:
+    def read(self, selection: Selection, start: int, stop: int, out: dict[str, Rows], *, threads: bool = False) -> None:
         """Copies the rows of `selection` from `start` to `stop` into `out`: those of its fields that have bytes. No row is torn.
+
+        `threads`: several may work on it.
 
         Raises:
             TableChangedError: the table was reset, rewound or closed since the rows were selected.
@@ -208,7 +210,7 @@ class ReplayBuffer(BaseReplayBuffer):
         slots = selection.slots(start, stop)
         index, row_id = out.pop(INDEX, None), out.pop(ROW_ID, None)
         with self._reading(selection) as storage:
-            storage.gather(slots, out)
+            storage.gather(slots, out, threads=threads)
             ring = storage.ring
         if index is not None:
             index.view(np.int64)[:] = slots

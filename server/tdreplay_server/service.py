@@ -57,9 +57,9 @@ class ReplayBufferService:
         example = buffer.select_random(1, fields)
         most = per_message(query.batches_per_message, rows, example.fields)
         context.send_initial_metadata(())
-        granted = Credits(query.credits, requests)
-        draws = ((buffer.select_random(rows * batches, fields), rows) for batches in iter(lambda: granted.take(most), 0))
         with share(context, query.shared_slots, slot_bytes(most, rows, example)) as slots:
+            granted = Credits(query.credits, requests, slots)
+            draws = ((buffer.select_random(rows * batches, fields), rows) for batches in iter(lambda: granted.take(most), 0))
             yield from streamed(buffer, draws, pb.SampleResponse, slots, query.shared_slots > 0)
 
     def SampleBatch(self, request: Request, context: Context) -> Iterator[bytes]:
@@ -82,9 +82,11 @@ class ReplayBufferService:
         buffer, epochs = self._tables[query.table], _epoch_query(query)
         example = buffer.select_all(epochs.fields)
         most = per_message(query.batches_per_message, epochs.batch_size, example.fields)
-        batches = merged(buffer.select_epochs(epochs), most, Credits(query.credits, requests))
+        check_whole(query.credits, "credits", 0)
+        chosen = buffer.select_epochs(epochs)
         context.send_initial_metadata(())
         with share(context, query.shared_slots, slot_bytes(most, min(epochs.batch_size, example.rows), example)) as slots:
+            batches = merged(chosen, most, Credits(query.credits, requests, slots))
             yield from streamed(buffer, batches, pb.EpochResponse, slots, query.shared_slots > 0)
 
     def Describe(self, request: Request, context: Context) -> pb.DescribeResponse:

@@ -10,7 +10,7 @@ import fcntl
 import mmap
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import grpc
@@ -37,7 +37,8 @@ class SharedSlots:
     """
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
-        self._slots, self._slot_bytes, self._used = slots, -(-slot_bytes // PAGE) * PAGE, 0
+        self._slots, self._slot_bytes = slots, -(-slot_bytes // PAGE) * PAGE
+        self._free = list(range(slots))
         self._file = os.memfd_create("tdreplay", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         size = SHARED_SLOTS_START + self._slots * self._slot_bytes
         os.posix_fallocate(self._file, 0, size)  # Now: memory that runs out later would be a SIGBUS.
@@ -51,15 +52,23 @@ class SharedSlots:
         path = f"/proc/{os.getpid()}/fd/{self._file}"
         return pb.SharedMemory(path=path, nonce=self._nonce, slots=self._slots, slot_bytes=self._slot_bytes)
 
-    def hold(self, block_bytes: int) -> bool:
-        """Whether a block of that size fits into a slot."""
-        return block_bytes <= self._slot_bytes
+    def lend(self, block_bytes: int) -> tuple[int, Bytes] | None:
+        """A slot for a block of that size, which is the client's until it releases it, and its memory; None where it fits into none that is free."""
+        if block_bytes > self._slot_bytes or not self._free:
+            return None
+        slot = self._free.pop()
+        return slot, self[slot][:block_bytes]
 
-    def next(self) -> tuple[int, Bytes]:
-        """The slot for the next block that the server writes, and its memory. They are used in turn."""
-        slot = self._used % self._slots
-        self._used += 1
-        return slot, self[slot]
+    def release(self, slots: Iterable[int]) -> None:
+        """Takes back what was lent.
+
+        Raises:
+            InvalidArgumentError: one of them was not.
+        """
+        for slot in slots:
+            if not 0 <= slot < self._slots or slot in self._free:
+                raise InvalidArgumentError(f"released_slots ({slot}): the server has not lent it")
+            self._free.append(slot)
 
     def __getitem__(self, slot: int) -> Bytes:
         """The memory of a slot.

@@ -19,6 +19,7 @@ from torchrl.data import LazyMemmapStorage, LazyTensorStorage
 from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Schema
+from tdreplay_server.parallel import in_parts
 from tdreplay_server.ring import Ring, Slots
 
 __all__ = ["DeviceRows", "Inserts", "MemmapRows", "RowStorage", "open_storage"]
@@ -82,10 +83,15 @@ class RowStorage(LazyTensorStorage):
             else:
                 self._columns[name][start:stop].copy_(column)
 
-    def gather(self, slots: Slots, out: Mapping[str, Rows]) -> None:
-        """Copies the rows in `slots` (checked by the caller) into `out`: rows of bytes on the CPU, for any of the fields that have bytes."""
+    def gather(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool = False) -> None:
+        """Copies the rows in `slots` (checked by the caller) into `out`: rows of bytes on the CPU, for any of the fields that have bytes.
+
+        `threads`: several may work on it.
+        """
         for name, place in out.items():
-            if name in self._rows:
+            if name in self._rows and threads:
+                _gather(self._rows[name], slots, place)
+            elif name in self._rows:
                 self._rows[name].take(slots, out=place, mode="clip")  # Not "raise", which would gather into a copy of `out` first.
             else:
                 place[:] = as_rows(self._select_one(name, slots).cpu())
@@ -98,7 +104,8 @@ class RowStorage(LazyTensorStorage):
         column = self._columns[name]
         if name in self._rows:
             chosen = torch.empty((len(slots), *column.shape[1:]), dtype=column.dtype)
-            self._rows[name].take(slots, out=as_rows(chosen), mode="clip")
+            if len(slots):
+                _gather(self._rows[name], slots, as_rows(chosen))
             return chosen
         if not column[:1].nbytes:
             return column.new_empty((len(slots), *column.shape[1:]))
@@ -116,6 +123,10 @@ class RowStorage(LazyTensorStorage):
     def discard(self) -> None:
         """Gives the memory back, and removes the files where there are any."""
         self.release()
+
+
+def _gather(rows: Rows, slots: Slots, out: Rows) -> None:
+    in_parts(len(slots), rows.itemsize, lambda start, stop: rows.take(slots[start:stop], out=out[start:stop], mode="clip"))
 
 
 def _as_tensor(rows: Rows, like: torch.Tensor) -> torch.Tensor:

@@ -128,7 +128,7 @@ def test_a_killed_server_leaves_nothing_behind(tmp_path):
                 with pytest.raises(ReplayError):
                     insert_a_batch_for_each(batches, buffer)
             assert (taken["x"] == taken["x"][:, :1]).all()  # It is the client's own: the server's death takes nothing away.
-        del batches
+        del batches, taken
     server.close()
     assert eventually_none(lambda: shared_maps(os.getpid())) == []
     assert set(os.listdir("/dev/shm")) <= files

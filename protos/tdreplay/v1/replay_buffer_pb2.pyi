@@ -216,7 +216,7 @@ class SharedMemory(google.protobuf.message.Message):
     nonce: builtins.bytes
     """The first bytes of the file: where they differ, it is another host's file of the same name."""
     slots: builtins.int
-    """How many slots there are, and so how many credits, or blocks without an acknowledgement, may be open."""
+    """How many slots there are."""
     slot_bytes: builtins.int
     """The size of each, in bytes. The first one starts 4096 bytes into the file."""
     def __init__(
@@ -244,6 +244,7 @@ class SampleRequest(google.protobuf.message.Message):
     BATCHES_PER_MESSAGE_FIELD_NUMBER: builtins.int
     SHARED_SLOTS_FIELD_NUMBER: builtins.int
     STANDING_FIELD_NUMBER: builtins.int
+    RELEASED_SLOTS_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -264,6 +265,10 @@ class SampleRequest(google.protobuf.message.Message):
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`. First message only."""
 
+    @property
+    def released_slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Slots of the shared memory that the client does not need any more. Not in the first message."""
+
     def __init__(
         self,
         *,
@@ -274,8 +279,9 @@ class SampleRequest(google.protobuf.message.Message):
         batches_per_message: builtins.int = ...,
         shared_slots: builtins.int = ...,
         standing: builtins.bool = ...,
+        released_slots: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "released_slots", b"released_slots", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table"]) -> None: ...
 
 global___SampleRequest = SampleRequest
 
@@ -296,7 +302,9 @@ class SampleResponse(google.protobuf.message.Message):
     first_row: builtins.int
     """The place of this block's first row in the batch. The batch is whole when its last row came."""
     slot: builtins.int
-    """Set: the block lies in this slot of the shared memory, not in this message. The slot is free again when the client grants the credit for it."""
+    """Set: the block lies in this slot of the shared memory, not in this message. The slot is the client's until it releases it. Where no slot is free,
+    a block comes in its message.
+    """
     padding: builtins.bytes
     """Any bytes: aligns the block in memory. Ignore it."""
     block: builtins.bytes
@@ -509,6 +517,7 @@ class EpochRequest(google.protobuf.message.Message):
     DROP_LAST_FIELD_NUMBER: builtins.int
     BATCHES_PER_MESSAGE_FIELD_NUMBER: builtins.int
     SHARED_SLOTS_FIELD_NUMBER: builtins.int
+    RELEASED_SLOTS_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -533,6 +542,10 @@ class EpochRequest(google.protobuf.message.Message):
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`. First message only."""
 
+    @property
+    def released_slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Slots of the shared memory that the client does not need any more. Not in the first message."""
+
     def __init__(
         self,
         *,
@@ -546,9 +559,10 @@ class EpochRequest(google.protobuf.message.Message):
         drop_last: builtins.bool = ...,
         batches_per_message: builtins.int = ...,
         shared_slots: builtins.int = ...,
+        released_slots: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "drop_last", b"drop_last", "fields", b"fields", "n_epochs", b"n_epochs", "seed", b"seed", "shared_slots", b"shared_slots", "shuffle", b"shuffle", "table", b"table"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "drop_last", b"drop_last", "fields", b"fields", "n_epochs", b"n_epochs", "released_slots", b"released_slots", "seed", b"seed", "shared_slots", b"shared_slots", "shuffle", b"shuffle", "table", b"table"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___EpochRequest = EpochRequest
@@ -570,7 +584,9 @@ class EpochResponse(google.protobuf.message.Message):
     first_row: builtins.int
     """The place of this block's first row in the batch. The batch is whole when its last row came."""
     slot: builtins.int
-    """Set: the block lies in this slot of the shared memory, not in this message. The slot is free again when the client grants the credit for it."""
+    """Set: the block lies in this slot of the shared memory, not in this message. The slot is the client's until it releases it. Where no slot is free,
+    a block comes in its message.
+    """
     padding: builtins.bytes
     """Any bytes: aligns the block in memory. Ignore it."""
     block: builtins.bytes

@@ -31,11 +31,10 @@ from tdreplay.errors import (
 from tdreplay.limits import message_options
 from tdreplay.v1 import replay_buffer_pb2
 
-__all__ = ["Answers", "Connection", "end_call"]
+__all__ = ["Answers", "Connection", "end_call", "start_reader"]
 
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 POLL_SECONDS = 0.1
-JOIN_SECONDS = 5.0
 EXIT_SECONDS = 1.0
 M = TypeVar("M", bound=Message)
 
@@ -78,7 +77,7 @@ class Connection:
         before = set(threading.enumerate())
         with self._translated():
             answers = Answers(self._calls[name](requests), self)
-        _grpc_threads.update(set(threading.enumerate()) - before)  # gRPC does not say which threads it starts.
+        _threads.update(set(threading.enumerate()) - before)  # gRPC does not say which threads it starts.
         return answers
 
     def close(self) -> None:
@@ -127,16 +126,16 @@ class Connection:
 
 
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
-_grpc_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 @atexit.register
 def _end_at_exit() -> None:
-    """Ends all calls, and waits for gRPC's own threads: one that is still at work when the interpreter goes would abort the process."""
+    """Ends all calls, and waits for the threads that are inside gRPC: one that is still there when the interpreter goes would abort the process."""
     for connection in list(_open):
         connection.close()
     end = time.monotonic() + EXIT_SECONDS
-    for thread in list(_grpc_threads):
+    for thread in list(_threads):
         thread.join(max(0.0, end - time.monotonic()))
 
 
@@ -197,12 +196,18 @@ class Answers(Iterator[Any]):
         self._call.cancel()
 
 
-def end_call(requests: queue.SimpleQueue[Any], answers: Answers, reader: threading.Thread | None) -> None:
-    """Ends a call, and waits for the thread that reads its answers: one that is still inside gRPC when the interpreter exits would abort it."""
+def end_call(requests: queue.SimpleQueue[Any], answers: Answers) -> None:
+    """Ends a call. It waits for nothing: as a finalizer it may run in any thread, that which watches over all deadlines among them."""
     requests.put(None)
     answers.close()
-    if reader is not None and reader is not threading.current_thread():
-        reader.join(JOIN_SECONDS)
+
+
+def start_reader(work: Callable[..., None], *arguments: Any) -> threading.Thread:
+    """Starts a thread that reads a call's answers. It is awaited when the interpreter exits."""
+    reader = threading.Thread(target=work, args=arguments, name="tdreplay-reader", daemon=True)
+    _threads.add(reader)
+    reader.start()
+    return reader
 
 
 class _Watchdog:

@@ -48,7 +48,7 @@ class InsertCall:
         self._head = pb.AddBatchRequest(table=table, standing=standing)
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.answers = connection.stream("AddBatch", iter(self._requests.get, None))
-        self._close = weakref.finalize(self, end_call, self._requests, self.answers, None)
+        self._close = weakref.finalize(self, end_call, self._requests, self.answers)
         self._mapped = self._share(slot_bytes) if slot_bytes else None
         self.slots = 0 if self._mapped is None else self._mapped.slots
         self.block_bytes = SHARED_BLOCK_BYTES if self.slots else BLOCK_BYTES
@@ -84,10 +84,6 @@ class InsertCall:
     def close(self) -> None:
         """Ends the call. Closing twice is allowed."""
         self._close()
-
-    def close_at_exit(self, owner: object, reader: threading.Thread) -> None:
-        """Ends the call when the interpreter exits, or nothing refers to `owner` any more, and waits for the thread that reads the answers."""
-        weakref.finalize(owner, end_call, self._requests, self.answers, reader)
 
 
 def open_inserts(connection: Connection, table: str, sharing: Sharing, schema: Schema, rows: int, *, standing: bool = False) -> InsertCall:

@@ -18,13 +18,14 @@ from tdreplay.errors import DeadlineError, ReplayError, StreamLimitError
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.batches import assemble
-from tdreplay_client.channel import Connection, end_call
+from tdreplay_client.channel import Connection, end_call, start_reader
 from tdreplay_client.landing import Arrival, Landing
 from tdreplay_client.shared_memory import MappedSlots, Sharing
 
 __all__ = ["BatchCall", "BatchStream", "SingleBatches"]
 
 RETRY_SECONDS = 5.0
+JOIN_SECONDS = 5.0
 SPARE_SLOTS = 2
 """Of shared memory, beside those for the batches on their way: for the one that is used, and the one that was."""
 
@@ -59,7 +60,7 @@ class BatchCall:
             self.answers.opened()
             self.slots = self._accepted() if shared else None
         except BaseException:
-            end_call(self.requests, self.answers, None)
+            end_call(self.requests, self.answers)
             raise
 
     def _accepted(self) -> MappedSlots | None:
@@ -110,11 +111,9 @@ class BatchStream(Iterator[TensorDict]):
         self._group = max(1, self._window // 2)
         self._due = 0  # Batches that were granted, and not taken yet.
         self._ready: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
-        work = (self._call.batches(self._call.answers.patiently(), landing), self._ready)
-        reader = threading.Thread(target=_read, args=work, name="tdreplay-reader", daemon=True)
-        self._close = weakref.finalize(self, end_call, self._call.requests, self._call.answers, reader)
+        self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers)
         self._grant()
-        reader.start()
+        self._reader = start_reader(_read, self._call.batches(self._call.answers.patiently(), landing), self._ready)
 
     def _grant(self) -> None:
         """Grants what the window has room for, and there are slots for. At least one batch is always due: two slots are never lent."""
@@ -145,9 +144,11 @@ class BatchStream(Iterator[TensorDict]):
         return batch
 
     def close(self) -> None:
-        """Ends the call. Closing twice is allowed."""
+        """Ends the call, and waits for the thread that reads it. Closing twice is allowed."""
         self._over = True
-        self._close()
+        self._end()
+        if self._reader is not threading.current_thread():
+            self._reader.join(JOIN_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -229,7 +230,7 @@ class SingleBatches:
         query = pb.SampleRequest(table=self._table, batch_size=batch_size, standing=True)
         self._call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared))
         self._batches = self._call.batches(self._call.answers, self._landing)
-        self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers, None)
+        self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers)
 
     def close(self) -> None:
         """Ends the call that is held open. Closing twice is allowed."""

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from tdreplay.columns import from_rows, to_tensordict
 from tdreplay.errors import ClosedError, ReplayError
 from tdreplay.schema import Columns, Schema
-from tdreplay_client.channel import Connection
+from tdreplay_client.channel import Connection, start_reader
 from tdreplay_client.inserts import InsertCall, open_inserts
 from tdreplay_client.parcels import Parcel, block_layout, block_ranges, rows_per_block
 from tdreplay_client.shared_memory import Sharing
@@ -159,9 +159,7 @@ class Writer:
             self._call = open_inserts(self._connection, self._table, self._sharing, schema, rows)
             if self._call.slots:  # Beside those on their way, one block is being filled, and one may have to be cut short.
                 self._max_in_flight = min(self._max_in_flight, max(1, self._call.slots - 2))
-            reader = threading.Thread(target=self._take_acknowledgements, args=(self._call,), name="tdreplay-writer", daemon=True)
-            self._call.close_at_exit(self, reader)
-            reader.start()
+            start_reader(self._take_acknowledgements, self._call)
             threading.Thread(target=self._flush_in_time, name="tdreplay-writer", daemon=True).start()
         return self._call
 

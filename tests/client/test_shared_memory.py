@@ -15,7 +15,7 @@ from tensordict import TensorDict
 
 from conftest import rows
 from tdreplay.errors import InvalidArgumentError, SchemaError
-from tdreplay.v1.replay_buffer_pb2 import AddBatchRequest, SharedMemory
+from tdreplay.v1.replay_buffer_pb2 import AddBatchRequest, SampleRequest, SharedMemory
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_client.shared_memory import MappedSlots
 
@@ -162,6 +162,44 @@ def test_batches_from_shared_memory_are_the_clients_own(big):
     assert all((batch == copy).all() for batch, copy in zip(taken[1::2], kept[1::2], strict=True))
     for batch in kept:
         check(batch)
+
+
+@pytest.mark.parametrize("prefetch", [1, 4])
+def test_a_user_may_keep_as_many_batches_as_it_likes(big, prefetch):
+    with big.stream(16, prefetch=prefetch) as batches:
+        kept = [next(batches) for _ in range(40)]
+        drawn = [check(batch) for batch in kept]
+        for batch in kept[::3]:
+            batch["x"].zero_()
+        assert [batch["n"].tolist() for batch in kept] == drawn
+        for batch in kept[1::3]:
+            check(batch)
+        kept.clear()
+        for _ in range(40):
+            check(next(batches))
+    single = [big.sample_batch(16) for _ in range(20)]
+    for batch in single:
+        check(batch)
+
+
+def test_batches_are_lent_and_their_memory_is_used_again(big):
+    with big.stream(16, prefetch=2) as batches:
+        places = set()
+        for _ in range(50):
+            batch = next(batches)
+            places.add(batch["x"].data_ptr())
+            check(batch)
+        assert len(places) <= batches._call.slots.slots
+    check(batch)  # It outlives its stream.
+
+
+def test_a_slot_that_was_not_lent_cannot_be_released(address, table, big):
+    for slots in ([0], [-1], [9]):
+        requests = [SampleRequest(table=table, batch_size=16, shared_slots=2), SampleRequest(credits=1, released_slots=slots)]
+        answers = big._connection.stream("Sample", iter(requests))
+        next(answers)
+        with pytest.raises(InvalidArgumentError, match="released_slots"):
+            next(answers)
 
 
 def test_batches_go_on_to_the_training_device(address, table, big):

@@ -54,7 +54,9 @@ def in_parts(rows: int, row_bytes: int, act: Callable[[int, int], object]) -> No
     parts = max(1, min(_pool.threads, rows * row_bytes // PART_BYTES, rows))
     bounds = [rows * part // parts for part in range(parts + 1)]
     others = [_pool.executor().submit(act, start, stop) for start, stop in itertools.pairwise(bounds[1:])]
-    act(0, bounds[1])
-    wait(others)
+    try:
+        act(0, bounds[1])
+    finally:
+        wait(others)
     for other in others:
         other.result()

@@ -29,7 +29,7 @@ def test_an_error_in_a_part_is_raised_when_all_parts_are_done():
     def act(start: int, stop: int) -> None:
         raise ValueError(f"{start} {stop}")
 
-    with pytest.raises(ValueError, match="^0 "):
+    with pytest.raises(ValueError, match=r"^0 "):
         in_parts(100, PART_BYTES, act)
 
 

@@ -33,12 +33,12 @@ def assemble(messages: Iterator[bytes], message_type: type[Message], landing: La
         columns, batch_size = block.columns, (head.batch_rows, *block.batch_shape[1:])
         lent = slots if slots is not None and landing.on_host and head.HasField("slot") else None
         if head.first_row == 0 and block.rows % max(1, head.batch_rows) == 0:
-            for part in _parts(columns, block.rows // head.batch_rows, head.batch_rows):
-                arrival = landing.bring(part, batch_size)
-                yield arrival if lent is None else replace(arrival, slot=head.slot, slots=lent)
+            parts = _parts(columns, block.rows // head.batch_rows, head.batch_rows)
+            yield from (replace(landing.bring(part, batch_size), slot=0 if lent is None else head.slot, slots=lent) for part in parts)
+            del parts
         else:
             yield landing.bring(_joined(head, columns, messages, message_type, landing), batch_size)
-        del message, head, block, columns  # While the next message is awaited, this one's memory is its batches' alone.
+        del message, block, columns  # While the next message is awaited, this one's memory is its batches' alone.
 
 
 def _parts(columns: Columns, count: int, rows: int) -> Iterator[Columns]:

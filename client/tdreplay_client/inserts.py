@@ -86,11 +86,16 @@ class InsertCall:
         self._close()
 
 
-def open_inserts(connection: Connection, table: str, sharing: Sharing, schema: Schema, rows: int, *, standing: bool = False) -> InsertCall:
-    """A call for blocks of up to `rows` rows of `schema`, over shared memory where it can be had and they are large enough for it."""
-    size = _largest_block(schema, rows)
-    if size < LEAST_SHARED_BYTES:
+def open_inserts(
+    connection: Connection, table: str, sharing: Sharing, schema: Schema, rows: int, *, standing: bool = False, most_rows: int = 0
+) -> InsertCall:
+    """A call for blocks of up to `rows` rows of `schema`, over shared memory where it can be had and they are large enough for it.
+
+    Its slots then also have room for blocks of up to `most_rows` rows.
+    """
+    if _largest_block(schema, rows) < LEAST_SHARED_BYTES:
         return InsertCall(connection, table, standing=standing, slot_bytes=0)
+    size = _largest_block(schema, max(rows, most_rows))
     return sharing.tried(lambda shared: InsertCall(connection, table, standing=standing, slot_bytes=size if shared else 0))
 
 

@@ -54,11 +54,15 @@ class MappedSlots:
         slots: how many there are.
         slot_bytes: the size of each.
 
+    Args:
+        offer: what the server says of them.
+        reserve: how many are never lent to the user.
+
     Raises:
         OSError: the file cannot be opened from here, or is another one: the server runs as another user, in another container, or on another host.
     """
 
-    def __init__(self, offer: pb.SharedMemory) -> None:
+    def __init__(self, offer: pb.SharedMemory, reserve: int = 2) -> None:
         self.slots, self.slot_bytes = offer.slots, offer.slot_bytes
         size = SHARED_SLOTS_START + offer.slots * offer.slot_bytes
         file = os.open(offer.path, os.O_RDWR | os.O_CLOEXEC)
@@ -70,7 +74,7 @@ class MappedSlots:
             os.close(file)
         if self._memory[: len(offer.nonce)].tobytes() != offer.nonce:
             raise OSError(f"{offer.path} is not the server's memory")
-        self._borrowed = 0
+        self._reserve, self._borrowed = reserve, 0
         # Changed by finalizers, which may run in any thread and at any moment: one operation of a deque or a set is safe then, a lock is not.
         self._returned: deque[int] = deque()
         self._lent: set[int] = set()
@@ -92,8 +96,8 @@ class MappedSlots:
         self._returned.append(slot)
 
     def lend(self, slot: int) -> bool:
-        """Whether a batch in a borrowed slot may be lent on to the user, for as long as the user likes: two slots stay for the batches to come."""
-        if slot not in self._lent and len(self._lent) >= self.slots - 2:
+        """Whether a batch in a borrowed slot may be lent on to the user, for as long as the user likes: some slots stay for the batches to come."""
+        if slot not in self._lent and len(self._lent) >= self.slots - self._reserve:
             return False
         self._lent.add(slot)
         return True

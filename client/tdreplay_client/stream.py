@@ -58,15 +58,15 @@ class BatchCall:
         self.answers = connection.stream(call, iter(self.requests.get, None))
         try:
             self.answers.opened()
-            self.slots = self._accepted() if shared else None
+            self.slots = self._accepted(min(2, window)) if shared else None
         except BaseException:
             end_call(self.requests, self.answers)
             raise
 
-    def _accepted(self) -> MappedSlots | None:
+    def _accepted(self, reserve: int) -> MappedSlots | None:
         """The shared memory that the server offers, mapped; None where it offers none."""
         head: Any = split(next(self.answers), self._response)[0]
-        return MappedSlots(head.shared_memory) if head.shared_memory.path else None
+        return MappedSlots(head.shared_memory, reserve) if head.shared_memory.path else None
 
     def grant(self, batches: int) -> None:
         """Grants so many more batches, and gives back the slots that are not needed any more."""
@@ -116,7 +116,7 @@ class BatchStream(Iterator[TensorDict]):
         self._reader = start_reader(_read, self._call.batches(self._call.answers.patiently(), landing), self._ready)
 
     def _grant(self) -> None:
-        """Grants what the window has room for, and there are slots for. At least one batch is always due: two slots are never lent."""
+        """Grants what the window has room for, and there are slots for. At least one batch is always due: not all slots are lent."""
         room = self._window - self._due
         if self._call.slots is not None:
             # A batch that just came may count twice here, as a slot and as one that is on its way: then the next call grants it.
@@ -162,6 +162,7 @@ def _read(batches: Iterator[Arrival], ready: queue.SimpleQueue[Arrival | BaseExc
     try:
         for batch in batches:
             ready.put(batch)
+            del batch  # While the next one is awaited, this one is its taker's alone, and with it the memory that it lies in.
         ready.put(StopIteration())
     except BaseException as error:  # noqa: BLE001 - whatever it is, the thread that takes the batches raises it.
         # Without its traceback, whose frames hold the queue that is to hold the error: that circle would keep the shared memory mapped.

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from tdreplay.columns import from_rows, to_tensordict
 from tdreplay.errors import ClosedError, ReplayError
+from tdreplay.limits import MAX_BATCH_SIZE
 from tdreplay.schema import Columns, Schema
 from tdreplay_client.channel import Connection, start_reader
 from tdreplay_client.inserts import InsertCall, open_inserts
@@ -156,7 +157,7 @@ class Writer:
     def _opened(self, schema: Schema, rows: int) -> InsertCall:
         """The call, opened for blocks of the first rows that come, and its two threads started."""
         if self._call is None:
-            self._call = open_inserts(self._connection, self._table, self._sharing, schema, rows)
+            self._call = open_inserts(self._connection, self._table, self._sharing, schema, rows, most_rows=MAX_BATCH_SIZE)
             if self._call.slots:  # Beside those on their way, one block is being filled, and one may have to be cut short.
                 self._max_in_flight = min(self._max_in_flight, max(1, self._call.slots - 2))
             start_reader(self._take_acknowledgements, self._call)

@@ -79,6 +79,20 @@ def test_larger_batches_than_the_first_get_larger_slots_and_small_rows_none(addr
         assert read_back(buffer) == list(range(71))
 
 
+def test_batches_after_single_rows_still_go_through_shared_memory(address, table):
+    with RemoteReplayBuffer(address, table=table, buffer_size=1000, timeout=10) as buffer, buffer.writer(flush_rows=8) as writer:
+        for row in numbered(0, 8):
+            writer.append(row)
+        writer.flush()
+        call, used = writer._call, []
+        made = call.parcel
+        call.parcel = lambda block: used.append(made(block)) or used[-1]
+        writer.extend(numbered(8, 300))
+        writer.flush()
+        assert all(parcel.slot is not None for parcel in used)
+        assert read_back(buffer) == list(range(308))
+
+
 @pytest.mark.parametrize("flush_rows", [1, 7, 64, 1000])
 def test_a_writer_writes_into_shared_memory(address, table, flush_rows):
     with RemoteReplayBuffer(address, table=table, buffer_size=1000, timeout=10) as buffer:

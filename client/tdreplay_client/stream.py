@@ -136,7 +136,10 @@ class BatchStream(Iterator[TensorDict]):
             arrival = self._connection.late()
         if isinstance(arrival, BaseException):
             self.close()
-            raise arrival
+            try:
+                raise arrival
+            finally:
+                del arrival  # Its traceback holds this frame: together they would keep the shared memory mapped.
         self._due -= 1
         batch = arrival.take()
         del arrival  # With it goes a slot whose batch was copied.

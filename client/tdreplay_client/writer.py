@@ -214,7 +214,10 @@ class Writer:
             error, self._error = self._error, None
             error.rows = self._not_stored()
             self.close()
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # Its traceback holds this frame: together they would keep the shared memory mapped.
         if self._closed:
             raise ClosedError("the writer is closed")
 

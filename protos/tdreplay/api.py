@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import SupportsIndex
@@ -18,10 +18,13 @@ from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
 from tdreplay.metadata import Metadata
 from tdreplay.schema import Schema
 
-__all__ = ["BaseReplayBuffer", "EpochQuery", "Index", "State", "as_slots"]
+__all__ = ["BaseReplayBuffer", "Checkpoint", "EpochQuery", "Index", "Progress", "State", "as_slots"]
 
 Index = Sequence[int] | torch.Tensor
 """Slots: a list, a range, or a tensor of shape [n] of any integer dtype."""
+
+Progress = Callable[[int, int], object]
+"""Called with the bytes that are done, and those that there are in all."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class State:
         write_count: id of the next row; the stored rows are the ids ``[write_count - size, write_count)``.
         storing_device: where the rows lie.
         schema: what a row looks like; None while none was ever stored.
+        durability: what acknowledged rows survive: none, process, interval or power.
     """
 
     buffer_size: int
@@ -43,6 +47,24 @@ class State:
     write_count: int
     storing_device: torch.device
     schema: Schema | None
+    durability: str = "none"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is whole, and on the disk.
+
+    Attributes:
+        path: its directory, on the machine that has the rows.
+        rows: that are in it.
+        write_count: of the buffer at the checkpoint's moment: its rows are the ids ``[write_count - rows, write_count)``.
+        bytes: of the rows.
+    """
+
+    path: str
+    rows: int
+    write_count: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -142,6 +164,23 @@ class BaseReplayBuffer(ABC):
     @abstractmethod
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         """Forgets all rows and their schema, and takes a new capacity where one is given. Row ids go on; the next row lies in slot 0."""
+
+    @abstractmethod
+    def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
+        """Writes all rows, as they are at one moment, to a directory beside the data, and returns when they are on the disk.
+
+        Other calls go on meanwhile. The checkpoint appears whole or not at all; one of the same name is replaced, at once. The command
+        ``tdreplay-server restore`` makes a table of it. (`save` writes no rows: it only notes where the buffer stands.)
+
+        Args:
+            name: 1 to 64 letters, digits, '_' or '-'.
+            progress: called now and then, from this thread.
+
+        Raises:
+            FailedPreconditionError: the buffer has no directory of its own to put it in.
+            TableChangedError: the buffer was reset, rewound or dropped meanwhile. There is no new checkpoint then.
+            StorageError, ResourceExhaustedError: the disk failed, or is full. The same.
+        """
 
     @abstractmethod
     def _open_epochs(self, query: EpochQuery) -> Iterator[TensorDict]:
@@ -271,6 +310,11 @@ class BaseReplayBuffer(ABC):
     def pointer(self) -> int:
         """The slot of the next row."""
         return self.state().pointer
+
+    @property
+    def durability(self) -> str:
+        """What stored rows survive: none; process: the death of the process that has them; interval, power: the loss of power, too."""
+        return self.state().durability
 
     def __len__(self) -> int:
         return self.size

@@ -15,7 +15,9 @@ __all__ = [
     "CancelledError",
     "ClosedError",
     "CodecError",
+    "CorruptDataError",
     "DeadlineError",
+    "DirectoryInUseError",
     "EmptyTableError",
     "FailedPreconditionError",
     "FieldNotFoundError",
@@ -27,8 +29,10 @@ __all__ = [
     "ReplayError",
     "ResourceExhaustedError",
     "SchemaError",
+    "SequenceError",
     "ServerUnavailableError",
     "SlotIndexError",
+    "StorageError",
     "StreamLimitError",
     "TableChangedError",
     "TableExistsError",
@@ -115,6 +119,14 @@ class ForkedError(FailedPreconditionError):
     """The buffer was opened by a process of which this one is a fork. Open a buffer of its own, or start the process by ``spawn``."""
 
 
+class SequenceError(FailedPreconditionError):
+    """A block's number stands for other rows already, or is too far below the writer's highest to tell. Nothing was stored."""
+
+
+class DirectoryInUseError(FailedPreconditionError):
+    """Another process has the data directory. The message names it."""
+
+
 class TableChangedError(ReplayError):
     """The table was reset, rewound or dropped while it was read. Read again."""
 
@@ -171,6 +183,18 @@ class InternalError(ReplayError):
     code = grpc.StatusCode.INTERNAL
 
 
+class CorruptDataError(ReplayError):
+    """A data directory or a checkpoint is not what was written. Nothing of it is used, and nothing in it changes."""
+
+    code = grpc.StatusCode.DATA_LOSS
+
+
+class StorageError(ReplayError, OSError):
+    """The disk failed while rows were written. They were not acknowledged; the server stops, and its log has the details."""
+
+    code = grpc.StatusCode.DATA_LOSS
+
+
 def _tree(cls: type[ReplayError]) -> list[type[ReplayError]]:
     return [cls, *(found for sub in cls.__subclasses__() for found in _tree(sub))]
 
@@ -193,7 +217,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[ReplayError]] = {
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
     grpc.StatusCode.INTERNAL: InternalError,
     grpc.StatusCode.UNAVAILABLE: ServerUnavailableError,
-    grpc.StatusCode.DATA_LOSS: InternalError,
+    grpc.StatusCode.DATA_LOSS: StorageError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthorizedError,
 }
 

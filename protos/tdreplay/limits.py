@@ -14,7 +14,9 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_RANK",
+    "MAX_WRITER_ID",
     "MOST_SHARED_BYTES",
+    "SEQUENCE_WINDOW",
     "SHARED_BLOCK_BYTES",
     "SHARED_SLOTS_START",
     "check_batch_size",
@@ -48,6 +50,13 @@ LEAST_SHARED_BYTES = 256 << 10
 
 MOST_SHARED_BYTES = 64 << 20
 """Of the slots of one stream together."""
+
+
+SEQUENCE_WINDOW = 64
+"""Of so many of a writer's highest numbers a server knows what became of their blocks. A writer has fewer blocks than that on their way at once."""
+
+MAX_WRITER_ID = 64
+"""The longest writer id, in characters."""
 
 
 def message_options() -> list[tuple[str, int]]:

@@ -6,7 +6,24 @@ from tdreplay.errors import CodecError
 from tdreplay.schema import DTYPE_NAMES, DTYPES, Field, Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
 
-__all__ = ["schema_from_message", "schema_to_message"]
+__all__ = ["durability_from_message", "durability_to_message", "schema_from_message", "schema_to_message"]
+
+DURABILITIES = {
+    "none": pb.DURABILITY_NONE,
+    "process": pb.DURABILITY_PROCESS,
+    "interval": pb.DURABILITY_INTERVAL,
+    "power": pb.DURABILITY_POWER,
+}
+
+
+def durability_to_message(level: str) -> pb.Durability.ValueType:
+    """The value that stands for a level."""
+    return DURABILITIES[level]
+
+
+def durability_from_message(value: int) -> str:
+    """The level that a value stands for; 'none' for one that this version does not know: it promises nothing."""
+    return next((level for level, known in DURABILITIES.items() if known == value), "none")
 
 
 def schema_to_message(schema: Schema) -> pb.Schema:

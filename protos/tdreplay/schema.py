@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 
 from tdreplay.errors import CodecError, FieldNotFoundError, SchemaError
-from tdreplay.limits import MAX_MESSAGE_BYTES, MAX_RANK
+from tdreplay.limits import MAX_MESSAGE_BYTES, MAX_RANK, check_whole
 
 __all__ = ["DTYPES", "EXTRA_FIELDS", "INDEX", "ROW_ID", "Columns", "Field", "Schema"]
 
@@ -111,6 +112,24 @@ class Schema:
             raise SchemaError(f"a row ({schema.row_bytes} bytes) must be at most {MAX_MESSAGE_BYTES - (1 << 20)} bytes, so that it fits a message")
         return schema
 
+    def to_json(self) -> dict[str, Any]:
+        """The schema as JSON values, for files."""
+        fields = [{"name": field.name, "dtype": DTYPE_NAMES[field.dtype], "shape": list(field.shape)} for field in self.fields]
+        return {"fields": fields, "row_shape": list(self.row_shape)}
+
+    @classmethod
+    def from_json(cls, entries: Any) -> Schema:
+        """What `to_json` gave.
+
+        Raises:
+            CodecError, SchemaError: it is something else, or names a dtype that this version does not know.
+        """
+        try:
+            fields = [Field(str(entry["name"]), DTYPES[entry["dtype"]], _shape(entry["shape"])) for entry in entries["fields"]]
+            return cls.made_of(fields, _shape(entries["row_shape"]))
+        except (TypeError, KeyError, ValueError) as error:
+            raise CodecError(f"not a schema: {type(error).__name__} {error}") from None
+
     @cached_property
     def by_name(self) -> dict[str, Field]:
         """The fields, and the extra ones that a server adds, by name."""
@@ -154,6 +173,10 @@ class Schema:
             if got[name] != expected[name]:
                 raise SchemaError(f"field {name!r}: expected {expected[name]} in every row, got {got[name]}")
         raise SchemaError(f"batch_size: expected [n, *{list(self.row_shape)}], got [n, *{list(other.row_shape)}]")
+
+
+def _shape(entries: Any) -> tuple[int, ...]:
+    return tuple(check_whole(entry, "a dimension", 0, 1 << 48) for entry in entries)
 
 
 def _check_storable(field: Field, siblings: Container[str]) -> None:

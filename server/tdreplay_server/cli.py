@@ -17,8 +17,13 @@ from tdreplay.errors import ReplayError
 from tdreplay_server.allocator import keep_freed_memory
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.logs import log_to_stderr
+from tdreplay_server.restore import resize as resized
+from tdreplay_server.restore import restore as restored
+from tdreplay_server.ring import Ring
 from tdreplay_server.server import ReplayServer
 from tdreplay_server.spawn import READY
+from tdreplay_server.tables import DEFAULT_TABLE
+from tdreplay_server.verify import verified
 
 __all__ = ["app", "main"]
 
@@ -52,6 +57,7 @@ def serve(
     data_dir: Annotated[Path | None, typer.Option(help=_described("data_dir"), show_default=False)] = None,
     buffer_size: Annotated[int | None, typer.Option(help=_described("buffer_size"), show_default=False)] = None,
     storing_device: Annotated[str | None, typer.Option(help=_described("storing_device"), show_default=False)] = None,
+    durability: Annotated[str | None, typer.Option(help=_described("durability"), show_default=False)] = None,
     max_workers: Annotated[int | None, typer.Option(help=_described("max_workers"), show_default=False)] = None,
     max_streams: Annotated[int | None, typer.Option(help=_described("max_streams"), show_default=False)] = None,
     max_tables: Annotated[int | None, typer.Option(help=_described("max_tables"), show_default=False)] = None,
@@ -68,6 +74,7 @@ def serve(
         "data_dir": data_dir,
         "buffer_size": buffer_size,
         "storing_device": storing_device,
+        "durability": durability,
         "max_workers": max_workers,
         "max_streams": max_streams,
         "max_tables": max_tables,
@@ -78,15 +85,60 @@ def serve(
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     if until_stdin_closes:
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
-    with ReplayServer(ServerConfig(**{name: value for name, value in given.items() if value is not None})) as server:
+    with ReplayServer(ServerConfig(**{name: value for name, value in given.items() if value is not None}), on_failure=_stop) as server:
         typer.echo(f"{READY}{server.address}")
         sys.stdout.flush()
         signal.sigwait(STOP_SIGNALS)
+    if server.failure is not None:
+        raise server.failure
 
 
 def _stop_at_end_of_input() -> None:
     sys.stdin.read()
+    _stop()
+
+
+def _stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+DataDir = Annotated[Path, typer.Argument(help="The data directory of a server that is not running.")]
+Table = Annotated[str, typer.Option(help="The table's name.")]
+
+
+@app.command()
+def verify(directory: Annotated[Path, typer.Argument(help="A data directory, the directory of a table, or a checkpoint.")]) -> None:
+    """Check that a data directory or a checkpoint is what was written, and say what it holds.
+
+    Of a checkpoint every byte is checked. Of a data directory every byte of the journals; its rows change all the time, and have no checksum. Nothing
+    is changed. Exit status 1 where something is broken, with the first thing that is.
+    """
+    for line in verified(directory):
+        typer.echo(line)
+
+
+@app.command()
+def restore(
+    checkpoint: Annotated[Path, typer.Argument(help="The directory of the checkpoint.")],
+    data_dir: DataDir,
+    table: Table = DEFAULT_TABLE,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the table where it is there.")] = False,
+    buffer_size: Annotated[int | None, typer.Option(help="Another capacity, in rows: of more rows the last ones stay.", min=1)] = None,
+) -> None:
+    """Make a table out of a checkpoint. A checkpoint with a single wrong byte is refused, and nothing changes."""
+    _say(f"table {table}", restored(checkpoint, data_dir, table, replace=replace, buffer_size=buffer_size))
+
+
+@app.command()
+def resize(
+    data_dir: DataDir, buffer_size: Annotated[int, typer.Option(help="The new capacity, in rows.", min=1)], table: Table = DEFAULT_TABLE
+) -> None:
+    """Give a table another capacity: of more rows the last ones stay. Needs space for the rows twice over while it runs."""
+    _say(f"table {table}", resized(data_dir, table, buffer_size))
+
+
+def _say(what: str, ring: Ring) -> None:
+    typer.echo(f"{what}: {ring.size} rows, ids [{ring.oldest}, {ring.write_count}), buffer_size {ring.buffer_size}")
 
 
 def main() -> None:

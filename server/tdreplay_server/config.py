@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 from typing_extensions import Self
 
+from tdreplay_server.durability import Durability
+
 __all__ = ["ENV_PREFIX", "ServerConfig"]
 
 ENV_PREFIX = "TDREPLAY_"
@@ -31,6 +33,9 @@ class ServerConfig(BaseSettings):
     data_dir: Annotated[Path | None, Field(description="Where the rows lie. Unset: a temporary directory, removed at the end.")] = None
     buffer_size: Annotated[int | None, Field(ge=1, description="Creates the table 'default' with this capacity, in rows, at the start.")] = None
     storing_device: Annotated[str, Field(description="Where the rows of new tables lie: cpu, or cuda:N.")] = "cpu"
+    durability: Annotated[
+        str, Field(description="What acknowledged rows survive: process (its death), interval:SECONDS (and a loss of power, but for those), power.")
+    ] = "process"
     max_workers: Annotated[int, Field(ge=2, le=4096, description="Calls that are served at once.")] = 128
     max_streams: Annotated[int, Field(ge=1, description="Long-lived streams among them; one more is refused. Below max_workers.")] = 48
     max_tables: Annotated[int, Field(ge=1, description="Tables that clients may create.")] = 256
@@ -57,6 +62,18 @@ class ServerConfig(BaseSettings):
             return str(torch.device(name))
         except RuntimeError:
             raise ValueError("must be cpu or cuda:N") from None
+
+    @field_validator("durability")
+    @classmethod
+    def _durability_is_one(cls, text: str) -> str:
+        Durability.parse(text)
+        return text
+
+    @model_validator(mode="after")
+    def _what_is_to_survive_has_a_place(self) -> Self:
+        if self.data_dir is None and Durability.parse(self.durability).reaches_disk:
+            raise ValueError(f"durability ({self.durability}) needs a data_dir: without one the rows end with the server")
+        return self
 
     @model_validator(mode="after")
     def _unary_calls_keep_a_worker(self) -> Self:

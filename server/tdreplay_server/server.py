@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from concurrent import futures
 from types import TracebackType
 
 import grpc
 from typing_extensions import Self
 
-from tdreplay.errors import ServerUnavailableError
+from tdreplay.errors import ServerUnavailableError, StorageError
 from tdreplay.limits import message_options
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.logs import log
@@ -24,27 +26,48 @@ GRACE_SECONDS = 5.0
 class ReplayServer:
     """A replay buffer server in this process. It listens from `start` (or ``with``) to `stop`.
 
+    Args:
+        config: its settings; None: the defaults.
+        on_failure: called, from whichever thread it is, when the disk failed: the server is to be stopped then. It acknowledges nothing more.
+
     >>> with ReplayServer(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
     ...     print(server.address)  # doctest: +SKIP
 
     Raises:
         ServerUnavailableError: the address cannot be listened on.
-        FailedPreconditionError: the data directory holds tables already.
+        FailedPreconditionError: the data directory has other settings, or is of a newer version. Nothing in it changes.
+        DirectoryInUseError: another server has the data directory.
+        CorruptDataError: what is in the data directory is not what was written.
     """
 
-    def __init__(self, config: ServerConfig | None = None) -> None:
+    def __init__(self, config: ServerConfig | None = None, *, on_failure: Callable[[], object] | None = None) -> None:
         self._config = ServerConfig() if config is None else config
         self._address = ""
+        self._on_failure = on_failure
+        self._failure: StorageError | None = None
 
     @property
     def address(self) -> str:
         """Where clients reach it, with the port that was picked: HOST:PORT or unix:PATH."""
         return self._address
 
+    @property
+    def failure(self) -> StorageError | None:
+        """How the disk failed, where it did."""
+        return self._failure
+
+    def _failed(self, error: StorageError) -> None:
+        self._failure = error
+        log.critical("the disk failed: nothing more is acknowledged", error=str(error))
+        if self._on_failure is not None:
+            self._on_failure()
+
     def start(self) -> Self:
         """Opens the tables and listens. Returns when calls are served."""
         config = self._config
-        self._tables = Tables(config.data_dir, config.storing_device, config.buffer_size, config.max_tables)
+        self._tables = Tables(
+            config.data_dir, config.storing_device, config.buffer_size, config.max_tables, durability=config.durability, on_failure=self._failed
+        )
         workers = futures.ThreadPoolExecutor(config.max_workers, thread_name_prefix="tdreplay-call")
         self._grpc = grpc.server(workers, options=_options())
         self._streams = StreamSlots(config.max_streams, config.max_standing)
@@ -60,6 +83,7 @@ class ReplayServer:
 
     def _listen(self, address: str) -> str:
         try:
+            _check_unused(address)
             port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise ServerUnavailableError(f"address {address} cannot be listened on: {error}") from None
@@ -88,6 +112,13 @@ class ReplayServer:
         self.stop()
 
 
+def _check_unused(address: str) -> None:
+    """Raises RuntimeError where a server listens on a Unix socket: gRPC would take the path away from it."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        if address.startswith("unix:") and not probe.connect_ex(address.removeprefix("unix:").removeprefix("//")):
+            raise RuntimeError("another server listens there")
+
+
 def _options() -> list[tuple[str, int]]:
     return [
         *message_options(),
@@ -96,4 +127,6 @@ def _options() -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # A client may ask as often, to notice a server that vanished.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ]

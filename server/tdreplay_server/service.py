@@ -13,10 +13,12 @@ from tdreplay.api import EpochQuery
 from tdreplay.block import Bytes, check_booleans, decode
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
-from tdreplay.messages import schema_to_message
+from tdreplay.messages import durability_to_message, schema_to_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.batches import Credits, blocks, merged, per_message, slot_bytes, streamed
 from tdreplay_server.buffer import ReplayBuffer
+from tdreplay_server.checkpoint_progress import checkpointed
+from tdreplay_server.ledger import Number
 from tdreplay_server.shared_memory import SharedSlots, offer, share
 from tdreplay_server.tables import Tables
 from tdreplay_server.wire import Request
@@ -34,8 +36,7 @@ class ReplayBufferService:
         self._tables = tables
 
     def Add(self, request: Request, context: Context) -> pb.AddResponse:
-        first, rows = _insert(self._tables[request.head.table], request.block)
-        return pb.AddResponse(first_row_id=first, rows=rows)
+        return pb.AddResponse(**_insert(self._tables[request.head.table], request.head, request.block))
 
     def AddBatch(self, requests: Requests, context: Context) -> Iterator[pb.AddBatchResponse]:
         opening = next(requests, None)
@@ -48,8 +49,7 @@ class ReplayBufferService:
             table = opening.head.table
             for request in requests if offered else itertools.chain([opening], requests):
                 table = request.head.table or table
-                first, rows = _insert(self._tables[table], *_block(request, slots))
-                yield pb.AddBatchResponse(first_row_id=first, rows=rows)
+                yield pb.AddBatchResponse(**_insert(self._tables[table], request.head, *_block(request, slots)))
 
     def Sample(self, requests: Requests, context: Context) -> Iterator[Any]:
         query = _first(requests)
@@ -98,7 +98,11 @@ class ReplayBufferService:
             write_count=state.write_count,
             storing_device=str(state.storing_device),
             schema=None if state.schema is None else schema_to_message(state.schema),
+            durability=durability_to_message(state.durability),
         )
+
+    def Checkpoint(self, request: Request, context: Context) -> Iterator[pb.CheckpointResponse]:
+        return checkpointed(self._tables[request.head.table], request.head.name)
 
     def CreateTable(self, request: Request, context: Context) -> pb.CreateTableResponse:
         query = request.head
@@ -130,13 +134,16 @@ def _block(request: Request, slots: SharedSlots | None) -> tuple[Bytes, bool]:
     return slots[request.head.slot], True
 
 
-def _insert(buffer: ReplayBuffer, block: Bytes, longer: bool = False) -> tuple[int, int]:
-    """Stores a block. The id of its first row, and how many rows they are."""
+def _insert(buffer: ReplayBuffer, head: Any, block: Bytes, longer: bool = False) -> dict[str, Any]:
+    """Stores a block, and says what it became: the fields of the answer."""
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
         raise InvalidArgumentError(f"batch_size ({list(decoded.batch_shape)}) is empty or too large: a block must hold 1 to {MAX_BATCH_SIZE} rows")
     check_booleans(decoded)
-    return buffer.insert(decoded.places, decoded.header.schema, decoded.rows), decoded.rows
+    columns = decoded.places
+    number = Number.of(head.writer_id, head.sequence, columns)
+    first, again = buffer.insert(columns, decoded.header.schema, decoded.rows, number)
+    return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(buffer.durability), "already_stored": again}
 
 
 def _first(requests: Requests) -> Any:

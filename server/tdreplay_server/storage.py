@@ -6,8 +6,9 @@ times as fast. The other difference is in the files: TorchRL names them after th
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,13 +17,15 @@ import torch
 from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage
 
-from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError
+from tdreplay.errors import CorruptDataError, InvalidArgumentError, ResourceExhaustedError, StorageError
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Schema
+from tdreplay_server.disk import reserve
+from tdreplay_server.failpoints import failpoint
 from tdreplay_server.parallel import in_parts
 from tdreplay_server.ring import Ring, Slots
 
-__all__ = ["DeviceRows", "Inserts", "MemmapRows", "RowStorage", "open_storage"]
+__all__ = ["DeviceRows", "Inserts", "MemmapRows", "RowStorage", "column_file", "open_storage"]
 
 Inserts: TypeAlias = "Mapping[str, torch.Tensor | Rows]"
 """Columns that are to be stored: tensors, or what came over the wire as it came. A field without bytes may be missing among the latter."""
@@ -45,17 +48,22 @@ class RowStorage(LazyTensorStorage):
         self._len = ring.size
 
     def allocate(self, schema: Schema) -> None:
-        """Makes the columns. To be called once, before the first `set`.
+        """Makes the columns. To be called once, before the first `set`. The memory, or the space on the disk, is taken at once.
 
         Raises:
-            ResourceExhaustedError: the memory cannot be had.
+            ResourceExhaustedError: it cannot be had.
         """
         try:
-            self._columns = {field.name: self._new_column(n, (self.max_size, *field.shape), field.dtype) for n, field in enumerate(schema.fields)}
-        except (RuntimeError, OSError, MemoryError) as error:
+            self._take_columns(schema, self._new_column)
+        except (RuntimeError, OSError, MemoryError, ResourceExhaustedError) as error:
             self.discard()
             size = self.max_size * schema.row_bytes
-            raise ResourceExhaustedError(f"{self.max_size} rows of {schema.row_bytes} bytes, {size} bytes in all, cannot be had: {error}") from error
+            raise ResourceExhaustedError(
+                f"{self.max_size} rows of {schema.row_bytes} bytes, {size} bytes in all, cannot be had: {error}; a smaller buffer_size needs less"
+            ) from error
+
+    def _take_columns(self, schema: Schema, column: Callable[[int, tuple[int, ...], torch.dtype], torch.Tensor]) -> None:
+        self._columns = {field.name: column(n, (self.max_size, *field.shape), field.dtype) for n, field in enumerate(schema.fields)}
         self._rows = {name: as_rows(column) for name, column in self._columns.items() if column.device.type == "cpu" and column[:1].nbytes}
         self._storage = TensorDict(self._columns, batch_size=[self.max_size], device=self.device)
         self.initialized = True
@@ -82,6 +90,23 @@ class RowStorage(LazyTensorStorage):
                 self._rows[name][start:stop] = as_rows(column)
             else:
                 self._columns[name][start:stop].copy_(column)
+            failpoint("insert-half-written")
+
+    def rows(self, start: int, stop: int, name: str) -> Rows:
+        """The bytes of a field in the slots from start to stop: a view, or a copy where the rows lie on a device."""
+        return self._rows[name][start:stop] if name in self._rows else as_rows(self._columns[name][start:stop].cpu())
+
+    def scatter(self, name: str, slots: Slots, rows: Rows) -> None:
+        """Copies a field's values into some slots: rows of bytes, on the CPU."""
+        if name in self._rows:
+            self._rows[name][slots] = rows
+
+    def sync(self) -> None:
+        """Returns when all that was written is on the disk, where there is one.
+
+        Raises:
+            StorageError: the disk failed.
+        """
 
     def gather(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool = False) -> None:
         """Copies the rows in `slots` (checked by the caller) into `out`: rows of bytes on the CPU, for any of the fields that have bytes.
@@ -134,24 +159,68 @@ def _as_tensor(rows: Rows, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(rows.view(np.uint8)).view(like.dtype).view(like.shape)
 
 
+def column_file(number: int) -> str:
+    """The name of the file with the column of a schema's field of that number."""
+    return f"field_{number:03d}.memmap"
+
+
 class MemmapRows(RowStorage, LazyMemmapStorage):
     """Rows in files, one a field, mapped into memory."""
 
     def __init__(self, buffer_size: int, directory: Path) -> None:
+        self._files: list[int] = []
         LazyMemmapStorage.__init__(self, buffer_size, scratch_dir=directory, device="cpu", auto_cleanup=False, compilable=True)
         self.ring = Ring(buffer_size)
         self._directory = directory
 
+    def open_columns(self, schema: Schema) -> None:
+        """Maps the files that an earlier storage made for rows of `schema`. To be called once, in place of `allocate`.
+
+        Raises:
+            CorruptDataError: a file is missing, or of another size.
+            ResourceExhaustedError: a file does not have its space on the disk, as after a copy, and there is none left.
+        """
+        self._take_columns(schema, self._old_column)
+
     def _new_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return self._mapped(number, shape, dtype, os.O_CREAT | os.O_EXCL)
+
+    def _old_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        path, size = self._directory / column_file(number), torch.Size(shape).numel() * dtype.itemsize
+        there = path.stat().st_size if path.is_file() else 0
+        if there != size:
+            raise CorruptDataError(f"{path} has {there} bytes, and {size} were written")
+        return self._mapped(number, shape, dtype, 0)
+
+    def _mapped(self, number: int, shape: tuple[int, ...], dtype: torch.dtype, flags: int) -> torch.Tensor:
+        """A column in a file, which stays open: an error that the disk reports is reported to those who have the file open then."""
         if torch.Size(shape).numel() == 0:
             return torch.empty(shape, dtype=dtype)  # An empty file cannot be mapped.
-        self._directory.mkdir(parents=True, exist_ok=True)
-        mapped = MemoryMappedTensor.empty(shape, dtype=dtype, filename=self._file(number))
+        path = self._directory / column_file(number)
+        self._files.append(os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o644))
+        reserve(self._files[-1], torch.Size(shape).numel() * dtype.itemsize, self._directory)
+        mapped = MemoryMappedTensor.from_filename(path, dtype, torch.Size(shape))
         column: torch.Tensor = mapped.as_subclass(torch.Tensor)  # The subclass would cost 10 us at every access.
         return column
 
-    def _file(self, number: int) -> str:
-        return str(self._directory / f"field_{number:03d}.memmap")
+    def sync(self) -> None:
+        """Returns when all that was written is on the disk.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        try:
+            for file in self._files:
+                os.fdatasync(file)  # It also writes what was changed through the mapping (mmap(2), MAP_SHARED; fsync(2)).
+        except OSError as error:
+            raise StorageError(f"rows cannot be written to {self._directory}: {error}") from error
+
+    def release(self) -> None:
+        """Unmaps the files. They stay."""
+        super().release()
+        while self._files:
+            os.close(self._files.pop())
 
     def discard(self) -> None:
         """Unmaps the files and removes them."""

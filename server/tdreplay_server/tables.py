@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError, TableExistsError, TableNotFoundError
+from tdreplay.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    StorageError,
+    TableExistsError,
+    TableNotFoundError,
+)
 from tdreplay_server.buffer import ReplayBuffer
+from tdreplay_server.disk import DirectoryLock, check_name, remove_leftovers
+from tdreplay_server.journal import read_journal
 from tdreplay_server.logs import log
 
-__all__ = ["DEFAULT_BUFFER_SIZE", "DEFAULT_TABLE", "Tables"]
+__all__ = ["CHECKPOINTS", "DEFAULT_BUFFER_SIZE", "DEFAULT_TABLE", "TABLES", "Tables", "table_directory"]
 
 DEFAULT_TABLE = "default"
 DEFAULT_BUFFER_SIZE = 1_000_000
 """The capacity of the table 'default' where neither the server's settings nor a client names one."""
+
+
+TABLES, CHECKPOINTS = "tables", "checkpoints"
+"""The directories in a data directory."""
+
+
+def table_directory(data_dir: Path, name: str) -> Path:
+    """Where a table lies in a data directory."""
+    return data_dir / TABLES / name
 
 
 class Tables:
@@ -26,31 +44,62 @@ class Tables:
     The table 'default' is there at the start where the settings give it a capacity; else it is created by the first client that uses it.
 
     Args:
-        data_dir: where the rows lie; it must not hold tables of an earlier run. None: a temporary directory, removed by `close`.
+        data_dir: where the rows lie: the tables that are there are opened. None: a temporary directory, removed by `close`.
         storing_device: of tables whose creator names none.
-        default_buffer_size: creates the table 'default' at once.
+        default_buffer_size: creates the table 'default' at once, or checks that it has this capacity.
         max_tables: how many there may be.
+        durability: what acknowledged rows survive, given a data_dir.
+        on_failure: called when the disk failed.
 
     Raises:
-        FailedPreconditionError: data_dir holds tables already. Nothing in it changes.
+        FailedPreconditionError: the table 'default' has another capacity, or a newer version wrote the directory. Nothing in it changes.
+        DirectoryInUseError: another server has the directory.
+        CorruptDataError: what is in it is not what was written. Nothing in it changes.
     """
 
-    def __init__(self, data_dir: Path | None, storing_device: str, default_buffer_size: int | None, max_tables: int) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="tdreplay-server-") if data_dir is None else None
-        self._directory = (Path(self._temporary.name) if self._temporary else Path(str(data_dir))) / "tables"
-        if self._temporary:
-            log.warning(
-                "rows lie in a temporary directory, which is removed at the end; name a data_dir to keep them", directory=self._temporary.name
-            )
-        elif self._directory.exists() and any(self._directory.iterdir()):
-            raise FailedPreconditionError(
-                f"data_dir ({data_dir}) holds tables of an earlier run. Name another directory, or remove {self._directory}"
-            )
+    def __init__(
+        self,
+        data_dir: Path | None,
+        storing_device: str,
+        default_buffer_size: int | None,
+        max_tables: int,
+        durability: str = "process",
+        on_failure: Callable[[StorageError], object] | None = None,
+    ) -> None:
         self._storing_device, self._max_tables = storing_device, max_tables
+        self._durability, self._on_failure = durability, on_failure
         self._buffers: dict[str, ReplayBuffer] = {}
         self._lock = threading.Lock()
-        if default_buffer_size is not None:
-            self.create(DEFAULT_TABLE, default_buffer_size)
+        self._data_dir = data_dir
+        self._held: DirectoryLock | None = None
+        try:
+            if data_dir is not None:
+                self._open_all(data_dir, default_buffer_size)
+            else:
+                log.warning("rows lie in a temporary directory, and end with this process; name a data_dir to keep them")
+            if default_buffer_size is not None:
+                self.create(DEFAULT_TABLE, default_buffer_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_all(self, data_dir: Path, default_buffer_size: int | None) -> None:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self._held = DirectoryLock(data_dir)
+        paths = [path for path in sorted((data_dir / TABLES).glob("*")) if not path.name.startswith(".")]
+        found = {path.name: read_journal(path, torn_end=True) for path in paths}  # All of them, before anything is changed.
+        default = found.get(DEFAULT_TABLE)
+        if default is not None and default_buffer_size not in (None, default.ring.buffer_size):
+            raise FailedPreconditionError(
+                f"{data_dir} holds a table 'default' with buffer_size {default.ring.buffer_size}, not {default_buffer_size}: "
+                f"leave --buffer-size out, or change the table with: tdreplay-server resize {data_dir} --buffer-size {default_buffer_size}"
+            )
+        self._held.sign()
+        for parent in (data_dir / TABLES, *(data_dir / CHECKPOINTS).glob("*"), data_dir / CHECKPOINTS):
+            remove_leftovers(parent)
+        for name, state in found.items():
+            self._buffers[name] = self._buffer(name, state.ring.buffer_size, "cpu")
+            log.info("table recovered" if state.was_open else "table opened", table=name, rows=state.ring.size, write_count=state.ring.write_count)
 
     def __getitem__(self, name: str) -> ReplayBuffer:
         """The table of that name.
@@ -91,13 +140,25 @@ class Tables:
         return False
 
     def _open(self, name: str, buffer_size: int, storing_device: str) -> ReplayBuffer:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-            raise InvalidArgumentError(f"table {name[:80]!r}: a name must be 1 to 64 letters, digits, '_' or '-'")
+        check_name(name, "table")
         if len(self._buffers) >= self._max_tables:
             raise ResourceExhaustedError(f"table {name!r}: there are {self._max_tables} tables (max_tables) already")
-        self._buffers[name] = ReplayBuffer("cpu", storing_device, buffer_size, directory=self._directory / name)
+        self._buffers[name] = self._buffer(name, buffer_size, storing_device)
         log.info("table created", table=name, buffer_size=buffer_size, storing_device=storing_device)
         return self._buffers[name]
+
+    def _buffer(self, name: str, buffer_size: int, storing_device: str) -> ReplayBuffer:
+        if self._data_dir is None:
+            return ReplayBuffer("cpu", storing_device, buffer_size)
+        return ReplayBuffer(
+            "cpu",
+            storing_device,
+            buffer_size,
+            directory=table_directory(self._data_dir, name),
+            durability=self._durability,
+            checkpoints=self._data_dir / CHECKPOINTS / name,
+            on_failure=self._on_failure,
+        )
 
     def drop(self, name: str) -> None:
         """Removes a table and its rows.
@@ -117,13 +178,13 @@ class Tables:
         return sorted(self._buffers)
 
     def close(self) -> None:
-        """Closes every table, and removes a temporary directory."""
-        with self._lock:
+        """Closes every table, and gives the data directory back."""
+        with self._lock, ExitStack() as stack:
+            if self._held is not None:
+                stack.callback(self._held.close)
             for buffer in self._buffers.values():
-                buffer.close()
+                stack.callback(buffer.close)
             self._buffers.clear()
-        if self._temporary:
-            self._temporary.cleanup()
 
 
 def _device(name: str) -> torch.device:

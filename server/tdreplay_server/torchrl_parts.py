@@ -35,16 +35,22 @@ class RingWriter(Writer):
     def write(self, columns: Inserts, rows: int) -> tuple[int, int]:
         """Writes rows, of which the last `max_size` stay: the first one's slot, and how many stay."""
         storage = self._storage
+        storage.ring = storage.ring.retire(rows)
+        first, kept = self.put(columns, rows)
+        storage.ring = storage.ring.commit(rows)
+        return first, kept
+
+    def put(self, columns: Inserts, rows: int) -> tuple[int, int]:
+        """Copies rows to their slots, which must have been retired: the first one's slot, and how many stay. The ring is not moved."""
+        storage = self._storage
         kept = min(rows, storage.max_size)
         first = (storage.ring.write_count + rows - kept) % storage.max_size
         low = min(kept, storage.max_size - first)  # So many go before the end of the ring; the rest begins again at slot 0.
-        storage.ring = storage.ring.retire(rows)
         storage.put(
             first, first + low, columns if low == rows else {name: column[rows - kept : rows - kept + low] for name, column in columns.items()}
         )
         if low < kept:
             storage.put(0, kept - low, {name: column[rows - kept + low :] for name, column in columns.items()})
-        storage.ring = storage.ring.commit(rows)
         return first, kept
 
     def _empty(self, empty_write_count: bool = True) -> None:

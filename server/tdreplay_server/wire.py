@@ -25,7 +25,7 @@ from tdreplay_server.logs import log
 __all__ = ["Request", "StreamSlots", "handlers"]
 
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
-LONG_LIVED = frozenset({"AddBatch", "Sample", "SampleAll", "Epoch"})
+LONG_LIVED = frozenset({"AddBatch", "Sample", "SampleAll", "Epoch", "Checkpoint"})
 """The calls that last as long as the client likes, and so need a slot."""
 
 MAX_DETAILS = 1000  # The status travels in a header, and gRPC drops headers above 8 KiB.

@@ -19,7 +19,7 @@ import torch
 from pydantic import ValidationError
 
 from conftest import files_under, freeze, numbers, rows, thaw
-from tdreplay.errors import FailedPreconditionError, ReplayError, ResourceExhaustedError, ServerUnavailableError, StreamLimitError, TableNotFoundError
+from tdreplay.errors import ReplayError, ResourceExhaustedError, ServerUnavailableError, StreamLimitError, TableNotFoundError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig, spawn_server
 
@@ -126,22 +126,16 @@ def test_there_are_no_more_tables_than_max_tables():
         RemoteReplayBuffer(server.address, table="second", buffer_size=3)
 
 
-def test_a_data_directory_holds_the_rows_and_is_never_overwritten(tmp_path):
-    config = ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=10)
-    with ReplayServer(config) as server, RemoteReplayBuffer(server.address) as buffer:
-        buffer.add_batch(rows(4))
-    before = files_under(tmp_path)
-    assert before
-    with pytest.raises(FailedPreconditionError, match="earlier run"):
-        ReplayServer(config).start()
-    assert files_under(tmp_path) == before
-
-
 def test_field_names_from_the_network_never_become_paths(tmp_path):
     config = ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=10)
     with ReplayServer(config) as server, RemoteReplayBuffer(server.address) as buffer:
         buffer.add_batch(rows(2).select("obs").rename_key_("obs", "/etc/escape"))
-        assert all(re.fullmatch(r"data/tables/default/rows/field_\d+\.memmap", name) for name in files_under(tmp_path))
+        buffer.checkpoint("one")
+        table, checkpoint = (
+            r"tables/default/(LOCK|journal\.sqlite[a-z.-]*|rows-\d+/field_\d+\.memmap)",
+            r"checkpoints/default/one/(field_\d+\.rows|\w+\.json.*)",
+        )
+        assert all(re.fullmatch(rf"data/(LOCK|{table}|{checkpoint})", name) for name in files_under(tmp_path))
 
 
 def test_a_temporary_directory_is_gone_when_the_server_stopped(tmp_path, monkeypatch):

@@ -10,6 +10,9 @@ the table's beginning by a 64-bit `row_id`; row `row_id` lies in slot `row_id % 
 A *block* is one safetensors payload that holds all fields of some rows; docs/protocol.md specifies it. Blocks that a server sends carry the
 extra I64 fields `index` (slot) and `row_id` unless `fields` says otherwise. A batch travels as one or more blocks of whole rows, in row order.
 
+Exactly once. A writer that gives itself a `writer_id` numbers its blocks with `sequence`. A block that is sent again under its number, over
+whatever connection and to whatever process that serves the same data, is acknowledged with the rows that it became, and stored once.
+
 Errors. A failed call ends with a gRPC status, and with the name of the error's class in the trailing metadata `tdreplay-error`.
 """
 
@@ -17,10 +20,49 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _Durability:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _DurabilityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
+    """The server does not say."""
+    DURABILITY_NONE: _Durability.ValueType  # 1
+    """Nothing: the rows end with the server's process, or with its temporary directory."""
+    DURABILITY_PROCESS: _Durability.ValueType  # 2
+    """The death of the server's process, however it dies."""
+    DURABILITY_INTERVAL: _Durability.ValueType  # 3
+    """That, and the loss of power, except for what was acknowledged in the last seconds: the server's setting says how many."""
+    DURABILITY_POWER: _Durability.ValueType  # 4
+    """That, and the loss of power."""
+
+class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
+    """What acknowledged rows survive."""
+
+DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
+"""The server does not say."""
+DURABILITY_NONE: Durability.ValueType  # 1
+"""Nothing: the rows end with the server's process, or with its temporary directory."""
+DURABILITY_PROCESS: Durability.ValueType  # 2
+"""The death of the server's process, however it dies."""
+DURABILITY_INTERVAL: Durability.ValueType  # 3
+"""That, and the loss of power, except for what was acknowledged in the last seconds: the server's setting says how many."""
+DURABILITY_POWER: Durability.ValueType  # 4
+"""That, and the loss of power."""
+global___Durability = Durability
 
 @typing.final
 class FieldSpec(google.protobuf.message.Message):
@@ -83,10 +125,20 @@ class AddRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TABLE_FIELD_NUMBER: builtins.int
+    WRITER_ID_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
+    writer_id: builtins.str
+    """1 to 64 printable ASCII characters, different for every writer there ever was: a random UUID, say. Empty: the block is not numbered, and stored as
+    often as it is sent.
+    """
+    sequence: builtins.int
+    """The block's number among those of its writer, from 1 up. Numbers need not come in order, but one that is 64 or more below the writer's highest is
+    refused. The same number with other rows is FAILED_PRECONDITION.
+    """
     padding: builtins.bytes
     """Any bytes: lets a sender align the block in memory. Ignored."""
     block: builtins.bytes
@@ -95,10 +147,12 @@ class AddRequest(google.protobuf.message.Message):
         self,
         *,
         table: builtins.str = ...,
+        writer_id: builtins.str = ...,
+        sequence: builtins.int = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["block", b"block", "padding", b"padding", "table", b"table"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block", b"block", "padding", b"padding", "sequence", b"sequence", "table", b"table", "writer_id", b"writer_id"]) -> None: ...
 
 global___AddRequest = AddRequest
 
@@ -110,17 +164,25 @@ class AddResponse(google.protobuf.message.Message):
 
     FIRST_ROW_ID_FIELD_NUMBER: builtins.int
     ROWS_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
+    ALREADY_STORED_FIELD_NUMBER: builtins.int
     first_row_id: builtins.int
     """The id of the block's first row; the others follow it."""
     rows: builtins.int
     """The rows that were stored, as many as the block held."""
+    durability: global___Durability.ValueType
+    """What the rows survive."""
+    already_stored: builtins.bool
+    """The block had been stored already, under the same number: these are the rows that it became."""
     def __init__(
         self,
         *,
         first_row_id: builtins.int = ...,
         rows: builtins.int = ...,
+        durability: global___Durability.ValueType = ...,
+        already_stored: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["first_row_id", b"first_row_id", "rows", b"rows"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["already_stored", b"already_stored", "durability", b"durability", "first_row_id", b"first_row_id", "rows", b"rows"]) -> None: ...
 
 global___AddResponse = AddResponse
 
@@ -135,6 +197,8 @@ class AddBatchRequest(google.protobuf.message.Message):
     SLOT_BYTES_FIELD_NUMBER: builtins.int
     SLOT_FIELD_NUMBER: builtins.int
     STANDING_FIELD_NUMBER: builtins.int
+    WRITER_ID_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     table: builtins.str
@@ -151,6 +215,10 @@ class AddBatchRequest(google.protobuf.message.Message):
     """The call is held open between single inserts, to save their set-up, and the client can do without it: the server has little room for such calls,
     and refuses it where there is none left. First message only.
     """
+    writer_id: builtins.str
+    """As in AddRequest. Blocks of several writers may come over one call."""
+    sequence: builtins.int
+    """As in AddRequest."""
     padding: builtins.bytes
     """Any bytes: lets a sender align the block in memory. Ignored."""
     block: builtins.bytes
@@ -163,11 +231,13 @@ class AddBatchRequest(google.protobuf.message.Message):
         slot_bytes: builtins.int = ...,
         slot: builtins.int | None = ...,
         standing: builtins.bool = ...,
+        writer_id: builtins.str = ...,
+        sequence: builtins.int = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_slot", b"_slot", "slot", b"slot"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "block", b"block", "padding", b"padding", "shared_slots", b"shared_slots", "slot", b"slot", "slot_bytes", b"slot_bytes", "standing", b"standing", "table", b"table"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "block", b"block", "padding", b"padding", "sequence", b"sequence", "shared_slots", b"shared_slots", "slot", b"slot", "slot_bytes", b"slot_bytes", "standing", b"standing", "table", b"table", "writer_id", b"writer_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_slot", b"_slot"]) -> typing.Literal["slot"] | None: ...
 
 global___AddBatchRequest = AddBatchRequest
@@ -181,10 +251,16 @@ class AddBatchResponse(google.protobuf.message.Message):
     FIRST_ROW_ID_FIELD_NUMBER: builtins.int
     ROWS_FIELD_NUMBER: builtins.int
     SHARED_MEMORY_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
+    ALREADY_STORED_FIELD_NUMBER: builtins.int
     first_row_id: builtins.int
     """The id of the block's first row; the others follow it."""
     rows: builtins.int
     """The rows that were stored, as many as the block held."""
+    durability: global___Durability.ValueType
+    """What the rows survive."""
+    already_stored: builtins.bool
+    """The block had been stored already, under the same number: these are the rows that it became."""
     @property
     def shared_memory(self) -> global___SharedMemory:
         """The server's answer to `shared_slots`, in the first response alone."""
@@ -195,9 +271,11 @@ class AddBatchResponse(google.protobuf.message.Message):
         first_row_id: builtins.int = ...,
         rows: builtins.int = ...,
         shared_memory: global___SharedMemory | None = ...,
+        durability: global___Durability.ValueType = ...,
+        already_stored: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["shared_memory", b"shared_memory"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["first_row_id", b"first_row_id", "rows", b"rows", "shared_memory", b"shared_memory"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["already_stored", b"already_stored", "durability", b"durability", "first_row_id", b"first_row_id", "rows", b"rows", "shared_memory", b"shared_memory"]) -> None: ...
 
 global___AddBatchResponse = AddBatchResponse
 
@@ -641,6 +719,7 @@ class DescribeResponse(google.protobuf.message.Message):
     WRITE_COUNT_FIELD_NUMBER: builtins.int
     STORING_DEVICE_FIELD_NUMBER: builtins.int
     SCHEMA_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
     buffer_size: builtins.int
     """The capacity, in rows."""
     size: builtins.int
@@ -651,6 +730,8 @@ class DescribeResponse(google.protobuf.message.Message):
     """The id of the next row."""
     storing_device: builtins.str
     """Where the rows lie: "cpu", "cuda:0"."""
+    durability: global___Durability.ValueType
+    """What acknowledged rows of the table survive."""
     @property
     def schema(self) -> global___Schema:
         """Unset while no row was ever stored."""
@@ -664,9 +745,10 @@ class DescribeResponse(google.protobuf.message.Message):
         write_count: builtins.int = ...,
         storing_device: builtins.str = ...,
         schema: global___Schema | None = ...,
+        durability: global___Durability.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["schema", b"schema"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["buffer_size", b"buffer_size", "pointer", b"pointer", "schema", b"schema", "size", b"size", "storing_device", b"storing_device", "write_count", b"write_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["buffer_size", b"buffer_size", "durability", b"durability", "pointer", b"pointer", "schema", b"schema", "size", b"size", "storing_device", b"storing_device", "write_count", b"write_count"]) -> None: ...
 
 global___DescribeResponse = DescribeResponse
 
@@ -851,3 +933,59 @@ class RewindResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 global___RewindResponse = RewindResponse
+
+@typing.final
+class CheckpointRequest(google.protobuf.message.Message):
+    """Asks for a checkpoint."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    table: builtins.str
+    """The table's name."""
+    name: builtins.str
+    """The checkpoint's name: 1 to 64 letters, digits, '_', '-'. One of that name that is there is replaced, at once and whole."""
+    def __init__(
+        self,
+        *,
+        table: builtins.str = ...,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "table", b"table"]) -> None: ...
+
+global___CheckpointRequest = CheckpointRequest
+
+@typing.final
+class CheckpointResponse(google.protobuf.message.Message):
+    """How far a checkpoint is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BYTES_FIELD_NUMBER: builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    WRITE_COUNT_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    bytes: builtins.int
+    """Bytes of rows that are written."""
+    total_bytes: builtins.int
+    """Bytes of rows that it is going to have."""
+    rows: builtins.int
+    """The rows in it."""
+    write_count: builtins.int
+    """The table's write count at the checkpoint's moment: its rows are the ids `[write_count - rows, write_count)`."""
+    path: builtins.str
+    """Where it is, on the server. Set in the last response alone: the checkpoint is whole then."""
+    def __init__(
+        self,
+        *,
+        bytes: builtins.int = ...,
+        total_bytes: builtins.int = ...,
+        rows: builtins.int = ...,
+        write_count: builtins.int = ...,
+        path: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "path", b"path", "rows", b"rows", "total_bytes", b"total_bytes", "write_count", b"write_count"]) -> None: ...
+
+global___CheckpointResponse = CheckpointResponse

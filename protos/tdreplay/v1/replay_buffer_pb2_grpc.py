@@ -100,6 +100,11 @@ class ReplayBufferServiceStub(object):
                 request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.RewindRequest.SerializeToString,
                 response_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.RewindResponse.FromString,
                 _registered_method=True)
+        self.Checkpoint = channel.unary_stream(
+                '/tdreplay.v1.ReplayBufferService/Checkpoint',
+                request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.CheckpointRequest.SerializeToString,
+                response_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.CheckpointResponse.FromString,
+                _registered_method=True)
 
 
 class ReplayBufferServiceServicer(object):
@@ -107,7 +112,7 @@ class ReplayBufferServiceServicer(object):
     """
 
     def Add(self, request, context):
-        """Stores the rows of one block. They are stored when the response comes.
+        """Stores the rows of one block. They are stored when the response comes. Idempotent where the block is numbered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +206,15 @@ class ReplayBufferServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Checkpoint(self, request, context):
+        """Writes a checkpoint of one table, the state of one moment, to the server's disk, while traffic goes on. Streams how far it is, at least once a
+        second; the checkpoint is whole, and on the disk, when `path` comes. A call that ends before leaves what was there. FAILED_PRECONDITION where the
+        server has no directory for checkpoints.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplayBufferServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -268,6 +282,11 @@ def add_ReplayBufferServiceServicer_to_server(servicer, server):
                     servicer.Rewind,
                     request_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.RewindRequest.FromString,
                     response_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.RewindResponse.SerializeToString,
+            ),
+            'Checkpoint': grpc.unary_stream_rpc_method_handler(
+                    servicer.Checkpoint,
+                    request_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.CheckpointRequest.FromString,
+                    response_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.CheckpointResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -622,6 +641,33 @@ class ReplayBufferService(object):
             '/tdreplay.v1.ReplayBufferService/Rewind',
             tdreplay_dot_v1_dot_replay__buffer__pb2.RewindRequest.SerializeToString,
             tdreplay_dot_v1_dot_replay__buffer__pb2.RewindResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Checkpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tdreplay.v1.ReplayBufferService/Checkpoint',
+            tdreplay_dot_v1_dot_replay__buffer__pb2.CheckpointRequest.SerializeToString,
+            tdreplay_dot_v1_dot_replay__buffer__pb2.CheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

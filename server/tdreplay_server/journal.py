@@ -1,0 +1,367 @@
+"""What makes the rows of a table meaningful, and survives the process: a SQLite database beside them, in WAL mode.
+
+An insert into a full ring goes: `retire` (the ids of the rows that it overwrites leave the window), the rows, `commit` (the new ids enter it, and the
+block's number is noted), the acknowledgement. Whatever breaks in between, the window ``[oldest, write_count)`` holds whole rows alone.
+
+Nothing but this module writes the database, over one connection, which is exclusive: a second process cannot open it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tdreplay.errors import CodecError, CorruptDataError, FailedPreconditionError, ReplayError, ResourceExhaustedError, SchemaError, StorageError
+from tdreplay.limits import SEQUENCE_WINDOW
+from tdreplay.schema import Schema
+from tdreplay_server.disk import boot_id, sync_directory
+from tdreplay_server.durability import Durability
+from tdreplay_server.failpoints import failpoint
+from tdreplay_server.journal_check import check_journal, write_checksums
+from tdreplay_server.ledger import MAX_WRITERS, Acknowledged, Entry, Ledger, Number, Window
+from tdreplay_server.logs import log
+from tdreplay_server.ring import Ring
+
+__all__ = ["FORMAT", "JOURNAL", "Journal", "JournalState", "create_journal", "read_journal"]
+
+FORMAT = 1
+"""Of the directory of a table. A newer one is refused."""
+JOURNAL = "journal.sqlite"
+COMMITS_TO_COMPACT = 1000
+"""After so many commits the write-ahead log, of some 3 MB, is copied into the database."""
+PAGE_BYTES = 1024  # The smallest that suits: each commit writes two or three pages.
+
+TABLES = """
+CREATE TABLE settings (
+    buffer_size INTEGER NOT NULL, generation INTEGER NOT NULL, schema TEXT, level TEXT NOT NULL, boot TEXT NOT NULL, open INTEGER NOT NULL
+);
+CREATE TABLE ring (oldest INTEGER NOT NULL, write_count INTEGER NOT NULL);
+CREATE TABLE acknowledged (
+    writer TEXT, slot INTEGER, sequence INTEGER NOT NULL, digest INTEGER NOT NULL, first_row_id INTEGER NOT NULL, rows INTEGER NOT NULL,
+    PRIMARY KEY (writer, slot)
+) WITHOUT ROWID;
+CREATE TABLE unflushed (first_row_id INTEGER PRIMARY KEY, rows INTEGER NOT NULL, digest INTEGER NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class JournalState:
+    """What a journal says of its table.
+
+    Attributes:
+        ring: the live rows.
+        generation: counts the table's resets; the rows lie in the directory of this number.
+        schema: None while there is none.
+        level: of durability, of the last server.
+        was_open: it was not closed: its server died.
+        rebooted: and since then the machine was started anew.
+        writers: that it remembers.
+        unflushed: blocks that the last server did not flush to the disk, of the level interval: (first row id, rows, digest).
+    """
+
+    ring: Ring
+    generation: int
+    schema: Schema | None
+    level: str
+    was_open: bool
+    rebooted: bool
+    writers: int
+    unflushed: tuple[tuple[int, int, int], ...]
+
+
+def create_journal(directory: Path, ring: Ring, schema: Schema | None = None, acknowledged: Sequence[Acknowledged] = ()) -> None:
+    """Makes the journal of a table, on the disk.
+
+    Args:
+        directory: of the table.
+        ring: its live rows.
+        schema: of its rows, which then lie in the directory of generation 1.
+        acknowledged: as `Journal.acknowledged` gave it.
+    """
+    database = directory / JOURNAL
+    text = None if schema is None else json.dumps(schema.to_json())
+    with _disk_errors(), closing(_connect(database)) as connection:
+        connection.executescript(f"PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL; PRAGMA user_version={FORMAT}; {TABLES}")
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO settings VALUES (?, 1, ?, 'none', '', 0)", (ring.buffer_size, text))
+        connection.execute("INSERT INTO ring VALUES (?, ?)", (ring.oldest, ring.write_count))
+        connection.executemany("INSERT INTO acknowledged VALUES (?, ?, ?, ?, ?, ?)", acknowledged)
+        connection.execute("COMMIT")
+        _compact(connection, database, None, durable=True)  # Nobody else knows of it yet: the locks do not matter.
+
+
+def read_journal(directory: Path, *, torn_end: bool = False) -> JournalState:
+    """What the journal of a table says, which must not be open. Its bytes are checked first, and none of them changes.
+
+    Args:
+        directory: of the table.
+        torn_end: whether the end of the log may be broken, where the last server flushed it to the disk: after a loss of power the disk may have a
+            part of what was not acknowledged yet.
+
+    Raises:
+        FailedPreconditionError: a newer version wrote it.
+        CorruptDataError: it is missing, or not what was written.
+    """
+    database = directory / JOURNAL
+    if not database.is_file():
+        raise CorruptDataError(f"{database} is missing: {directory} is not the directory of a table")
+    try:
+        check_journal(database)
+    except CorruptDataError as error:
+        if not torn_end:
+            raise
+        return _torn(database, error)
+    return _read(database)
+
+
+def _torn(database: Path, error: CorruptDataError) -> JournalState:
+    check_journal(database, torn_end=True)
+    found = _read(database)
+    if found.level not in ("interval", "power"):
+        raise error
+    log.warning("the journal ends in what was not acknowledged, as after a loss of power", journal=str(database), details=str(error))
+    return found
+
+
+def _read(database: Path) -> JournalState:
+    # A copy: SQLite would work on the log of the original.
+    with tempfile.TemporaryDirectory(prefix="tdreplay-journal-") as scratch:
+        for file in database.parent.glob(f"{JOURNAL}*"):
+            shutil.copy(file, scratch)
+        try:
+            with closing(_connect(Path(scratch) / JOURNAL)) as connection:
+                return _state(connection, database)
+        except (sqlite3.DatabaseError, SchemaError, CodecError) as error:
+            raise CorruptDataError(f"{database} cannot be read: {error}") from error
+
+
+def _state(connection: sqlite3.Connection, database: Path) -> JournalState:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > FORMAT:
+        raise FailedPreconditionError(
+            f"{database} has format {version}, and this version knows {FORMAT}: use the version that wrote it, or a newer one"
+        )
+    found = connection.execute("PRAGMA integrity_check").fetchall()
+    if found != [("ok",)]:
+        raise CorruptDataError(f"{database} is broken: {found[0][0]}")
+    buffer_size, generation, schema, level, boot, was_open = connection.execute("SELECT * FROM settings").fetchone()
+    oldest, write_count = connection.execute("SELECT * FROM ring").fetchone()
+    (writers,) = connection.execute("SELECT count(DISTINCT writer) FROM acknowledged").fetchone()
+    return JournalState(
+        ring=Ring(buffer_size, min(oldest, write_count), write_count),
+        generation=generation,
+        schema=None if schema is None else Schema.from_json(json.loads(schema)),
+        level=level,
+        was_open=bool(was_open),
+        rebooted=bool(was_open) and boot != boot_id(),
+        writers=writers,
+        unflushed=tuple(connection.execute("SELECT * FROM unflushed ORDER BY first_row_id")),
+    )
+
+
+class Journal(Ledger):
+    """The journal of a table that is in use.
+
+    Attributes:
+        state: as it was found.
+
+    Args:
+        directory: of the table.
+        durability: what a commit survives. Of the level interval, `retired` runs ahead of the ring.
+
+    Raises:
+        CorruptDataError, FailedPreconditionError: as `read_journal`.
+    """
+
+    def __init__(self, directory: Path, durability: Durability) -> None:
+        super().__init__()
+        self.state = read_journal(directory, torn_end=True)
+        self.durability = durability
+        self._database = directory / JOURNAL
+        self._commits = self._new_writers = 0
+        self._uncompacted = False
+        self.retired = self.state.ring.oldest
+        with _disk_errors():
+            self._connection = _connect(self._database)
+            _keep_for_ever(self._connection)
+            self._file = os.open(self._database, os.O_RDONLY | os.O_CLOEXEC)
+            self._connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability.level]}")
+            self._compact()
+            self._forget_writers()
+            with self._durably():
+                self._connection.execute("UPDATE settings SET level = ?, boot = ?, open = 1", (durability.level, boot_id()))
+
+    def retire(self, oldest: int) -> None:
+        with self._transaction() as execute:
+            execute("UPDATE ring SET oldest = ?", (oldest,))
+        self.retired = oldest
+
+    def commit(self, ring: Ring, first: int, rows: int, number: Number | None, digest: int | None) -> None:
+        with self._transaction() as execute:
+            execute("UPDATE ring SET oldest = max(oldest, ?), write_count = ?", (ring.oldest, ring.write_count))
+            if number is not None:
+                row = (number.writer_id, number.sequence % SEQUENCE_WINDOW, number.sequence, number.digest, first, rows)
+                execute("INSERT OR REPLACE INTO acknowledged VALUES (?, ?, ?, ?, ?, ?)", row)
+            if digest is not None:
+                kept = min(rows, ring.buffer_size)
+                execute("INSERT INTO unflushed VALUES (?, ?, ?)", (first + rows - kept, kept, digest))
+        super().commit(ring, first, rows, number, digest)
+        self._commits += 1
+        if self._commits >= COMMITS_TO_COMPACT:
+            self._compact_if_there_is_room()
+
+    def flushed(self, write_count: int, oldest: int) -> None:
+        with self._durably() as execute:
+            execute("DELETE FROM unflushed WHERE first_row_id < ?", (write_count,))
+            execute("UPDATE ring SET oldest = ?", (oldest,))
+        self.retired = oldest
+
+    def restart(self, ring: Ring, generation: int, schema: Schema | None) -> None:
+        text = None if schema is None else json.dumps(schema.to_json())
+        with self._durably() as execute:
+            execute("UPDATE settings SET buffer_size = ?, generation = ?, schema = ?", (ring.buffer_size, generation, text))
+            execute("UPDATE ring SET oldest = ?, write_count = ?", (ring.oldest, ring.write_count))
+            execute("DELETE FROM unflushed")
+        self.retired = ring.oldest
+
+    def forget_from(self, ring: Ring) -> None:
+        """Takes back what was acknowledged but is lost, after a loss of power: its writers may send it again."""
+        with self._durably() as execute:
+            execute("UPDATE ring SET oldest = ?, write_count = ?", (ring.oldest, ring.write_count))
+            execute("DELETE FROM acknowledged WHERE first_row_id + rows > ?", (ring.write_count,))
+            execute("DELETE FROM unflushed")
+
+    def acknowledged(self) -> list[Acknowledged]:
+        return self._connection.execute("SELECT * FROM acknowledged").fetchall()
+
+    def close(self, ring: Ring) -> None:
+        """Notes that the table was closed with these live rows, and closes the journal."""
+        with self._durably() as execute:
+            execute("DELETE FROM unflushed")
+            execute("UPDATE ring SET oldest = ?", (ring.oldest,))
+            execute("UPDATE settings SET open = 0")
+        self._compact()
+        self._connection.close()
+        os.close(self._file)
+
+    def _remembered(self, writer_id: str) -> Window:
+        window = Window()
+        rows = self._connection.execute("SELECT sequence, digest, first_row_id, rows FROM acknowledged WHERE writer = ?", (writer_id,))
+        for row in rows:
+            window.add(Entry(*row))
+        if not window.entries:
+            self._new_writers += 1
+            if self._new_writers >= MAX_WRITERS // 4:
+                self._forget_writers()
+        return window
+
+    def _forget_writers(self) -> None:
+        self._new_writers = 0
+        self._connection.execute(
+            "DELETE FROM acknowledged WHERE writer NOT IN (SELECT writer FROM acknowledged GROUP BY writer ORDER BY max(first_row_id) DESC LIMIT ?)",
+            (MAX_WRITERS,),
+        )
+
+    @contextmanager
+    def _durably(self) -> Iterator[Any]:
+        """A transaction that is on the disk when it ends, whatever the level."""
+        self._connection.execute("PRAGMA synchronous=FULL")
+        try:
+            with self._transaction() as execute:
+                yield execute
+        finally:
+            self._connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[self.durability.level]}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        with _disk_errors():
+            if self._uncompacted:
+                self._compact()
+            self._uncompacted = True
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection.execute
+                self._connection.execute("COMMIT")
+                self._uncompacted = False
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    def _compact_if_there_is_room(self) -> None:
+        """The rows are stored: a full disk only lets the log grow."""
+        try:
+            self._compact()
+        except ResourceExhaustedError as error:
+            log.warning("the journal cannot be compacted", journal=str(self._database), error=str(error))
+
+    def _compact(self) -> None:
+        # A transaction that broke off, or a killed server, may have left frames at the end of the log. They must not be overwritten in part, and
+        # nothing may be committed before a compaction is complete: what is left would look broken.
+        self._commits, self._uncompacted = 0, True
+        _compact(self._connection, self._database, self._file, durable=self.durability.reaches_disk)
+        self._uncompacted = False
+
+
+_SYNCHRONOUS = {"process": "OFF", "interval": "NORMAL", "power": "FULL"}
+
+
+def _connect(database: Path) -> sqlite3.Connection:
+    """The one connection to a journal. The log is copied into the database when this module says so, and not before."""
+    connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    for pragma in ("locking_mode=EXCLUSIVE", "wal_autocheckpoint=0", "cache_spill=OFF"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _keep_for_ever(connection: sqlite3.Connection) -> None:
+    """Keeps a connection from being closed by the garbage collector, or at the interpreter's end.
+
+    A connection that closes copies the log into the database, for which the checksums then do not vouch. One that is not closed leaves what a kill
+    leaves. (From Python 3.12 on SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE would do.)
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+def _compact(connection: sqlite3.Connection, database: Path, file: int | None, *, durable: bool) -> None:
+    """Copies the write-ahead log into the database and empties it. At each step, log and checksums together vouch for every byte."""
+    with _disk_errors():
+        _copy_log(connection, "FULL")
+        failpoint("compact-after-copy")
+        write_checksums(database, file=file, durable=durable)
+        failpoint("compact-after-checksums")
+        _copy_log(connection, "TRUNCATE")
+        if durable:
+            sync_directory(database.parent)
+
+
+def _copy_log(connection: sqlite3.Connection, mode: str) -> None:
+    (busy, _, _) = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    if busy:
+        raise StorageError("the journal cannot be compacted: another process reads it")
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        if isinstance(error, ReplayError):
+            raise
+        if _is_full(error):
+            raise ResourceExhaustedError(f"the disk under the journal is full: {error}") from error
+        raise StorageError(f"the journal cannot be written: {error}") from error
+
+
+def _is_full(error: Exception) -> bool:
+    # Python 3.10 does not say which error of SQLite it is: there a full disk is a failed one, and the server stops.
+    return getattr(error, "sqlite_errorcode", None) == getattr(sqlite3, "SQLITE_FULL", -1) or getattr(error, "errno", None) == errno.ENOSPC

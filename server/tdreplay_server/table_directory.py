@@ -1,0 +1,95 @@
+"""The directory of a table whose rows outlive their process: its lock, its journal, and its rows.
+
+``LOCK`` says whose it is, ``journal.sqlite`` what its rows mean, and ``rows-N`` holds them, where N counts the table's resets.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tdreplay.errors import FailedPreconditionError
+from tdreplay_server.disk import LOCK, DirectoryLock, new_directory, put_in_place, remove, remove_leftovers, sync_directory, sync_tree
+from tdreplay_server.durability import Durability
+from tdreplay_server.failpoints import failpoint
+from tdreplay_server.journal import Journal, JournalState, create_journal, read_journal
+from tdreplay_server.logs import log
+from tdreplay_server.ring import Ring
+
+__all__ = ["TableDirectory", "rows_directory"]
+
+
+def rows_directory(table: Path, generation: int) -> Path:
+    """Where the rows of a table's generation lie."""
+    return table / f"rows-{generation:06d}"
+
+
+class TableDirectory:
+    """The directory of a table, for this process alone.
+
+    Attributes:
+        path: of the directory.
+        journal: of the table.
+
+    Args:
+        path: where it is, or is to be.
+        buffer_size: of the table; one that is there must have it.
+        durability: what acknowledged rows are to survive.
+
+    Raises:
+        FailedPreconditionError: it is there with another capacity, or a newer version wrote it. Nothing in it changed.
+        DirectoryInUseError: another process has it.
+        CorruptDataError: it is not what was written.
+    """
+
+    def __init__(self, path: Path, buffer_size: int, durability: Durability) -> None:
+        self.path = path
+        if not path.exists():
+            _create(path, buffer_size)
+        self._lock = DirectoryLock(path)
+        try:
+            self.journal = self._opened(read_journal(path, torn_end=True), buffer_size, durability)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _opened(self, found: JournalState, buffer_size: int, durability: Durability) -> Journal:
+        if found.ring.buffer_size != buffer_size:
+            raise FailedPreconditionError(
+                f"{self.path} holds a table with buffer_size {found.ring.buffer_size}, not {buffer_size}: use that, "
+                f"or change it with: tdreplay-server resize DATA_DIR --table {self.path.name} --buffer-size {buffer_size}"
+            )
+        self._lock.sign()
+        if found.rebooted and found.level == "process":
+            log.warning(
+                "the machine went down while a server used this table, and its durability was 'process': "
+                "rows may be lost or broken; with --durability power they would not be",
+                table=self.path.name,
+            )
+        journal = Journal(self.path, durability)
+        self._remove_old_rows(rows_directory(self.path, found.generation) if found.schema else None)
+        return journal
+
+    def _remove_old_rows(self, current: Path | None) -> None:
+        remove_leftovers(self.path)
+        for rows in self.path.glob("rows-*"):
+            if rows != current:
+                remove(rows)
+
+    def settle(self, generation: int) -> None:
+        """Returns when the new files of a generation are on the disk: the journal is not to speak of files that a loss of power takes away."""
+        rows = rows_directory(self.path, generation)
+        if rows.exists():  # Fields without bytes have no files.
+            sync_tree(rows)
+            sync_directory(self.path)
+
+    def close(self) -> None:
+        """Gives the directory back. The journal is closed by itself."""
+        self._lock.close()
+
+
+def _create(path: Path, buffer_size: int) -> None:
+    with new_directory(path) as scratch:
+        (scratch / LOCK).touch()
+        create_journal(scratch, Ring(buffer_size))
+        failpoint("create-before-rename")
+        put_in_place(scratch, path)

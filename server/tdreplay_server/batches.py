@@ -13,9 +13,9 @@ from tdreplay.block import layout
 from tdreplay.framing import frame
 from tdreplay.limits import BLOCK_BYTES, check_whole
 from tdreplay.schema import Field
-from tdreplay_server.buffer import ReplayBuffer
 from tdreplay_server.selection import Selection
 from tdreplay_server.shared_memory import SharedSlots, offer
+from tdreplay_server.table import Table
 from tdreplay_server.wire import Request
 
 __all__ = ["Credits", "blocks", "merged", "per_message", "slot_bytes", "streamed"]
@@ -66,20 +66,18 @@ def slot_bytes(batches: int, batch_size: int, selection: Selection) -> int:
     return layout(selection.fields, batches * batch_size, selection.row_shape).size
 
 
-def blocks(buffer: ReplayBuffer, selection: Selection, response: Any, batch_rows: int) -> Iterator[bytes]:
+def blocks(table: Table, selection: Selection, response: Any, batch_rows: int) -> Iterator[bytes]:
     """The selected rows as framed messages of the type `response`, each gathered when it is asked for. `batch_rows`: the rows of one batch."""
     rows_per_block = -(-selection.rows // max(1, -(-row_bytes(selection.fields) * selection.rows // BLOCK_BYTES)))
     for start in range(0, selection.rows, rows_per_block):
         stop = min(start + rows_per_block, selection.rows)
         block = layout(selection.fields, stop - start, selection.row_shape)
         message, memory = frame(response(batch_rows=batch_rows, first_row=start), block.size)
-        buffer.read(selection, start, stop, block.write_header(memory))
+        table.read(selection, start, stop, block.write_header(memory))
         yield message
 
 
-def streamed(
-    buffer: ReplayBuffer, selections: Iterator[tuple[Selection, int]], response: Any, slots: SharedSlots | None, offered: bool
-) -> Iterator[Any]:
+def streamed(table: Table, selections: Iterator[tuple[Selection, int]], response: Any, slots: SharedSlots | None, offered: bool) -> Iterator[Any]:
     """The messages of a stream: the answer to an offer of shared memory, where there was one, then each selection, in a slot or in messages.
 
     After a reset a table may have larger rows than those that the slots were made for: these go in messages.
@@ -90,11 +88,11 @@ def streamed(
         block = layout(selection.fields, selection.rows, selection.row_shape)
         lent = None if slots is None else slots.lend(block.size)
         if lent is None:
-            yield from blocks(buffer, selection, response, batch_rows)
+            yield from blocks(table, selection, response, batch_rows)
         else:
             slot, memory = lent
             # In several threads: the client, which gets the batch without a copy, leaves a core free.
-            buffer.read(selection, 0, selection.rows, block.write_header(memory), threads=True)
+            table.read(selection, 0, selection.rows, block.write_header(memory), threads=True)
             yield response(batch_rows=batch_rows, slot=slot)
 
 

@@ -1,52 +1,24 @@
-"""The replay buffer in process: the API of `tdreplay.api` over TorchRL."""
+"""The replay buffer in process: the API of `tdreplay.api` over a table."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import SupportsIndex
 
-import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import TensorDictReplayBuffer
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Index, Progress, State, as_slots
-from tdreplay.block import check_header
 from tdreplay.columns import from_row, from_rows, to_tensordict
-from tdreplay.errors import ClosedError, EmptyTableError, FailedPreconditionError, MissingRowsError, StorageError, TableChangedError
-from tdreplay.limits import check_batch_size, check_whole
-from tdreplay.memory import Rows
+from tdreplay.errors import StorageError
+from tdreplay.limits import check_batch_size
 from tdreplay.metadata import Metadata
-from tdreplay.schema import INDEX, ROW_ID, Columns, Schema
-from tdreplay_server.checkpoint import write_checkpoint
-from tdreplay_server.disk import check_name, take_away
-from tdreplay_server.durability import Durability
-from tdreplay_server.durable_writer import DurableWriter
-from tdreplay_server.failpoints import failpoint
-from tdreplay_server.flusher import Flusher
-from tdreplay_server.journal import Journal
-from tdreplay_server.ledger import Ledger, Number
-from tdreplay_server.locks import ReadWriteLock
-from tdreplay_server.recovery import trusted
-from tdreplay_server.ring import Ring, Slots
-from tdreplay_server.selection import Selection, epoch_orders
-from tdreplay_server.snapshot import Snapshot
-from tdreplay_server.storage import Inserts, RowStorage, open_storage
-from tdreplay_server.table_directory import TableDirectory, rows_directory
-from tdreplay_server.torchrl_parts import UniformSampler
+from tdreplay.schema import Columns, Schema
+from tdreplay_server.selection import Selection
+from tdreplay_server.table import Table
 
 __all__ = ["ReplayBuffer"]
-
-MAX_ROW_ID = 1 << 62
-"""Far from where 64 bits end: at a million rows a second a table reaches it after 146,000 years."""
 
 
 class ReplayBuffer(BaseReplayBuffer):
@@ -81,65 +53,7 @@ class ReplayBuffer(BaseReplayBuffer):
         on_failure: Callable[[StorageError], object] | None = None,
     ) -> None:
         super().__init__(device)
-        size, where = check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID), torch.device(storing_device)
-        level = Durability.parse(durability)
-        open_storage(where, size, Path())  # Refuses a device that is not there before a directory is made.
-        self._lock, self._flushing, self._checkpointing = ReadWriteLock(), threading.Lock(), threading.Lock()
-        self._generation = 0
-        self._closed = False
-        self._failure: StorageError | None = None
-        self._on_failure = on_failure
-        self._flusher: Flusher | None = None
-        self._kept: TableDirectory | None = None
-        self._remove: weakref.finalize[..., object] | None = None
-        self._schema: Schema | None = None
-        self._checkpoints = checkpoints or (None if directory is None else directory / "checkpoints")
-        if directory is None or where.type != "cpu":
-            self._open_temporary(size, where)
-        else:
-            self._open_directory(directory, size, level)
-
-    def _open_temporary(self, buffer_size: int, where: torch.device) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="tdreplay-"))
-        self._remove = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
-        self._ledger = Ledger()
-        self._start(where, Ring(buffer_size), 1)
-
-    def _open_directory(self, directory: Path, buffer_size: int, durability: Durability) -> None:
-        self._directory = directory
-        self._kept = TableDirectory(directory, buffer_size, durability)
-        self._flusher = Flusher(durability.seconds, self._flush) if durability.level == "interval" else None
-        journal = self._ledger = self._kept.journal
-        try:
-            self._start(torch.device("cpu"), journal.state.ring, journal.state.generation)
-            if journal.state.schema is not None:
-                self._recover(journal, journal.state.schema)
-        except BaseException:
-            self._storage.release()
-            self._kept.close()
-            raise
-        if self._flusher is not None:
-            self._flusher.start()
-
-    def _recover(self, journal: Journal, schema: Schema) -> None:
-        storage = self._storage
-        storage.open_columns(schema)
-        self._schema = schema
-        storage.ring = trusted(journal.state.ring, journal.state.unflushed, storage, schema)
-        if journal.durability.reaches_disk:
-            storage.sync()  # The last server may have had another level.
-        if journal.state.unflushed:
-            journal.forget_from(storage.ring)
-
-    def _start(self, storing_device: torch.device, ring: Ring, rows: int) -> None:
-        """Starts without rows in memory; `rows` is the number of the directory that they get."""
-        self._rows = rows
-        self._storage: RowStorage = open_storage(storing_device, ring.buffer_size, rows_directory(self._directory, rows))
-        self._storage.ring = ring
-        # TorchRL's buffer holds the parts together; the hot paths below go to the parts.
-        self._writer = DurableWriter(self._ledger, self._flusher)
-        self._replay = TensorDictReplayBuffer(storage=self._storage, writer=self._writer, sampler=UniformSampler())
-        self._schema = None
+        self._table = Table(storing_device, buffer_size, directory=directory, durability=durability, checkpoints=checkpoints, on_failure=on_failure)
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
@@ -150,302 +64,45 @@ class ReplayBuffer(BaseReplayBuffer):
         self._insert(*from_rows(batch), len(batch))
 
     def _insert(self, columns: Columns, row_shape: tuple[int, ...], rows: int) -> None:
-        self.insert(columns, Schema.of(columns, row_shape), rows)
-
-    def insert(self, columns: Inserts, schema: Schema, rows: int, number: Number | None = None) -> tuple[int, bool]:
-        """Copies `rows` rows of `schema` in. They are checked before anything is touched, and survive what `durability` says when this returns.
-
-        Args:
-            columns: field name -> the field's values in all rows, as a tensor, or as rows of bytes where it has bytes.
-            schema: of the rows.
-            rows: how many they are.
-            number: what the block is known by: one that was stored already is not stored again.
-
-        Returns:
-            The id of the first row, and whether the block had been stored already.
-
-        Raises:
-            SchemaError, CodecError: as in `add_batch`.
-            SequenceError: the number stands for other rows.
-            ResourceExhaustedError: there is no space for the rows. Nothing was stored.
-            StorageError: the disk failed. The buffer is of no use any more; its rows are safe in its directory.
-        """
-        with self._lock.write():
-            self._check_open()
-            known = None if number is None else self._ledger.find(number)
-            if known is not None:
-                return known.first_row_id, True
-            self._fit(schema)
-            first = self._storage.ring.write_count
-            self._write(columns, schema, rows, number)
-            return first, False
-
-    def _fit(self, schema: Schema) -> None:
-        """Checks rows against the schema; the first ones fix it."""
-        if self._schema is None:
-            check_header(schema)
-            self._storage.allocate(schema)
-            if self._kept is not None:
-                self._kept.settle(self._rows)
-            failpoint("allocate-before-schema")
-            with self._failing():
-                self._ledger.restart(self._storage.ring, self._rows, schema)
-            self._schema = schema
-        self._schema.check(schema)
-
-    def _write(self, columns: Inserts, schema: Schema, rows: int, number: Number | None) -> None:
-        before = self._storage.ring
-        try:
-            with self._failing():
-                self._writer.insert(columns, schema, rows, number)
-        except BaseException:
-            if self._storage.ring is not before:
-                self._generation += 1  # The slots that it was to overwrite may be torn: who selected them must not read them.
-            raise
-
-    def _flush(self) -> None:
-        """Brings to the disk what was stored so far. Others write and read meanwhile."""
-        with self._flushing, self._failing():
-            with self._lock.read():
-                self._check_open()
-                written = self._storage.ring.write_count
-            if self._flusher is not None and written != self._flusher.flushed_to:
-                self._storage.sync()
-                with self._lock.write():
-                    self._writer.note_flushed(written)
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Makes an error of the disk the last thing that this buffer did."""
-        try:
-            yield
-        except StorageError as error:
-            self._failure = error
-            if self._on_failure is not None:
-                self._on_failure(error)
-            raise
+        self._table.insert(columns, Schema.of(columns, row_shape), rows)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
     def sample_batch(self, batch_size: SupportsIndex) -> TensorDict:
-        return self._take(self.select_random(check_batch_size(batch_size)))
+        return self._take(self._table.select_random(check_batch_size(batch_size)))
 
     def sample_by_index(self, index: Index) -> TensorDict:
-        return self._take(self.select_slots(as_slots(index).numpy()))
+        return self._take(self._table.select_slots(as_slots(index).numpy()))
 
     def sample_by_index_fields(self, index: Index, fields: Sequence[str]) -> TensorDict:
-        return self._take(self.select_slots(as_slots(index).numpy(), fields))
+        return self._take(self._table.select_slots(as_slots(index).numpy(), fields))
 
     def sample_all(self) -> TensorDict:
-        return self._take(self.select_all())
+        return self._take(self._table.select_all())
 
     def _open_epochs(self, query: EpochQuery) -> Iterator[TensorDict]:
-        return map(self._take, self.select_epochs(query))
+        return map(self._take, self._table.select_epochs(query))
 
     def _take(self, selection: Selection) -> TensorDict:
         """The selected rows as a TensorDict on `device`, in memory of its own."""
-        slots, names = selection.slots(0, selection.rows), [field.name for field in selection.fields]
-        with self._reading(selection.generation) as storage:
-            found = storage.select(slots, (name for name in names if name not in (INDEX, ROW_ID)))
-            found |= {INDEX: torch.from_numpy(slots), ROW_ID: torch.from_numpy(storage.ring.row_ids(slots))}
-        return to_tensordict({name: found[name].to(self._device) for name in names}, (selection.rows, *selection.row_shape), self._device)
-
-    def select_random(self, rows: int, fields: Sequence[str] | None = None) -> Selection:
-        """`rows` rows, drawn uniformly with replacement.
-
-        Raises:
-            EmptyTableError: there is no row.
-            FieldNotFoundError: a field is not there.
-        """
-        with self._lock.read():
-            self._schema_of_rows()
-            slots, _ = self._replay.sampler.sample(self._storage, rows)
-            return self._select(rows, _slices(slots.numpy()), fields)
-
-    def select_slots(self, slots: Slots, fields: Sequence[str] | None = None) -> Selection:
-        """The rows in `slots`.
-
-        Raises:
-            SlotIndexError: a slot holds no live row.
-            FieldNotFoundError: a field is not there.
-        """
-        with self._lock.read():
-            self._check_open()
-            self._storage.ring.check_live(slots)
-            return self._select(len(slots), _slices(slots), fields)
-
-    def select_all(self, fields: Sequence[str] | None = None) -> Selection:
-        """Every live row, in slot order.
-
-        Raises:
-            EmptyTableError: there is no row.
-            FieldNotFoundError: a field is not there.
-        """
-        with self._lock.read():
-            ring = self._storage.ring
-            return self._select(ring.size, lambda start, stop: ring.in_slot_order(np.arange(start, stop)), fields)
-
-    def select_epochs(self, query: EpochQuery) -> Iterator[Selection]:
-        """The batches of `query`, over the rows that are live now.
-
-        Raises:
-            EmptyTableError: there is no row.
-            FieldNotFoundError: a field is not there.
-        """
-        with self._lock.read():
-            selection, ring = self._select(0, _slices(np.empty(0, np.int64)), query.fields), self._storage.ring
-        return (replace(selection, rows=len(slots), slots=_slices(slots)) for slots in epoch_orders(query, ring))
-
-    def _select(self, rows: int, slots: Callable[[int, int], Slots], fields: Sequence[str] | None) -> Selection:
-        schema = self._schema_of_rows()
-        return Selection(schema.select(fields), schema.row_shape, rows, slots, self._generation)
-
-    def _schema_of_rows(self) -> Schema:
-        self._check_open()
-        if self._schema is None or not self._storage.ring.size:
-            raise EmptyTableError("the table is empty: there is no row to sample yet")
-        return self._schema
-
-    def read(self, selection: Selection, start: int, stop: int, out: dict[str, Rows], *, threads: bool = False) -> None:
-        """Copies the rows of `selection` from `start` to `stop` into `out`: those of its fields that have bytes. No row is torn.
-
-        `threads`: several may work on it.
-
-        Raises:
-            TableChangedError: the table was reset, rewound or closed since the rows were selected.
-        """
-        slots = selection.slots(start, stop)
-        index, row_id = out.pop(INDEX, None), out.pop(ROW_ID, None)
-        with self._reading(selection.generation) as storage:
-            storage.gather(slots, out, threads=threads)
-            ring = storage.ring
-        if index is not None:
-            index.view(np.int64)[:] = slots
-        if row_id is not None:
-            row_id.view(np.int64)[:] = ring.row_ids(slots)
-
-    @contextmanager
-    def _reading(self, generation: int) -> Iterator[RowStorage]:
-        with self._lock.read():
-            if generation != self._generation:
-                raise TableChangedError("the table was reset, rewound or dropped while it was read")
-            yield self._storage
+        columns = {name: column.to(self._device) for name, column in self._table.take(selection).items()}
+        return to_tensordict(columns, (selection.rows, *selection.row_shape), self._device)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
     def state(self) -> State:
-        with self._lock.read():
-            ring = self._storage.ring
-            return State(ring.buffer_size, ring.size, ring.pointer, ring.write_count, self._storage.device, self._schema, self.durability)
-
-    @property
-    def durability(self) -> str:
-        return self._ledger.durability.level
+        return self._table.state()
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
-        with self._flushing, self._lock.write():
-            self._check_open()
-            self._restart(self._storage.max_size if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID))
+        self._table.reset(buffer_size)
         self._iterator = None
 
-    def _restart(self, buffer_size: int) -> None:
-        ring, old = self._storage.ring.restart(buffer_size), self._storage
-        with self._failing():
-            self._ledger.restart(ring, self._rows + 1, None)
-        failpoint("reset-after-journal")
-        self._generation += 1
-        self._start(old.device, ring, self._rows + 1)
-        old.discard()
-
     def _rewind(self, metadata: Metadata) -> None:
-        self.rewind(metadata.buffer_size, metadata.data_size, metadata.write_count)
-
-    def rewind(self, buffer_size: int, size: int, write_count: int) -> None:
-        """Makes the row ids ``[write_count - size, write_count)`` the live rows again; an empty buffer takes the capacity `buffer_size`.
-
-        Raises:
-            MissingRowsError: some of those rows are not stored. Nothing changes.
-            InvalidArgumentError: a number is out of its range.
-        """
-        check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID)
-        check_whole(write_count, "write_count", 0, MAX_ROW_ID)
-        check_whole(size, "size", 0, min(buffer_size, write_count))
-        with self._flushing, self._lock.write():
-            self._check_open()
-            ring = self._storage.ring
-            if buffer_size != ring.buffer_size and (size or ring.size):
-                raise MissingRowsError(f"buffer_size ({buffer_size}) must be {ring.buffer_size}: a buffer that holds rows keeps its capacity")
-            rewound = replace(ring, buffer_size=buffer_size).rewind(size, write_count)
-            if buffer_size != ring.buffer_size:
-                self._restart(buffer_size)
-            with self._failing():
-                if self._flusher is not None:
-                    self._storage.sync()
-                self._ledger.restart(rewound, self._rows, self._schema)
-            self._storage.ring = rewound
-            self._generation += 1
+        self._table.rewind(metadata.buffer_size, metadata.data_size, metadata.write_count)
 
     def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
-        if self._checkpoints is None:
-            raise FailedPreconditionError("there is no directory for checkpoints, because the rows lie in a temporary one: name a data_dir")
-        target = self._checkpoints / check_name(name, "checkpoint")
-        if not self._checkpointing.acquire(blocking=False):
-            raise FailedPreconditionError(f"checkpoint {name!r}: another checkpoint of this table is being written")
-        try:
-            return write_checkpoint(target, self._snapshotted, progress)
-        finally:
-            self._checkpointing.release()
-
-    @contextmanager
-    def _snapshotted(self, directory: Path) -> Iterator[Snapshot]:
-        """A snapshot of the rows as they are now, into that directory."""
-        with self._lock.write():
-            self._check_open()
-            reading = partial(self._reading, self._generation)
-            snapshot = Snapshot(self._storage, self._schema, self._ledger.acknowledged(), directory, reading)
-            writer = self._writer
-            writer.snapshot = snapshot
-        try:
-            yield snapshot
-        finally:
-            with self._lock.write():
-                writer.snapshot = None
-            snapshot.close()
+        return self._table.checkpoint(name, progress=progress)
 
     def close(self) -> None:
         """Gives the memory back and removes a temporary directory. Closing twice is allowed; any other call is then a ClosedError."""
-        if self._flusher is not None:
-            self._flusher.close()
-        with self._flushing, self._lock.write():
-            closing, self._closed = not self._closed, True
-            self._generation += 1
-            if closing:
-                self._end_ledger()
-            self._storage.release()
-        if self._kept is not None:
-            self._kept.close()
-        if self._remove is not None:
-            self._remove()
-
-    def _end_ledger(self) -> None:
-        if self._failure is not None:
-            return  # What is on the disk is as it would be after a kill.
-        if self._ledger.durability.reaches_disk:
-            self._storage.sync()
-        self._ledger.close(self._storage.ring)
-
-    def delete(self) -> None:
-        """Closes the buffer and removes its directory."""
-        self.close()
-        if self._kept is not None:
-            take_away(self._directory)
-
-    def _check_open(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        if self._closed:
-            raise ClosedError("the buffer is closed")
-
-
-def _slices(slots: Slots) -> Callable[[int, int], Slots]:
-    return lambda start, stop: slots[start:stop]
+        self._table.close()

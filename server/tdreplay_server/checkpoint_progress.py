@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from tdreplay.api import Checkpoint
 from tdreplay.errors import CancelledError
 from tdreplay.v1 import replay_buffer_pb2 as pb
-from tdreplay_server.buffer import ReplayBuffer
+from tdreplay_server.table import Table
 
 __all__ = ["checkpointed"]
 
@@ -29,11 +29,11 @@ class _Progress:
             raise CancelledError("the client of the checkpoint is gone")
 
 
-def checkpointed(buffer: ReplayBuffer, name: str) -> Iterator[pb.CheckpointResponse]:
+def checkpointed(table: Table, name: str) -> Iterator[pb.CheckpointResponse]:
     """Writes a checkpoint in a thread of its own; says how far it is, twice a second, and at last where it is."""
     progress = _Progress()
     with ThreadPoolExecutor(1, thread_name_prefix="tdreplay-checkpoint") as executor:
-        work = executor.submit(buffer.checkpoint, name, progress=progress)
+        work = executor.submit(table.checkpoint, name, progress=progress)
         try:
             while not wait([work], REPORT_SECONDS).done:
                 yield pb.CheckpointResponse(bytes=progress.done, total_bytes=progress.total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,13 @@ import numpy as np
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay.limits import check_whole
 from tdreplay.schema import Field
-from tdreplay_server.buffer import ReplayBuffer
 from tdreplay_server.checkpoint import Manifest, listed_bytes, read_acknowledged, read_manifest
 from tdreplay_server.disk import LOCK, DirectoryLock, check_name, new_directory, put_in_place
 from tdreplay_server.journal import create_journal, read_journal
 from tdreplay_server.ring import Ring
 from tdreplay_server.snapshot import rows_file
 from tdreplay_server.storage import MemmapRows
+from tdreplay_server.table import Table
 from tdreplay_server.table_directory import rows_directory
 from tdreplay_server.tables import CHECKPOINTS, table_directory
 
@@ -105,6 +106,6 @@ def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
     if not directory.is_dir():
         raise FailedPreconditionError(f"there is no table {table!r} in {data_dir}")
     with DirectoryLock(data_dir), new_directory(data_dir / CHECKPOINTS / table) as scratch:
-        with ReplayBuffer("cpu", "cpu", read_journal(directory, torn_end=True).ring.buffer_size, directory=directory, checkpoints=scratch) as buffer:
-            checkpoint = Path(buffer.checkpoint("resize").path)
+        with closing(Table("cpu", read_journal(directory, torn_end=True).ring.buffer_size, directory=directory, checkpoints=scratch)) as opened:
+            checkpoint = Path(opened.checkpoint("resize").path)
         return _restored(checkpoint, read_manifest(checkpoint), directory, buffer_size)

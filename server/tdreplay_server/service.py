@@ -16,10 +16,10 @@ from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
 from tdreplay.messages import durability_to_message, schema_to_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.batches import Credits, blocks, merged, per_message, slot_bytes, streamed
-from tdreplay_server.buffer import ReplayBuffer
 from tdreplay_server.checkpoint_progress import checkpointed
 from tdreplay_server.ledger import Number
 from tdreplay_server.shared_memory import SharedSlots, offer, share
+from tdreplay_server.table import Table
 from tdreplay_server.tables import Tables
 from tdreplay_server.wire import Request
 
@@ -53,41 +53,41 @@ class ReplayBufferService:
 
     def Sample(self, requests: Requests, context: Context) -> Iterator[Any]:
         query = _first(requests)
-        buffer, rows, fields = self._tables[query.table], check_batch_size(query.batch_size), _fields(query.fields)
-        example = buffer.select_random(1, fields)
+        table, rows, fields = self._tables[query.table], check_batch_size(query.batch_size), _fields(query.fields)
+        example = table.select_random(1, fields)
         most = per_message(query.batches_per_message, rows, example.fields)
         context.send_initial_metadata(())
         with share(context, query.shared_slots, slot_bytes(most, rows, example)) as slots:
             granted = Credits(query.credits, requests, slots)
-            draws = ((buffer.select_random(rows * batches, fields), rows) for batches in iter(lambda: granted.take(most), 0))
-            yield from streamed(buffer, draws, pb.SampleResponse, slots, query.shared_slots > 0)
+            draws = ((table.select_random(rows * batches, fields), rows) for batches in iter(lambda: granted.take(most), 0))
+            yield from streamed(table, draws, pb.SampleResponse, slots, query.shared_slots > 0)
 
     def SampleBatch(self, request: Request, context: Context) -> Iterator[bytes]:
-        buffer, rows = self._tables[request.head.table], check_batch_size(request.head.batch_size)
-        return blocks(buffer, buffer.select_random(rows, _fields(request.head.fields)), pb.SampleBatchResponse, rows)
+        table, rows = self._tables[request.head.table], check_batch_size(request.head.batch_size)
+        return blocks(table, table.select_random(rows, _fields(request.head.fields)), pb.SampleBatchResponse, rows)
 
     def SampleByIndex(self, request: Request, context: Context) -> Iterator[bytes]:
-        buffer, query = self._tables[request.head.table], request.head
+        table, query = self._tables[request.head.table], request.head
         rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
-        selection = buffer.select_slots(np.array(query.index, np.int64), _fields(query.fields))
-        return blocks(buffer, selection, pb.SampleByIndexResponse, rows)
+        selection = table.select_slots(np.array(query.index, np.int64), _fields(query.fields))
+        return blocks(table, selection, pb.SampleByIndexResponse, rows)
 
     def SampleAll(self, request: Request, context: Context) -> Iterator[bytes]:
-        buffer = self._tables[request.head.table]
-        selection = buffer.select_all(_fields(request.head.fields))
-        return blocks(buffer, selection, pb.SampleAllResponse, selection.rows)
+        table = self._tables[request.head.table]
+        selection = table.select_all(_fields(request.head.fields))
+        return blocks(table, selection, pb.SampleAllResponse, selection.rows)
 
     def Epoch(self, requests: Requests, context: Context) -> Iterator[Any]:
         query = _first(requests)
-        buffer, epochs = self._tables[query.table], _epoch_query(query)
-        example = buffer.select_all(epochs.fields)
+        table, epochs = self._tables[query.table], _epoch_query(query)
+        example = table.select_all(epochs.fields)
         most = per_message(query.batches_per_message, epochs.batch_size, example.fields)
         check_whole(query.credits, "credits", 0)
-        chosen = buffer.select_epochs(epochs)
+        chosen = table.select_epochs(epochs)
         context.send_initial_metadata(())
         with share(context, query.shared_slots, slot_bytes(most, min(epochs.batch_size, example.rows), example)) as slots:
             batches = merged(chosen, most, Credits(query.credits, requests, slots))
-            yield from streamed(buffer, batches, pb.EpochResponse, slots, query.shared_slots > 0)
+            yield from streamed(table, batches, pb.EpochResponse, slots, query.shared_slots > 0)
 
     def Describe(self, request: Request, context: Context) -> pb.DescribeResponse:
         state = self._tables[request.head.table].state()
@@ -134,7 +134,7 @@ def _block(request: Request, slots: SharedSlots | None) -> tuple[Bytes, bool]:
     return slots[request.head.slot], True
 
 
-def _insert(buffer: ReplayBuffer, head: Any, block: Bytes, longer: bool = False) -> dict[str, Any]:
+def _insert(table: Table, head: Any, block: Bytes, longer: bool = False) -> dict[str, Any]:
     """Stores a block, and says what it became: the fields of the answer."""
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
@@ -142,8 +142,8 @@ def _insert(buffer: ReplayBuffer, head: Any, block: Bytes, longer: bool = False)
     check_booleans(decoded)
     columns = decoded.places
     number = Number.of(head.writer_id, head.sequence, columns)
-    first, again = buffer.insert(columns, decoded.header.schema, decoded.rows, number)
-    return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(buffer.durability), "already_stored": again}
+    first, again = table.insert(columns, decoded.header.schema, decoded.rows, number)
+    return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(table.durability), "already_stored": again}
 
 
 def _first(requests: Requests) -> Any:

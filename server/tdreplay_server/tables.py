@@ -17,10 +17,10 @@ from tdreplay.errors import (
     TableExistsError,
     TableNotFoundError,
 )
-from tdreplay_server.buffer import ReplayBuffer
 from tdreplay_server.disk import DirectoryLock, check_name, remove_leftovers
 from tdreplay_server.journal import read_journal
 from tdreplay_server.logs import log
+from tdreplay_server.table import Table
 
 __all__ = ["CHECKPOINTS", "DEFAULT_BUFFER_SIZE", "DEFAULT_TABLE", "TABLES", "Tables", "table_directory"]
 
@@ -68,7 +68,7 @@ class Tables:
     ) -> None:
         self._storing_device, self._max_tables = storing_device, max_tables
         self._durability, self._on_failure = durability, on_failure
-        self._buffers: dict[str, ReplayBuffer] = {}
+        self._tables: dict[str, Table] = {}
         self._lock = threading.Lock()
         self._data_dir = data_dir
         self._held: DirectoryLock | None = None
@@ -98,19 +98,19 @@ class Tables:
         for parent in (data_dir / TABLES, *(data_dir / CHECKPOINTS).glob("*"), data_dir / CHECKPOINTS):
             remove_leftovers(parent)
         for name, state in found.items():
-            self._buffers[name] = self._buffer(name, state.ring.buffer_size, "cpu")
+            self._tables[name] = self._made(name, state.ring.buffer_size, "cpu")
             log.info("table recovered" if state.was_open else "table opened", table=name, rows=state.ring.size, write_count=state.ring.write_count)
 
-    def __getitem__(self, name: str) -> ReplayBuffer:
+    def __getitem__(self, name: str) -> Table:
         """The table of that name.
 
         Raises:
             TableNotFoundError: there is none.
         """
-        found = self._buffers.get(name)
+        found = self._tables.get(name)
         if found is None and name == DEFAULT_TABLE:
             with self._lock:
-                found = self._buffers.get(name) or self._open(name, DEFAULT_BUFFER_SIZE, self._storing_device)
+                found = self._tables.get(name) or self._open(name, DEFAULT_BUFFER_SIZE, self._storing_device)
         if found is None:
             raise TableNotFoundError(f"table {name[:80]!r} is not there; this server has {self.names()}")
         return found
@@ -125,7 +125,7 @@ class Tables:
         """
         device = str(_device(storing_device)) if storing_device else ""
         with self._lock:
-            found = self._buffers.get(name)
+            found = self._tables.get(name)
             if found is None:
                 self._open(name, buffer_size, device or self._storing_device)
                 return True
@@ -139,19 +139,18 @@ class Tables:
                 raise TableExistsError(f"table {name!r} is there with {setting} {is_}, not {asked}; use that, another name, or reset(buffer_size)")
         return False
 
-    def _open(self, name: str, buffer_size: int, storing_device: str) -> ReplayBuffer:
+    def _open(self, name: str, buffer_size: int, storing_device: str) -> Table:
         check_name(name, "table")
-        if len(self._buffers) >= self._max_tables:
+        if len(self._tables) >= self._max_tables:
             raise ResourceExhaustedError(f"table {name!r}: there are {self._max_tables} tables (max_tables) already")
-        self._buffers[name] = self._buffer(name, buffer_size, storing_device)
+        self._tables[name] = self._made(name, buffer_size, storing_device)
         log.info("table created", table=name, buffer_size=buffer_size, storing_device=storing_device)
-        return self._buffers[name]
+        return self._tables[name]
 
-    def _buffer(self, name: str, buffer_size: int, storing_device: str) -> ReplayBuffer:
+    def _made(self, name: str, buffer_size: int, storing_device: str) -> Table:
         if self._data_dir is None:
-            return ReplayBuffer("cpu", storing_device, buffer_size)
-        return ReplayBuffer(
-            "cpu",
+            return Table(storing_device, buffer_size)
+        return Table(
             storing_device,
             buffer_size,
             directory=table_directory(self._data_dir, name),
@@ -167,7 +166,7 @@ class Tables:
             TableNotFoundError: there is none.
         """
         with self._lock:
-            found = self._buffers.pop(name, None)
+            found = self._tables.pop(name, None)
         if found is None:
             raise TableNotFoundError(f"table {name[:80]!r} is not there; this server has {self.names()}")
         found.delete()
@@ -175,16 +174,16 @@ class Tables:
 
     def names(self) -> list[str]:
         """The tables' names, sorted."""
-        return sorted(self._buffers)
+        return sorted(self._tables)
 
     def close(self) -> None:
         """Closes every table, and gives the data directory back."""
         with self._lock, ExitStack() as stack:
             if self._held is not None:
                 stack.callback(self._held.close)
-            for buffer in self._buffers.values():
-                stack.callback(buffer.close)
-            self._buffers.clear()
+            for table in self._tables.values():
+                stack.callback(table.close)
+            self._tables.clear()
 
 
 def _device(name: str) -> torch.device:

@@ -163,17 +163,19 @@ def listed_bytes(directory: Path, listed: File, unit: int = 1) -> Iterator[bytes
     Raises:
         CorruptDataError: they are not.
     """
-    path, digest, size = directory / listed.name, hashlib.sha256(), 0
+    path, digest = directory / listed.name, hashlib.sha256()
     try:
+        size = path.stat().st_size
+        if size != listed.size:
+            raise CorruptDataError(f"{path} has {size} bytes, and the manifest lists {listed.size}")
         with path.open("rb") as file:
             while chunk := file.read(max(1, CHUNK_BYTES // unit) * unit):
                 digest.update(chunk)
-                size += len(chunk)
                 yield chunk
     except OSError as error:
         raise CorruptDataError(f"{path} cannot be read: {error}") from None
-    if size != listed.size or digest.hexdigest() != listed.sha256:
-        raise CorruptDataError(f"{path} ({size} bytes) is not the file of {listed.size} bytes that the manifest lists, or bytes of it changed")
+    if digest.hexdigest() != listed.sha256:
+        raise CorruptDataError(f"{path} does not have the SHA-256 that the manifest lists: bytes of it changed")
 
 
 def verify_checkpoint(directory: Path) -> Manifest:

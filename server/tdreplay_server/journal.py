@@ -250,6 +250,10 @@ class Journal(Ledger):
             execute("DELETE FROM unflushed")
             execute("UPDATE ring SET oldest = ?", (ring.oldest,))
             execute("UPDATE settings SET open = 0")
+        self.release()
+
+    def release(self) -> None:
+        """Closes the journal as it is."""
         self._compact()
         self._connection.close()
         os.close(self._file)

@@ -17,7 +17,7 @@ import torch
 from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage
 
-from tdreplay.errors import CorruptDataError, InvalidArgumentError, ResourceExhaustedError, StorageError
+from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError, StorageError
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Schema
 from tdreplay_server.disk import reserve
@@ -174,10 +174,9 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
         self._directory = directory
 
     def open_columns(self, schema: Schema) -> None:
-        """Maps the files that an earlier storage made for rows of `schema`. To be called once, in place of `allocate`.
+        """Maps the files that an earlier storage made for rows of `schema`, which are there. To be called once, in place of `allocate`.
 
         Raises:
-            CorruptDataError: a file is missing, or of another size.
             ResourceExhaustedError: a file does not have its space on the disk, as after a copy, and there is none left.
         """
         self._take_columns(schema, self._old_column)
@@ -187,10 +186,6 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
         return self._mapped(number, shape, dtype, os.O_CREAT | os.O_EXCL)
 
     def _old_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        path, size = self._directory / column_file(number), torch.Size(shape).numel() * dtype.itemsize
-        there = path.stat().st_size if path.is_file() else 0
-        if there != size:
-            raise CorruptDataError(f"{path} has {there} bytes, and {size} were written")
         return self._mapped(number, shape, dtype, 0)
 
     def _mapped(self, number: int, shape: tuple[int, ...], dtype: torch.dtype, flags: int) -> torch.Tensor:

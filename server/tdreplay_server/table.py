@@ -97,6 +97,7 @@ class Table:
                 self._recover(journal, journal.state.schema)
         except BaseException:
             self._storage.release()
+            journal.release()
             self._kept.close()
             raise
         if self._flusher is not None:
@@ -403,7 +404,7 @@ class Table:
 
     def _check_open(self) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise StorageError(str(self._failure))  # A new one: a traceback holds all that its frames hold.
         if self._closed:
             raise ClosedError("the buffer is closed")
 

@@ -7,20 +7,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tdreplay.errors import FailedPreconditionError
+from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay_server.disk import LOCK, DirectoryLock, new_directory, put_in_place, remove, remove_leftovers, sync_directory, sync_tree
 from tdreplay_server.durability import Durability
 from tdreplay_server.failpoints import failpoint
 from tdreplay_server.journal import Journal, JournalState, create_journal, read_journal
 from tdreplay_server.logs import log
 from tdreplay_server.ring import Ring
+from tdreplay_server.storage import column_file
 
-__all__ = ["TableDirectory", "rows_directory"]
+__all__ = ["TableDirectory", "read_table", "rows_directory"]
 
 
 def rows_directory(table: Path, generation: int) -> Path:
     """Where the rows of a table's generation lie."""
     return table / f"rows-{generation:06d}"
+
+
+def read_table(path: Path, *, torn_end: bool = False) -> JournalState:
+    """What the directory of a table holds, which must not be open. Nothing in it changes. `torn_end`: as in `read_journal`.
+
+    Raises:
+        FailedPreconditionError: a newer version wrote it.
+        CorruptDataError: it is not what was written, as far as can be told without reading the rows.
+    """
+    found = read_journal(path, torn_end=torn_end)
+    for number, field in enumerate(found.schema.fields if found.schema else ()):
+        file, size = rows_directory(path, found.generation) / column_file(number), found.ring.buffer_size * field.row_bytes
+        there = file.stat().st_size if file.is_file() else 0
+        if there != size:
+            raise CorruptDataError(f"{file} has {there} bytes, and {size} were written, of field {field.name!r}")
+    return found
 
 
 class TableDirectory:
@@ -47,7 +64,7 @@ class TableDirectory:
             _create(path, buffer_size)
         self._lock = DirectoryLock(path)
         try:
-            self.journal = self._opened(read_journal(path, torn_end=True), buffer_size, durability)
+            self.journal = self._opened(read_table(path, torn_end=True), buffer_size, durability)
         except BaseException:
             self._lock.close()
             raise

@@ -18,9 +18,9 @@ from tdreplay.errors import (
     TableNotFoundError,
 )
 from tdreplay_server.disk import DirectoryLock, check_name, remove_leftovers
-from tdreplay_server.journal import read_journal
 from tdreplay_server.logs import log
 from tdreplay_server.table import Table
+from tdreplay_server.table_directory import read_table
 
 __all__ = ["CHECKPOINTS", "DEFAULT_BUFFER_SIZE", "DEFAULT_TABLE", "TABLES", "Tables", "table_directory"]
 
@@ -87,7 +87,7 @@ class Tables:
         data_dir.mkdir(parents=True, exist_ok=True)
         self._held = DirectoryLock(data_dir)
         paths = [path for path in sorted((data_dir / TABLES).glob("*")) if not path.name.startswith(".")]
-        found = {path.name: read_journal(path, torn_end=True) for path in paths}  # All of them, before anything is changed.
+        found = {path.name: read_table(path, torn_end=True) for path in paths}  # All of them, before anything is changed.
         default = found.get(DEFAULT_TABLE)
         if default is not None and default_buffer_size not in (None, default.ring.buffer_size):
             raise FailedPreconditionError(

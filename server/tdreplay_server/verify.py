@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from tdreplay.errors import CorruptDataError, FailedPreconditionError
-from tdreplay.schema import Field, Schema
+from tdreplay.errors import FailedPreconditionError
+from tdreplay.schema import Schema
 from tdreplay_server.checkpoint import MANIFEST, verify_checkpoint
 from tdreplay_server.disk import LOCK, DirectoryLock
-from tdreplay_server.journal import JOURNAL, read_journal
+from tdreplay_server.journal import JOURNAL
 from tdreplay_server.ring import Ring
-from tdreplay_server.storage import column_file
-from tdreplay_server.table_directory import rows_directory
+from tdreplay_server.table_directory import read_table
 from tdreplay_server.tables import CHECKPOINTS, TABLES
 
 __all__ = ["verified"]
@@ -56,17 +55,9 @@ def _data_directory(directory: Path) -> Iterator[str]:
 
 def _table(path: Path) -> str:
     with _unused(path):
-        found = read_journal(path)
-        for number, field in enumerate(found.schema.fields if found.schema else ()):
-            _check_column(rows_directory(path, found.generation) / column_file(number), field, found.ring.buffer_size)
+        found = read_table(path)
     ended = "its server died" if found.was_open else "closed"
     return f"table {path.name}: {_rows(found.ring, found.schema)}, writers: {found.writers}, {ended}"
-
-
-def _check_column(path: Path, field: Field, buffer_size: int) -> None:
-    size, expected = path.stat().st_size if path.is_file() else 0, buffer_size * field.row_bytes
-    if size != expected:
-        raise CorruptDataError(f"{path} has {size} bytes, and field {field.name!r} needs {expected}")
 
 
 def _checkpoint(path: Path) -> str:

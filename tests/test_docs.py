@@ -18,12 +18,14 @@ from typer.testing import CliRunner
 from tdreplay import errors, limits
 from tdreplay.schema import DTYPES
 from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_client import cli as client_cli
 from tdreplay_server import ServerConfig, spawn_server
-from tdreplay_server.cli import app
+from tdreplay_server import cli as server_cli
 
 ROOT = Path(__file__).parents[1]
 ADDRESS = ServerConfig.model_fields["address"].default
-COMMANDS = {"make", "tdreplay-server", "python", "pip", "docker", "cd", "git"}
+COMMANDS = {"make", "tdreplay", "tdreplay-server", "python", "pip", "docker", "cd", "git"}
+APPS = {"tdreplay": client_cli.app, "tdreplay-server": server_cli.app}
 SHELL = ("console", "bash")
 PROTOCOL = ROOT / "docs" / "protocol.md"
 
@@ -103,18 +105,18 @@ def test_what_a_document_makes_is_a_target_of_the_makefile(path):
 
 
 @pytest.mark.parametrize("path", documents_with(*SHELL))
-def test_the_server_knows_the_options_that_a_document_gives_it(path):
+def test_our_commands_know_the_options_that_a_document_gives_them(path):
     """With --help added, every command ends by itself, after its options were parsed."""
     for name, *arguments in commands_of(path):
-        if name == "tdreplay-server":
-            result = CliRunner().invoke(app, [*arguments, "--help"])
+        if name in APPS:
+            result = CliRunner().invoke(APPS[name], [*arguments, "--help"])
             assert result.exit_code == 0, f"{arguments}: {result.output}"
 
 
 @pytest.mark.parametrize("path", documents_with(*SHELL))
 def test_the_commands_of_a_document_that_end_by_themselves_do(path):
     for name, *arguments in commands_of(path):
-        if name == "tdreplay-server" and {"--help", "--version"} & {*arguments}:
+        if name in APPS and {"--help", "--version"} & {*arguments}:
             command = [str(Path(sys.executable).parent / name), *arguments]
             ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             assert (ended.returncode, ended.stderr) == (0, "")
@@ -159,4 +161,7 @@ def test_the_protocol_names_the_limits():
     assert rows["open standing calls"].endswith(f", {ServerConfig().max_standing}")
     assert f"{limits.MOST_SHARED_BYTES >> 20} MiB" in rows["the slots of one stream together"]
     assert f"{limits.LEAST_SHARED_BYTES >> 10} KiB" in rows["the slots of one stream together"]
-    assert rows["open AddBatch, Sample, SampleAll and Epoch calls"].endswith(f"max_streams, {ServerConfig.model_fields['max_streams'].default}")
+    assert rows["the numbers of a writer that the server knows"].startswith(f"{limits.SEQUENCE_WINDOW} below")
+    assert rows["open AddBatch, Sample, SampleAll, Epoch and Checkpoint calls"].endswith(
+        f"max_streams, {ServerConfig.model_fields['max_streams'].default}"
+    )

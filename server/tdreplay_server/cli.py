@@ -61,6 +61,7 @@ def serve(
     max_workers: Annotated[int | None, typer.Option(help=_described("max_workers"), show_default=False)] = None,
     max_streams: Annotated[int | None, typer.Option(help=_described("max_streams"), show_default=False)] = None,
     max_tables: Annotated[int | None, typer.Option(help=_described("max_tables"), show_default=False)] = None,
+    grace_seconds: Annotated[float | None, typer.Option(help=_described("grace_seconds"), show_default=False)] = None,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", help="Also stop when standard input closes.")] = False,
 ) -> None:
     """Serve replay buffers until SIGTERM or SIGINT.
@@ -78,6 +79,7 @@ def serve(
         "max_workers": max_workers,
         "max_streams": max_streams,
         "max_tables": max_tables,
+        "grace_seconds": grace_seconds,
     }
     log_to_stderr()
     keep_freed_memory()

@@ -40,6 +40,8 @@ class ServerConfig(BaseSettings):
     max_streams: Annotated[int, Field(ge=1, description="Long-lived streams among them; one more is refused. Below max_workers.")] = 48
     max_tables: Annotated[int, Field(ge=1, description="Tables that clients may create.")] = 256
 
+    grace_seconds: Annotated[float, Field(ge=0, le=3600, description="That running calls get to finish when the server is told to stop.")] = 5.0
+
     @field_validator("config")
     @classmethod
     def _config_is_there(cls, path: Path | None) -> Path | None:

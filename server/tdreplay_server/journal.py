@@ -38,7 +38,9 @@ FORMAT = 1
 """Of the directory of a table. A newer one is refused."""
 JOURNAL = "journal.sqlite"
 COMMITS_TO_COMPACT = 1000
-"""After so many commits the write-ahead log, of some 3 MB, is copied into the database."""
+"""After so many commits the write-ahead log, of some 3 MB, is copied into the database; after more where that is larger than the log."""
+COMMIT_BYTES = 3 << 10
+"""That a commit takes in the log."""
 PAGE_BYTES = 1024  # The smallest that suits: each commit writes two or three pages.
 
 TABLES = """
@@ -217,7 +219,7 @@ class Journal(Ledger):
                 execute("INSERT INTO unflushed VALUES (?, ?, ?)", (first + rows - kept, kept, digest))
         super().commit(ring, first, rows, number, digest)
         self._commits += 1
-        if self._commits >= COMMITS_TO_COMPACT:
+        if self._commits >= max(COMMITS_TO_COMPACT, os.fstat(self._file).st_size // COMMIT_BYTES):
             self._compact_if_there_is_room()
 
     def flushed(self, write_count: int, oldest: int) -> None:
@@ -271,10 +273,11 @@ class Journal(Ledger):
 
     def _forget_writers(self) -> None:
         self._new_writers = 0
-        self._connection.execute(
-            "DELETE FROM acknowledged WHERE writer NOT IN (SELECT writer FROM acknowledged GROUP BY writer ORDER BY max(first_row_id) DESC LIMIT ?)",
-            (MAX_WRITERS,),
+        query = (
+            "DELETE FROM acknowledged WHERE writer NOT IN (SELECT writer FROM acknowledged GROUP BY writer ORDER BY max(first_row_id) DESC LIMIT ?)"
         )
+        with self._transaction() as execute:
+            execute(query, (MAX_WRITERS,))
 
     @contextmanager
     def _durably(self) -> Iterator[Any]:
@@ -340,6 +343,8 @@ def _compact(connection: sqlite3.Connection, database: Path, file: int | None, *
     """Copies the write-ahead log into the database and empties it. At each step, log and checksums together vouch for every byte."""
     with _disk_errors():
         _copy_log(connection, "FULL")
+        if durable and file is not None:
+            os.fsync(file)  # SQLite did, if it copied anything: what a journal of another level copied may not be on the disk yet.
         failpoint("compact-after-copy")
         write_checksums(database, file=file, durable=durable)
         failpoint("compact-after-checksums")

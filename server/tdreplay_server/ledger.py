@@ -7,7 +7,7 @@ writer's highest one (as the anti-replay window of RFC 4303, section 3.4.3, does
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -56,14 +56,18 @@ class Number:
             return None
         if len(writer_id) > MAX_WRITER_ID or not (writer_id.isascii() and writer_id.isprintable()):
             raise InvalidArgumentError(f"writer_id ({writer_id[:80]!r}) must be 1 to {MAX_WRITER_ID} printable ASCII characters")
-        return cls(writer_id, check_whole(sequence, "sequence", 1), digest_of(columns))
+        return cls(writer_id, check_whole(sequence, "sequence", 1), digest_of({name: (rows,) for name, rows in columns.items()}))
 
 
-def digest_of(columns: Mapping[str, Rows]) -> int:
-    """A 64-bit digest of rows, the same in whatever order the fields come (XXH3; it tells mistakes apart, not attacks)."""
+def digest_of(columns: Mapping[str, Sequence[Rows]]) -> int:
+    """A 64-bit digest of rows, each field of them in one or more parts. It tells mistakes apart, not attacks (XXH3).
+
+    It is the same in whatever order the fields come, and however they are parted.
+    """
     digest = xxhash.xxh3_64()
     for name in sorted(columns):
-        digest.update(np.ascontiguousarray(columns[name]).view(np.uint8).data)
+        for part in columns[name]:
+            digest.update(np.ascontiguousarray(part).view(np.uint8).data)
     return digest.intdigest() - (1 << 63)  # Signed, as SQLite's integers are.
 
 

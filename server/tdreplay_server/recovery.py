@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
-from tdreplay.memory import Rows
 from tdreplay.schema import Schema
 from tdreplay_server.ledger import digest_of
 from tdreplay_server.logs import log
@@ -39,8 +36,7 @@ def trusted(ring: Ring, unflushed: tuple[tuple[int, int, int], ...], storage: Ro
 
 
 def digest_of_rows(storage: RowStorage, schema: Schema, first: int, rows: int) -> int:
-    """The digest of the rows ``[first, first + rows)`` as they are stored."""
-    slots = np.arange(first, first + rows) % storage.max_size
-    columns: dict[str, Rows] = {field.name: np.empty(rows, np.dtype((np.void, field.row_bytes))) for field in schema.fields if field.row_bytes}
-    storage.gather(slots, columns)
-    return digest_of(columns)
+    """The digest of the rows ``[first, first + rows)`` as they are stored; they fit into the ring."""
+    start = first % storage.max_size
+    ranges = [(start, min(start + rows, storage.max_size)), (0, max(0, start + rows - storage.max_size))]
+    return digest_of({field.name: [storage.rows(*part, field.name) for part in ranges] for field in schema.fields if field.row_bytes})

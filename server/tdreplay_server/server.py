@@ -13,14 +13,13 @@ from typing_extensions import Self
 from tdreplay.errors import ServerUnavailableError, StorageError
 from tdreplay.limits import message_options
 from tdreplay_server.config import ServerConfig
+from tdreplay_server.health import Health
 from tdreplay_server.logs import log
 from tdreplay_server.service import ReplayBufferService
 from tdreplay_server.tables import Tables
 from tdreplay_server.wire import StreamSlots, handlers
 
 __all__ = ["ReplayServer"]
-
-GRACE_SECONDS = 5.0
 
 
 class ReplayServer:
@@ -71,6 +70,8 @@ class ReplayServer:
         workers = futures.ThreadPoolExecutor(config.max_workers, thread_name_prefix="tdreplay-call")
         self._grpc = grpc.server(workers, options=_options())
         self._streams = StreamSlots(config.max_streams, config.max_standing)
+        self._health = Health()
+        self._health.add_to(self._grpc)
         self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables), self._streams),))
         try:
             self._address = self._listen(config.address)
@@ -89,14 +90,19 @@ class ReplayServer:
             raise ServerUnavailableError(f"address {address} cannot be listened on: {error}") from None
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
-    def stop(self, grace: float = GRACE_SECONDS) -> None:
-        """Refuses new calls, gives the running ones `grace` seconds, ends them, and closes the tables.
+    def stop(self, grace: float | None = None) -> None:
+        """Says that it does not serve any more, refuses new calls, gives the running ones time to finish, ends them, and closes the tables.
 
         Streams that wait for their client have nothing to finish: they end at once.
+
+        Args:
+            grace: seconds that running calls get; None: the setting `grace_seconds`.
         """
-        stopped = self._grpc.stop(grace)
+        self._health.stop()
+        stopped = self._grpc.stop(self._config.grace_seconds if grace is None else grace)
         self._streams.stop()
         stopped.wait()
+        self._health.close()
         self._tables.close()
         log.info("stopped", address=self._address)
 

@@ -19,7 +19,15 @@ from torchrl.data import TensorDictReplayBuffer
 
 from tdreplay.api import Checkpoint, EpochQuery, Progress, State
 from tdreplay.block import check_header
-from tdreplay.errors import ClosedError, EmptyTableError, FailedPreconditionError, MissingRowsError, StorageError, TableChangedError
+from tdreplay.errors import (
+    ClosedError,
+    EmptyTableError,
+    FailedPreconditionError,
+    MissingRowsError,
+    ResourceExhaustedError,
+    StorageError,
+    TableChangedError,
+)
 from tdreplay.limits import check_whole
 from tdreplay.memory import Rows
 from tdreplay.schema import INDEX, ROW_ID, Schema
@@ -158,13 +166,20 @@ class Table:
         if self._schema is None:
             check_header(schema)
             self._storage.allocate(schema)
+            try:
+                self._note_schema(schema)
+            except ResourceExhaustedError:
+                self._storage.discard()
+                raise
+            self._schema = schema
+        self._schema.check(schema)
+
+    def _note_schema(self, schema: Schema) -> None:
+        with self._failing():
             if self._kept is not None:
                 self._kept.settle(self._rows)
             failpoint("allocate-before-schema")
-            with self._failing():
-                self._ledger.restart(self._storage.ring, self._rows, schema)
-            self._schema = schema
-        self._schema.check(schema)
+            self._ledger.restart(self._storage.ring, self._rows, schema)
 
     def _write(self, columns: Inserts, schema: Schema, rows: int, number: Number | None) -> None:
         before = self._storage.ring
@@ -343,6 +358,8 @@ class Table:
                 if self._flusher is not None:
                     self._storage.sync()
                 self._ledger.restart(rewound, self._rows, self._schema)
+            if self._flusher is not None:
+                self._flusher.flushed_to = write_count
             self._storage.ring = rewound
             self._generation += 1
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tdreplay.errors import CorruptDataError, FailedPreconditionError
+from tdreplay.errors import CorruptDataError, FailedPreconditionError, StorageError
 from tdreplay_server.disk import LOCK, DirectoryLock, new_directory, put_in_place, remove, remove_leftovers, sync_directory, sync_tree
 from tdreplay_server.durability import Durability
 from tdreplay_server.failpoints import failpoint
@@ -93,11 +93,19 @@ class TableDirectory:
                 remove(rows)
 
     def settle(self, generation: int) -> None:
-        """Returns when the new files of a generation are on the disk: the journal is not to speak of files that a loss of power takes away."""
+        """Returns when the new files of a generation are on the disk: the journal is not to speak of files that a loss of power takes away.
+
+        Raises:
+            StorageError: the disk failed.
+        """
         rows = rows_directory(self.path, generation)
-        if rows.exists():  # Fields without bytes have no files.
+        if not rows.exists():  # Fields without bytes have no files.
+            return
+        try:
             sync_tree(rows)
             sync_directory(self.path)
+        except OSError as error:
+            raise StorageError(f"{rows} cannot be brought to the disk: {error}") from error
 
     def close(self) -> None:
         """Gives the directory back. The journal is closed by itself."""

@@ -9,11 +9,11 @@ import torch
 from google.protobuf.message import Message
 from tensordict import TensorDict, TensorDictBase
 
-from tdreplay.api import BaseReplayBuffer, EpochQuery, Index, State, as_slots
+from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Index, Progress, State, as_slots
 from tdreplay.columns import from_row, from_rows
 from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, TableExistsError
 from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
-from tdreplay.messages import schema_from_message
+from tdreplay.messages import durability_from_message, schema_from_message
 from tdreplay.metadata import Metadata
 from tdreplay.schema import Columns, Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
@@ -21,8 +21,10 @@ from tdreplay_client.batches import assemble
 from tdreplay_client.channel import Connection
 from tdreplay_client.inserts import SingleInserts
 from tdreplay_client.landing import Landing
+from tdreplay_client.patience import Patience
 from tdreplay_client.shared_memory import Sharing
 from tdreplay_client.stream import BatchStream, SingleBatches
+from tdreplay_client.unsettled import Unsettled
 from tdreplay_client.writer import Writer
 
 __all__ = ["RemoteReplayBuffer"]
@@ -41,11 +43,16 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         table: the table's name.
         storing_device: where the table's rows lie. None: wherever the server has them.
         buffer_size: the capacity, in rows: creates the table, or checks that the existing one has it. None: the table is there.
-        timeout: seconds that a call may wait for the server: for its answer, or in a stream for the next message.
+        timeout: seconds that a call may wait for the server: to answer, in a stream with the next message, or to come back.
         transport: how rows travel, both ways. auto, shared_memory: through memory that server and client share, where they are on one host, run
             as the same user and batches are large enough to gain by it; else over gRPC. grpc: over gRPC.
 
-    Every method may also raise `ServerUnavailableError` (the server cannot be reached), `DeadlineError` (it does not answer) and `ClosedError`.
+    Where the connection is lost, calls, writers and streams go on by themselves when the server is back; rows are stored once, however often they had
+    to be sent. `reset`, `drop` and `checkpoint` are not repeated, epochs cannot be continued, and a buffer is not made where the server is not there.
+
+    Every method may also raise `ServerUnavailableError` (the server cannot be reached, and did not come back in time), `DeadlineError` (it does not
+    answer) and `ClosedError`. After the first two it is unknown whether rows were stored. Give this buffer the same rows again (a row to `add`, a
+    batch to `add_batch` or a writer's `extend`, the ``rows`` of a writer's error to either of these): then they are stored once.
 
     Raises:
         TableNotFoundError: buffer_size is None, and there is no such table.
@@ -73,7 +80,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._connection = Connection(address, timeout)
         self._sharing = Sharing(address, wanted=transport != "grpc")
         self._landing = Landing(self._device)
-        self._inserts = SingleInserts(self._connection, table, self._sharing)
+        self._unsettled = Unsettled()
+        self._inserts = SingleInserts(self._connection, table, self._sharing, self._unsettled)
         self._single_batches = SingleBatches(self._connection, table, self._landing, self._sharing)
         try:
             self._agree(storing_device, buffer_size)
@@ -86,8 +94,10 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         if buffer_size is not None:
             size = check_whole(buffer_size, "buffer_size", 1)
             self._connection.unary("CreateTable", pb.CreateTableRequest(table=self._table, buffer_size=size, storing_device=where))
-        elif self.state().storing_device != torch.device(where or self.storing_device):
-            raise TableExistsError(f"table {self._table!r} is there with storing_device {self.storing_device}, not {where}")
+            return
+        there = self._described().storing_device
+        if there != torch.device(where or there):
+            raise TableExistsError(f"table {self._table!r} is there with storing_device {there}, not {where}")
 
     @property
     def address(self) -> str:
@@ -111,7 +121,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     def drop(self) -> None:
         """Removes the table and its rows from the server."""
         self._connection.unary("DropTable", pb.DropTableRequest(table=self._table))
-        self._iterator = None
+        self._begin_anew()
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
@@ -119,7 +129,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._add(*from_row(row))
 
     def add_batch(self, batch: TensorDictBase) -> None:
-        """As in `BaseReplayBuffer`. A batch above a few MiB is stored in parts, pipelined; what fails after the first part may leave it there."""
+        """As in `BaseReplayBuffer`. A batch above a few MiB is stored in parts, pipelined; what is refused after the first part leaves it there."""
         self._add(*from_rows(batch))
 
     def _add(self, columns: Columns, row_shape: tuple[int, ...]) -> None:
@@ -131,20 +141,23 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         Args:
             flush_rows: rows are sent when there are so many, or a block of them (2 MiB).
             flush_seconds: or when the oldest of them waited for so long.
-            max_in_flight: blocks that may wait for their acknowledgement; `append` blocks beyond that.
+            max_in_flight: blocks that may wait for their acknowledgement, at most 32; `append` blocks beyond that.
         """
         rows, blocks = check_whole(flush_rows, "flush_rows", 1, MAX_BATCH_SIZE), check_whole(max_in_flight, "max_in_flight", 1)
         if not flush_seconds > 0:
             raise InvalidArgumentError(f"flush_seconds ({flush_seconds!r}) must be above 0 s")
-        return Writer(self._connection, self._table, self._sharing, rows, flush_seconds, blocks)
+        return Writer(self._connection, self._table, self._sharing, self._unsettled, rows, flush_seconds, blocks)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
     def sample_batch(self, batch_size: SupportsIndex) -> TensorDict:
         size = check_batch_size(batch_size)
-        batch = self._single_batches.take(size)
+        return self._connection.repeated(lambda patience: self._random_batch(size, patience))
+
+    def _random_batch(self, size: int, patience: Patience) -> TensorDict:
+        batch = self._single_batches.take(size, patience)
         if batch is None:
-            return self._one("SampleBatch", pb.SampleBatchRequest(table=self._table, batch_size=size), pb.SampleBatchResponse)
+            return self._one("SampleBatch", pb.SampleBatchRequest(table=self._table, batch_size=size), pb.SampleBatchResponse, patience)
         return batch
 
     def sample_by_index(self, index: Index) -> TensorDict:
@@ -158,14 +171,15 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     def _by_index(self, index: Index, fields: Sequence[str]) -> TensorDict:
         request = pb.SampleByIndexRequest(table=self._table, index=as_slots(index).tolist(), fields=fields)
-        return self._one("SampleByIndex", request, pb.SampleByIndexResponse)
+        return self._connection.repeated(lambda patience: self._one("SampleByIndex", request, pb.SampleByIndexResponse, patience))
 
     def sample_all(self) -> TensorDict:
-        return self._one("SampleAll", pb.SampleAllRequest(table=self._table), pb.SampleAllResponse)
+        request = pb.SampleAllRequest(table=self._table)
+        return self._connection.repeated(lambda patience: self._one("SampleAll", request, pb.SampleAllResponse, patience))
 
-    def _one(self, call: str, request: Message, response_type: type[Message]) -> TensorDict:
+    def _one(self, call: str, request: Message, response_type: type[Message], patience: Patience) -> TensorDict:
         """The one batch that a call answers with."""
-        answers = self._connection.stream(call, request)
+        answers = self._connection.stream(call, request, patience)
         try:
             (batch,) = assemble(answers, response_type, self._landing)
             return batch.take()
@@ -185,7 +199,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         return self._stream(request, READ_AHEAD)
 
     def stream(self, batch_size: SupportsIndex, *, prefetch: SupportsIndex = 2, fields: Sequence[str] | None = None) -> BatchStream:
-        """Random batches without end, the next ones already on their way and on `device`.
+        """Random batches without end, the next ones already on their way and on `device`. It goes on by itself after the server was lost.
 
         Args:
             batch_size: rows per batch, drawn uniformly with replacement.
@@ -197,25 +211,48 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         return self._stream(query, ahead)
 
     def _stream(self, query: Any, prefetch: int) -> BatchStream:
-        return self._sharing.tried(lambda shared: BatchStream(self._connection, query, self._landing, prefetch, shared))
+        return BatchStream(self._connection, query, self._landing, prefetch, self._sharing)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
     def state(self) -> State:
-        answer = self._connection.unary("Describe", pb.DescribeRequest(table=self._table))
+        return self._connection.repeated(self._described)
+
+    def _described(self, patience: Patience | None = None) -> State:
+        answer = self._connection.unary("Describe", pb.DescribeRequest(table=self._table), patience)
         schema = schema_from_message(answer.schema) if answer.HasField("schema") else None
-        return State(answer.buffer_size, answer.size, answer.pointer, answer.write_count, torch.device(answer.storing_device), schema)
+        device, durability = torch.device(answer.storing_device), durability_from_message(answer.durability)
+        return State(answer.buffer_size, answer.size, answer.pointer, answer.write_count, device, schema, durability)
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         size = 0 if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)
         self._connection.unary("Reset", pb.ResetRequest(table=self._table, buffer_size=size))
-        self._iterator = None
+        self._begin_anew()
 
     def _rewind(self, metadata: Metadata) -> None:
-        self._connection.unary(
-            "Rewind",
-            pb.RewindRequest(table=self._table, buffer_size=metadata.buffer_size, size=metadata.data_size, write_count=metadata.write_count),
-        )
+        sizes = {"buffer_size": metadata.buffer_size, "size": metadata.data_size, "write_count": metadata.write_count}
+        request = pb.RewindRequest(table=self._table, **sizes)
+        self._connection.repeated(lambda patience: self._connection.unary("Rewind", request, patience))
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forgets what concerns rows that the table does not hold any more."""
+        self._iterator = None
+        self._unsettled.clear()
+
+    def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
+        """As in `BaseReplayBuffer`; the directory is the server's. It may take long: `timeout` is for each sign of its progress."""
+        answers = self._connection.stream("Checkpoint", pb.CheckpointRequest(table=self._table, name=name))
+        last: Any = None
+        try:
+            for last in answers:
+                if progress is not None:
+                    progress(last.bytes, last.total_bytes)
+        finally:
+            answers.close()
+        if last is None or not last.path:
+            raise self._connection.gone("ended the call before the checkpoint was whole")
+        return Checkpoint(last.path, last.rows, last.write_count, last.bytes)
 
     def close(self) -> None:
         """Closes the connection; running calls end with a ClosedError. Closing twice is allowed. The table stays."""

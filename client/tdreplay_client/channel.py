@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import queue
 import threading
@@ -26,17 +27,19 @@ from tdreplay.errors import (
     InternalError,
     ReplayError,
     ServerUnavailableError,
+    StreamLimitError,
     from_status,
 )
-from tdreplay.limits import message_options
+from tdreplay.limits import MAX_MESSAGE_BYTES, message_options
 from tdreplay.v1 import replay_buffer_pb2
+from tdreplay_client.patience import Patience
 
 __all__ = ["Answers", "Connection", "end_call", "start_reader"]
 
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 POLL_SECONDS = 0.1
 EXIT_SECONDS = 1.0
-M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 class Connection:
@@ -44,7 +47,7 @@ class Connection:
 
     Args:
         address: HOST:PORT or unix:PATH.
-        timeout: seconds that a call may wait for the server: for its answer, or in a stream for the next message.
+        timeout: seconds that a call may wait for the server: to answer, in a stream with the next message, or to come back.
     """
 
     def __init__(self, address: str, timeout: float) -> None:
@@ -52,7 +55,7 @@ class Connection:
         self._channel = grpc.insecure_channel(address, options=_options())
         self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
         self._watchdog = _Watchdog()
-        self._closed = False
+        self._closed = threading.Event()
         self._process = os.getpid()
         weakref.finalize(self, self._channel.close)
         _open.add(self)
@@ -65,24 +68,46 @@ class Connection:
         call: Callable[..., Any] = make(f"/{SERVICE.full_name}/{method.name}", request_serializer=_serialize, response_deserializer=decode)
         return call
 
-    def unary(self, name: str, request: Message | bytes) -> Any:
+    def repeated(self, attempt: Callable[[Patience], T]) -> T:
+        """What `attempt` gives: made again while the server cannot be reached, until its patience is over.
+
+        It must be something that may be done twice. A server that came back may have no room for streams yet; that is waited for too.
+
+        Raises:
+            ServerUnavailableError: the server did not come back in time.
+            ClosedError: the connection was closed meanwhile.
+        """
+        patience = Patience(self.timeout)
+        while True:
+            try:
+                return attempt(patience)
+            except ServerUnavailableError as error:
+                patience.lost = str(error)
+            except (StreamLimitError, DeadlineError):
+                if not patience.lost:
+                    raise
+            if patience.over:
+                raise ServerUnavailableError(patience.lost)
+            self._closed.wait(patience.pause())
+
+    def unary(self, name: str, request: Message | bytes, patience: Patience | None = None) -> Any:
         """The answer to a call that has one request and one answer."""
         self.check_open()
         with self._translated():
-            return self._calls[name](request, timeout=self.timeout)
+            return self._calls[name](request, timeout=self.timeout if patience is None else patience.left)
 
-    def stream(self, name: str, requests: Message | Iterator[Message | bytes]) -> Answers:
-        """Opens a call that streams its answers. Each of them may take `timeout` seconds."""
+    def stream(self, name: str, requests: Message | Iterator[Message | bytes], patience: Patience | None = None) -> Answers:
+        """Opens a call that streams its answers. Each of them may take `timeout` seconds, the first one as long as there is `patience`."""
         self.check_open()
         before = set(threading.enumerate())
         with self._translated():
-            answers = Answers(self._calls[name](requests), self)
+            answers = Answers(self._calls[name](requests), self, patience)
         _threads.update(set(threading.enumerate()) - before)  # gRPC does not say which threads it starts.
         return answers
 
     def close(self) -> None:
         """Ends all calls. Closing twice is allowed."""
-        self._closed = True
+        self._closed.set()
         self._watchdog.close()
         self._channel.close()
 
@@ -94,7 +119,7 @@ class Connection:
         """
         if os.getpid() != self._process:
             raise ForkedError(f"the buffer at {self.address} was opened by process {self._process}, a fork of which this is: open one here")
-        if self._closed:
+        if self._closed.is_set():
             raise ClosedError(f"the buffer at {self.address} is closed")
 
     @contextmanager
@@ -103,6 +128,9 @@ class Connection:
             yield
         except grpc.RpcError as error:
             raise self.error(error) from None
+        except ValueError:  # So gRPC says that the channel was closed since that was checked.
+            self.check_open()
+            raise
 
     def error(self, error: Any) -> ReplayError:
         """The error that a call which gRPC ended with `error` raises."""
@@ -111,7 +139,7 @@ class Connection:
         if isinstance(found, DeadlineError):
             return self.late()
         if isinstance(found, CancelledError):  # The client's own doing, or that of a server that stops.
-            return ClosedError(f"the buffer at {self.address} was closed") if self._closed else self.gone("ended the call")
+            return ClosedError(f"the buffer at {self.address} was closed") if self._closed.is_set() else self.gone("ended the call")
         if isinstance(found, (ServerUnavailableError, InternalError)):
             return type(found)(f"server {self.address}: {found}")
         return found
@@ -140,16 +168,23 @@ def _end_at_exit() -> None:
 
 
 class Answers(Iterator[Any]):
-    """The answers of a streaming call. Waits at most the connection's timeout for each; closing it ends the call."""
+    """The answers of a streaming call. Closing it ends the call.
 
-    def __init__(self, call: Any, connection: Connection) -> None:
-        self._call, self._connection = call, connection
+    Attributes:
+        patience: how long the next answer may take; each answer renews it. None: the connection's timeout, from when it is asked for.
+    """
+
+    def __init__(self, call: Any, connection: Connection, patience: Patience | None) -> None:
+        self._call, self._connection, self.patience = call, connection, patience
         self._deadline: float | None = None
         self._late = False
         connection._watchdog.watch(self)
 
     def __next__(self) -> Any:
-        return self._awaited(self._call.__next__)
+        answer = self._awaited(self._call.__next__)
+        if self.patience is not None:
+            self.patience.answered()
+        return answer
 
     def opened(self) -> None:
         """Waits until the server accepted the call, or raises the error with which it refused it."""
@@ -158,7 +193,7 @@ class Answers(Iterator[Any]):
             raise self._failure(self._call)
 
     def _awaited(self, step: Callable[[], Any]) -> Any:
-        self._deadline = time.monotonic() + self._connection.timeout
+        self._deadline = time.monotonic() + self._connection.timeout if self.patience is None else self.patience.until
         try:
             return step()
         except grpc.RpcError as error:
@@ -249,11 +284,34 @@ def _serialize(request: Message | bytes) -> bytes:
     return request if isinstance(request, bytes) else request.SerializeToString()
 
 
-def _options() -> list[tuple[str, int]]:
+IDEMPOTENT = ("Add", "SampleBatch", "SampleByIndex", "SampleAll", "Describe", "CreateTable", "ListTables")
+"""The calls with one request that gRPC may send again by itself: inserts are numbered, so that they are stored once."""
+
+# Short: what lasts longer, as a server that starts again does, is `Connection.repeated`'s, which knows how much time is left.
+RETRIES = {"maxAttempts": 5, "initialBackoff": "0.02s", "maxBackoff": "0.1s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}
+SERVICE_CONFIG = json.dumps(
+    {"methodConfig": [{"name": [{"service": SERVICE.full_name, "method": method} for method in IDEMPOTENT], "retryPolicy": RETRIES}]}
+)
+
+
+def _options() -> list[tuple[str, int | str]]:
     return [
         *message_options(),
         # Reads an answer in the thread that asks for it: 42 us a message instead of 74.
         (ChannelOptions.SingleThreadedUnaryStream, 1),
         # A connection of its own, not one that is shared with other buffers in the process, which would share its flow control.
         ("grpc.use_local_subchannel_pool", 1),
+        # A server that is started again is found within a second or so.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # A network that is dead, and a host that is gone, are noticed.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.enable_retries", 1),
+        ("grpc.service_config", SERVICE_CONFIG),
+        # Without it requests above 256 KiB are sent once.
+        ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES + (1 << 20)),
     ]

@@ -25,7 +25,7 @@ class ReplayDataset(IterableDataset[TensorDict]):
     """Random batches of a table without end; `loader` makes the DataLoader for them.
 
     Each iteration opens a connection and a stream of its own. gRPC does not survive a fork: a forked worker raises `ForkedError`, a spawned one
-    works.
+    works. A stream whose server is lost goes on when it is back, within `timeout`.
 
     Args:
         address: of the server.
@@ -34,7 +34,7 @@ class ReplayDataset(IterableDataset[TensorDict]):
         fields: which fields come; None: all of them, ``index`` and ``row_id``.
         device: where batches go.
         table: the table's name.
-        timeout: seconds that a call may wait for the server.
+        timeout: seconds that a call may wait for the server: to answer, or to come back.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 from tdreplay.block import Layout
@@ -15,13 +16,16 @@ from tdreplay.limits import BLOCK_BYTES, LEAST_SHARED_BYTES, SHARED_BLOCK_BYTES
 from tdreplay.schema import Columns, Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.channel import Connection, end_call
-from tdreplay_client.parcels import Parcel, block_layout, block_ranges, framed, rows_per_block
+from tdreplay_client.identities import Identity, Number
+from tdreplay_client.parcels import Parcel, block_layout, framed, rows_per_block
+from tdreplay_client.patience import Patience
 from tdreplay_client.shared_memory import MappedSlots, Sharing
+from tdreplay_client.unsettled import Delivery, Unsettled
 
 __all__ = ["InsertCall", "SingleInserts", "open_inserts"]
 
 SLOTS = 4
-"""Blocks of shared memory that one call uses at most."""
+"""Blocks of shared memory that one call uses at most, and blocks of one insert that are on their way at once."""
 RETRY_SECONDS = 5.0
 
 
@@ -38,16 +42,17 @@ class InsertCall:
         table: the table's name.
         standing: whether the server may refuse it in favour of other streams.
         slot_bytes: the size of the largest block, where shared memory is asked for; else 0.
+        patience: how long the first answer may take; None: the connection's timeout.
 
     Raises:
         ReplayError: the server refuses the call.
         OSError: it offers shared memory that cannot be had from here.
     """
 
-    def __init__(self, connection: Connection, table: str, *, standing: bool, slot_bytes: int) -> None:
-        self._head = pb.AddBatchRequest(table=table, standing=standing)
+    def __init__(self, connection: Connection, table: str, *, standing: bool, slot_bytes: int, patience: Patience | None) -> None:
+        self._table, self._standing = table, standing
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.answers = connection.stream("AddBatch", iter(self._requests.get, None))
+        self.answers = connection.stream("AddBatch", iter(self._requests.get, None), patience)
         self._close = weakref.finalize(self, end_call, self._requests, self.answers)
         self._mapped = self._share(slot_bytes) if slot_bytes else None
         self.slots = 0 if self._mapped is None else self._mapped.slots
@@ -55,7 +60,7 @@ class InsertCall:
         self._free = list(range(self.slots))
 
     def _share(self, slot_bytes: int) -> MappedSlots | None:
-        self._requests.put(pb.AddBatchRequest(table=self._head.table, standing=self._head.standing, shared_slots=SLOTS, slot_bytes=slot_bytes))
+        self._requests.put(pb.AddBatchRequest(table=self._table, standing=self._standing, shared_slots=SLOTS, slot_bytes=slot_bytes))
         try:
             offer = next(self.answers).shared_memory
             return MappedSlots(offer) if offer.path else None
@@ -63,22 +68,30 @@ class InsertCall:
             self.close()
             raise
 
-    def parcel(self, block: Layout) -> Parcel:
+    def parcel(self, block: Layout, number: Number) -> Parcel:
         """A message with room for a block of that layout, in shared memory where there is a slot for it."""
+        head = pb.AddBatchRequest(table=self._table, standing=self._standing, writer_id=number.writer_id, sequence=number.sequence)
         if self._mapped is None or not self._free or not LEAST_SHARED_BYTES <= block.size <= self._mapped.slot_bytes:
-            return framed(self._head, block)
-        slot = self._free.pop()
-        memory = self._mapped.block(slot)[: block.size]
-        message = pb.AddBatchRequest(table=self._head.table, slot=slot).SerializeToString()
-        return Parcel(message, memory, block.write_header(memory), slot)
+            return framed(head, block, number)
+        head.slot = self._free.pop()
+        memory = self._mapped.block(head.slot)[: block.size]
+        return Parcel(head.SerializeToString(), memory, block.write_header(memory), number, head.slot, self._mapped)
+
+    def adopt(self, parcel: Parcel) -> Parcel:
+        """A parcel that was made for this call or another one, as one that can be sent over this one: copied, where it lies in that one's memory."""
+        if parcel.slots is None or parcel.slots is self._mapped:
+            return parcel
+        adopted = self.parcel(parcel.block, parcel.number)
+        adopted.memory[:] = parcel.memory
+        return replace(adopted, portions=parcel.portions)
 
     def send(self, parcel: Parcel) -> None:
         """Sends a block. It must not be written any more."""
         self._requests.put(parcel.message)
 
     def release(self, parcel: Parcel) -> None:
-        """Gives back what a parcel took, whose rows were acknowledged, or that was never sent."""
-        if parcel.slot is not None:
+        """Gives back what a parcel took of this call's memory, whose rows were acknowledged, or that was never sent."""
+        if parcel.slots is not None and parcel.slots is self._mapped:
             self._free.append(parcel.slot)
 
     def close(self) -> None:
@@ -87,16 +100,24 @@ class InsertCall:
 
 
 def open_inserts(
-    connection: Connection, table: str, sharing: Sharing, schema: Schema, rows: int, *, standing: bool = False, most_rows: int = 0
+    connection: Connection,
+    table: str,
+    sharing: Sharing,
+    schema: Schema,
+    rows: int,
+    patience: Patience,
+    *,
+    standing: bool = False,
+    most_rows: int = 0,
 ) -> InsertCall:
     """A call for blocks of up to `rows` rows of `schema`, over shared memory where it can be had and they are large enough for it.
 
     Its slots then also have room for blocks of up to `most_rows` rows.
     """
     if _largest_block(schema, rows) < LEAST_SHARED_BYTES:
-        return InsertCall(connection, table, standing=standing, slot_bytes=0)
+        return InsertCall(connection, table, standing=standing, slot_bytes=0, patience=patience)
     size = _largest_block(schema, max(rows, most_rows))
-    return sharing.tried(lambda shared: InsertCall(connection, table, standing=standing, slot_bytes=size if shared else 0))
+    return sharing.tried(lambda shared: InsertCall(connection, table, standing=standing, slot_bytes=size if shared else 0, patience=patience))
 
 
 def _largest_block(schema: Schema, rows: int) -> int:
@@ -108,10 +129,16 @@ class SingleInserts:
     """Inserts that are waited for, over a call that is held open: that takes half as long as a call for each.
 
     Where the server has no room for such a call, or another thread uses it, each insert is a call of its own.
+
+    Args:
+        connection: to the server.
+        table: the table's name.
+        sharing: whether shared memory is used.
+        unsettled: the failed inserts of the buffer.
     """
 
-    def __init__(self, connection: Connection, table: str, sharing: Sharing) -> None:
-        self._connection, self._table, self._sharing = connection, table, sharing
+    def __init__(self, connection: Connection, table: str, sharing: Sharing, unsettled: Unsettled) -> None:
+        self._connection, self._table, self._sharing, self._unsettled = connection, table, sharing, unsettled
         self._lock = threading.Lock()
         self._call: InsertCall | None = None
         self._largest = 0  # Bytes of the block that it was opened for.
@@ -120,19 +147,30 @@ class SingleInserts:
     def add(self, columns: Columns, schema: Schema, rows: int) -> None:
         """Stores rows, and returns when they are acknowledged."""
         self._connection.check_open()
+        identities = self._unsettled.identities
+        delivery, identity = self._unsettled.claim(columns, schema, rows), identities.take()
+        try:
+            self._connection.repeated(lambda patience: self._attempt(delivery, identity, patience))
+        except BaseException as error:
+            if not self._unsettled.note(delivery, error):
+                identities.give_back(identity)
+            raise
+        identities.give_back(identity)
+
+    def _attempt(self, delivery: Delivery, identity: Identity, patience: Patience) -> None:
         if time.monotonic() >= self._not_before and self._lock.acquire(blocking=False):
             try:
-                if self._added(columns, schema, rows):
+                if self._added(delivery, identity, patience):
                     return
             finally:
                 self._lock.release()
-        self._add_by_itself(columns, schema, rows)
+        self._add_by_itself(delivery, identity, patience)
 
-    def _added(self, columns: Columns, schema: Schema, rows: int) -> bool:
+    def _added(self, delivery: Delivery, identity: Identity, patience: Patience) -> bool:
         """Whether the rows are stored; False where the server has no room for a standing call."""
         try:
-            call = self._opened(schema, rows)
-            _pipelined(call, columns, schema, rows)
+            call = self._opened(delivery.schema, delivery.rows, patience)
+            _pipelined(call, delivery, identity)
         except StreamLimitError:  # The first thing that a call is told: none of the rows was looked at.
             self.close()
             self._not_before = time.monotonic() + RETRY_SECONDS
@@ -142,26 +180,34 @@ class SingleInserts:
             raise
         return True
 
-    def _opened(self, schema: Schema, rows: int) -> InsertCall:
+    def _opened(self, schema: Schema, rows: int, patience: Patience) -> InsertCall:
         """The call that is held open: a new one where there is none, where it ended, or where shared memory pays and its slots are too small."""
         size = _largest_block(schema, rows)
         too_small = self._sharing.wanted and size >= LEAST_SHARED_BYTES and self._largest < size
         if self._call is None or not self._call.answers.active or too_small:
             self.close()
-            self._call, self._largest = open_inserts(self._connection, self._table, self._sharing, schema, rows, standing=True), size
+            self._call = open_inserts(self._connection, self._table, self._sharing, schema, rows, patience, standing=True)
+            self._largest = size
+        self._call.answers.patience = patience
         return self._call
 
-    def _add_by_itself(self, columns: Columns, schema: Schema, rows: int) -> None:
-        if rows <= rows_per_block(schema):
-            parcel = framed(pb.AddRequest(table=self._table), block_layout(schema, rows))
-            parcel.fill(columns, 0, rows)
-            self._connection.unary("Add", parcel.message)
+    def _add_by_itself(self, delivery: Delivery, identity: Identity, patience: Patience) -> None:
+        if delivery.in_one_block:
+            self._add_one_block(delivery, identity, patience)
             return
-        call = open_inserts(self._connection, self._table, self._sharing, schema, rows)
+        call = open_inserts(self._connection, self._table, self._sharing, delivery.schema, delivery.rows, patience)
         try:
-            _pipelined(call, columns, schema, rows)
+            _pipelined(call, delivery, identity)
         finally:
             call.close()
+
+    def _add_one_block(self, delivery: Delivery, identity: Identity, patience: Patience) -> None:
+        for piece in delivery.blocks(BLOCK_BYTES, identity):
+            head = pb.AddRequest(table=self._table, writer_id=piece.number.writer_id, sequence=piece.number.sequence)
+            parcel = framed(head, block_layout(delivery.schema, piece.stop - piece.start), piece.number)
+            parcel.fill(delivery.columns, piece.start, piece.stop)
+            self._connection.unary("Add", parcel.message, patience)
+            delivery.acknowledge()
 
     def close(self) -> None:
         """Ends the call that is held open. Closing twice is allowed."""
@@ -170,23 +216,25 @@ class SingleInserts:
             self._call = None
 
 
-def _pipelined(call: InsertCall, columns: Columns, schema: Schema, rows: int) -> None:
-    """Sends rows in blocks, the next ones while the server stores those before, and waits until all are acknowledged."""
-    in_flight: deque[tuple[Parcel, int]] = deque()
-    for start, stop in block_ranges(schema, rows, call.block_bytes):
+def _pipelined(call: InsertCall, delivery: Delivery, identity: Identity) -> None:
+    """Sends what is not acknowledged of a delivery, the next blocks while the server stores those before, and waits until all of it is."""
+    in_flight: deque[Parcel] = deque()
+    for piece in delivery.blocks(call.block_bytes, identity):
         if len(in_flight) >= SLOTS:
-            _await_acknowledgement(call, in_flight)
-        parcel = call.parcel(block_layout(schema, stop - start))
-        parcel.fill(columns, start, stop)
+            _await_acknowledgement(call, in_flight, delivery)
+        parcel = call.parcel(block_layout(delivery.schema, piece.stop - piece.start), piece.number)
+        parcel.fill(delivery.columns, piece.start, piece.stop)
         call.send(parcel)
-        in_flight.append((parcel, stop - start))
+        in_flight.append(parcel)
     while in_flight:
-        _await_acknowledgement(call, in_flight)
+        _await_acknowledgement(call, in_flight, delivery)
 
 
-def _await_acknowledgement(call: InsertCall, in_flight: deque[tuple[Parcel, int]]) -> None:
+def _await_acknowledgement(call: InsertCall, in_flight: deque[Parcel], delivery: Delivery) -> None:
     answer = next(call.answers, None)
-    parcel, rows = in_flight.popleft()
-    call.release(parcel)
-    if answer is None or answer.rows != rows:
-        raise InternalError(f"the server acknowledged {answer.rows if answer else 0} of {rows} rows")
+    if answer is None:
+        raise InternalError("the server ended the call before it acknowledged all rows")
+    call.release(in_flight.popleft())
+    piece = delivery.acknowledge()
+    if answer.rows != piece.stop - piece.start:
+        raise InternalError(f"the server acknowledged {answer.rows} of {piece.stop - piece.start} rows")

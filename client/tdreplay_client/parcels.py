@@ -15,6 +15,8 @@ from tdreplay.framing import frame
 from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Columns, Schema
+from tdreplay_client.identities import Number
+from tdreplay_client.shared_memory import MappedSlots
 
 __all__ = ["Parcel", "block_layout", "block_ranges", "framed", "rows_of", "rows_per_block"]
 
@@ -27,14 +29,18 @@ class Parcel:
         message: what is sent.
         memory: the block: a part of the message, or of memory that is shared with the server.
         places: the fields' places in the block.
+        number: of the block.
         slot: of the shared memory, where the block lies there.
+        slots: that memory.
         portions: of what a `Writer` was given, that are in it.
     """
 
     message: bytes
     memory: Bytes
     places: Mapping[str, Rows]
-    slot: int | None = None
+    number: Number
+    slot: int = 0
+    slots: MappedSlots | None = None
     portions: int = 0
 
     def fill(self, columns: Columns, start: int, stop: int) -> None:
@@ -42,6 +48,11 @@ class Parcel:
         for name, place in self.places.items():
             column = columns[name]
             place[:] = rows_of(column if len(place) == column.shape[0] else column[start:stop])
+
+    @property
+    def block(self) -> Layout:
+        """What the block holds, and where."""
+        return decode(self.memory).header
 
     def rows(self) -> TensorDict:
         """A copy of the rows."""
@@ -54,14 +65,14 @@ def rows_of(column: torch.Tensor) -> Rows:
     return as_rows(column if has_rows(column) else column.cpu().resolve_conj().resolve_neg().contiguous())
 
 
-def framed(head: Message, block: Layout) -> Parcel:
-    """A message with the fields of `head`, and room for a block of that layout.
+def framed(head: Message, block: Layout, number: Number) -> Parcel:
+    """A message with the fields of `head`, the number among them, and room for a block of that layout.
 
     Raises:
         MessageTooLargeError: it is above the limit.
     """
     message, memory = frame(head, block.size)
-    return Parcel(message, memory, block.write_header(memory))
+    return Parcel(message, memory, block.write_header(memory), number)
 
 
 def block_layout(schema: Schema, rows: int) -> Layout:

@@ -13,10 +13,11 @@ from tdreplay.columns import from_row
 from tdreplay.errors import CodecError, SchemaError
 from tdreplay.memory import RAW, Rows
 from tdreplay.schema import DTYPE_NAMES, Columns, Schema
+from tdreplay_client.identities import Number
 from tdreplay_client.inserts import InsertCall
 from tdreplay_client.parcels import Parcel, block_layout, rows_of, rows_per_block
 
-__all__ = ["Row", "Staging", "schema_of", "values_of"]
+__all__ = ["Row", "Staging", "Values", "columns_of", "schema_of", "values_of"]
 
 Row: TypeAlias = "TensorDictBase | Mapping[str, Any]"
 """A TensorDict without a row dimension, or a dict (nested or not) of tensors, arrays or scalars."""
@@ -54,7 +55,12 @@ def _flatten(row: Mapping[str, Any], prefix: str, values: Values) -> None:
 
 def schema_of(values: Values, row_shape: tuple[int, ...]) -> Schema:
     """The schema that a first row fixes: of arrays and tensors their own dtypes, of scalars bool, int64 and float32."""
-    return Schema.of({name: _as_tensor(name, value).unsqueeze(0) for name, value in values.items()}, row_shape)
+    return Schema.of(columns_of(values), row_shape)
+
+
+def columns_of(values: Values) -> dict[str, torch.Tensor]:
+    """A row as columns of length 1, of the dtypes that `schema_of` says."""
+    return {name: _as_tensor(name, value).unsqueeze(0) for name, value in values.items()}
 
 
 def _as_tensor(name: str, value: Any) -> torch.Tensor:
@@ -71,6 +77,7 @@ class Staging:
         call: that the message is for.
         schema: of the rows.
         rows: room for so many; fewer where they would be more than a block.
+        number: of the block.
 
     Attributes:
         rows: that are in it.
@@ -78,11 +85,11 @@ class Staging:
         portion_rows: that came since then.
     """
 
-    def __init__(self, call: InsertCall, schema: Schema, rows: int) -> None:
-        self._call, self._schema = call, schema
+    def __init__(self, call: InsertCall, schema: Schema, rows: int, number: Number) -> None:
+        self._call, self._schema, self._number = call, schema, number
         self._room = min(rows, rows_per_block(schema))
         self.rows = self.portion_rows = self.portions = 0
-        self._parcel = call.parcel(block_layout(schema, self._room))
+        self._parcel = call.parcel(block_layout(schema, self._room), number)
         places = self._parcel.places
         self._arrays = {field.name: _typed(places.get(field.name), self._room, field.dtype, field.shape) for field in schema.fields}
 
@@ -145,7 +152,7 @@ class Staging:
         """The message, with a block of the rows that are in it. Once full it is the memory itself; before that, a copy of its part."""
         if self.full:
             return self._parcel
-        parcel = self._call.parcel(block_layout(self._schema, self.rows))
+        parcel = self._call.parcel(block_layout(self._schema, self.rows), self._number)
         for name, place in parcel.places.items():
             place[:] = self._parcel.places[name][: self.rows]
         self._call.release(self._parcel)

@@ -14,12 +14,13 @@ from google.protobuf.message import Message
 from tensordict import TensorDict
 from typing_extensions import Self
 
-from tdreplay.errors import DeadlineError, ReplayError, StreamLimitError
+from tdreplay.errors import DeadlineError, ReplayError, ServerUnavailableError, StreamLimitError
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.batches import assemble
 from tdreplay_client.channel import Connection, end_call, start_reader
 from tdreplay_client.landing import Arrival, Landing
+from tdreplay_client.patience import Patience
 from tdreplay_client.shared_memory import MappedSlots, Sharing
 
 __all__ = ["BatchCall", "BatchStream", "SingleBatches"]
@@ -42,20 +43,21 @@ class BatchCall:
         query: its first request; what concerns the flow is filled in here.
         window: how many batches may be granted at any time.
         shared: whether the server's shared memory is asked for.
+        patience: how long the server may take to open it.
 
     Raises:
         ReplayError: the server refused the query.
         OSError: it offered shared memory that cannot be had from here.
     """
 
-    def __init__(self, connection: Connection, query: Any, window: int, shared: bool) -> None:
+    def __init__(self, connection: Connection, query: Any, window: int, shared: bool, patience: Patience) -> None:
         call, self._response = _CALLS[type(query)]
         self._request = type(query)
         query.batches_per_message = max(1, window // 2)
         query.shared_slots = window + SPARE_SLOTS if shared else 0
         self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.requests.put(query)
-        self.answers = connection.stream(call, iter(self.requests.get, None))
+        self.answers = connection.stream(call, iter(self.requests.get, None), patience)
         try:
             self.answers.opened()
             self.slots = self._accepted(min(2, window)) if shared else None
@@ -83,8 +85,10 @@ _CALLS: dict[Any, tuple[str, type[Message]]] = {pb.SampleRequest: ("Sample", pb.
 class BatchStream(Iterator[TensorDict]):
     """Batches of a table, the next ones already on their way, and on the device.
 
-    It ends with the call's last batch, with `close` (or ``with``), or when nothing refers to it any more. What went wrong on the way is raised where
-    the batch that it hit would have come; after that, and after the end, there are no more batches.
+    It ends with the call's last batch, with `close` (or ``with``), or when nothing refers to it any more. A stream of random batches goes on after
+    its server was lost, where that is back within the connection's timeout. An epoch does not, and raises `ServerUnavailableError`: where it stood is
+    known to that server process alone. What went wrong on the way is raised where the batch that it hit would have come; after that, and after the
+    end, there are no more batches.
 
     Attributes:
         shared: whether batches come through memory that is shared with the server.
@@ -94,26 +98,31 @@ class BatchStream(Iterator[TensorDict]):
         query: the first request of a Sample or Epoch call.
         landing: where batches go.
         prefetch: how many batches may be on their way, or wait here, at any time.
-        shared: whether the server's shared memory is asked for.
+        sharing: whether shared memory is used.
 
     Raises:
         ReplayError: the server refused the query.
-        OSError: it offered shared memory that cannot be had from here.
     """
 
-    def __init__(self, connection: Connection, query: Any, landing: Landing, prefetch: int, shared: bool) -> None:
-        self._connection = connection
-        self._over = False
-        self._call = BatchCall(connection, query, prefetch, shared)
-        self.shared = self._call.slots is not None
-        self._window = prefetch if self._call.slots is None else min(prefetch, self._call.slots.slots)
+    def __init__(self, connection: Connection, query: Any, landing: Landing, prefetch: int, sharing: Sharing) -> None:
+        self._connection, self._query, self._landing, self._prefetch, self._sharing = connection, query, landing, prefetch, sharing
+        self._goes_on = isinstance(query, pb.SampleRequest)
+        self._over = self._lost = False
+        connection.repeated(self._open)
+
+    def _open(self, patience: Patience) -> None:
+        """Opens a call, grants the first batches, and starts to read them."""
+        self._call = call = self._sharing.tried(lambda shared: BatchCall(self._connection, self._query, self._prefetch, shared, patience))
+        self.shared = call.slots is not None
+        self._window = self._prefetch if call.slots is None else min(self._prefetch, call.slots.slots)
         # Granting in groups keeps the cost of a credit off most batches, and lets small batches share a message.
         self._group = max(1, self._window // 2)
         self._due = 0  # Batches that were granted, and not taken yet.
         self._ready: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
-        self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers)
+        self._end = weakref.finalize(self, end_call, call.requests, call.answers)
+        self._lost = False
         self._grant()
-        self._reader = start_reader(_read, self._call.batches(self._call.answers.patiently(), landing), self._ready)
+        self._reader = start_reader(_read, call.batches(call.answers.patiently(), self._landing), self._ready)
 
     def _grant(self) -> None:
         """Grants what the window has room for, and there are slots for. At least one batch is always due: not all slots are lent."""
@@ -129,14 +138,25 @@ class BatchStream(Iterator[TensorDict]):
     def __next__(self) -> TensorDict:
         if self._over:
             raise StopIteration
+        try:
+            return self._connection.repeated(self._taken) if self._goes_on else self._taken(Patience(self._connection.timeout))
+        except BaseException:
+            self.close()
+            raise
+
+    def _taken(self, patience: Patience) -> TensorDict:
+        """The next batch, over a new call where the one before was lost."""
+        if self._lost:
+            self._open(patience)
         self._grant()
         try:
-            arrival = self._ready.get(timeout=self._connection.timeout)
+            arrival = self._ready.get(timeout=patience.left)
         except queue.Empty:
             arrival = self._connection.late()
         if isinstance(arrival, BaseException):
-            self.close()
             try:
+                self._end_call()
+                self._lost = isinstance(arrival, ServerUnavailableError)
                 raise arrival
             finally:
                 del arrival  # Its traceback holds this frame: together they would keep the shared memory mapped.
@@ -149,6 +169,9 @@ class BatchStream(Iterator[TensorDict]):
     def close(self) -> None:
         """Ends the call, and waits for the thread that reads it. Closing twice is allowed."""
         self._over = True
+        self._end_call()
+
+    def _end_call(self) -> None:
         self._end()
         if self._reader is not threading.current_thread():
             self._reader.join(JOIN_SECONDS)
@@ -191,7 +214,7 @@ class SingleBatches:
         self._call: BatchCall | None = None
         self._end: Any = None
 
-    def take(self, batch_size: int) -> TensorDict | None:
+    def take(self, batch_size: int, patience: Patience) -> TensorDict | None:
         """A batch; None where it takes a call of its own: the first one of its size, or when another thread uses the call, or it failed.
 
         Raises:
@@ -201,7 +224,7 @@ class SingleBatches:
         if time.monotonic() < self._not_before or not self._lock.acquire(blocking=False):
             return None
         try:
-            return self._taken(batch_size)
+            return self._taken(batch_size, patience)
         except DeadlineError:
             self.close()
             raise
@@ -216,23 +239,24 @@ class SingleBatches:
         finally:
             self._lock.release()
 
-    def _taken(self, batch_size: int) -> TensorDict | None:
+    def _taken(self, batch_size: int, patience: Patience) -> TensorDict | None:
         if batch_size != self._asked_for:
             self.close()
             self._asked_for = batch_size
             return None
         if self._call is None or not self._call.answers.active:
             self.close()
-            self._open(batch_size)
+            self._open(batch_size, patience)
         if self._call is None or self._batches is None:
             return None
+        self._call.answers.patience = patience
         self._call.grant(1)
         arrival = next(self._batches, None)
         return None if arrival is None else arrival.take()
 
-    def _open(self, batch_size: int) -> None:
+    def _open(self, batch_size: int, patience: Patience) -> None:
         query = pb.SampleRequest(table=self._table, batch_size=batch_size, standing=True)
-        self._call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared))
+        self._call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, patience))
         self._batches = self._call.batches(self._call.answers, self._landing)
         self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers)
 

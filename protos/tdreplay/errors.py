@@ -6,10 +6,12 @@ raises the same class again (`from_status`). A status that comes without a name,
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import grpc
-from tensordict import TensorDict
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 __all__ = [
     "CancelledError",

@@ -12,7 +12,8 @@ __all__ = ["ReadWriteLock"]
 class ReadWriteLock:
     """Readers run in parallel; a writer waits for them and keeps new ones out, so that it is not starved. Not reentrant.
 
-    No wait is unbounded in practice: what is done under it is a copy between memory blocks, never I/O on a socket.
+    No wait is unbounded in practice: what is done under it is a copy between memory blocks, a note in the journal, and with the durability power a
+    flush to the disk; never I/O on a socket.
     """
 
     def __init__(self) -> None:

@@ -86,10 +86,10 @@ def test_batches_after_single_rows_still_go_through_shared_memory(address, table
         writer.flush()
         call, used = writer._call, []
         made = call.parcel
-        call.parcel = lambda block: used.append(made(block)) or used[-1]
+        call.parcel = lambda *block: used.append(made(*block)) or used[-1]
         writer.extend(numbered(8, 300))
         writer.flush()
-        assert all(parcel.slot is not None for parcel in used)
+        assert all(parcel.slots is not None for parcel in used)
         assert read_back(buffer) == list(range(308))
 
 

@@ -150,7 +150,7 @@ def test_a_standing_call_beyond_the_room_is_refused(narrow):
 def test_a_server_that_stops_ends_the_calls_that_wait_for_their_client():
     server = ReplayServer(ServerConfig(address="127.0.0.1:0", buffer_size=100))
     server.start()
-    with RemoteReplayBuffer(server.address, timeout=5) as buffer:
+    with RemoteReplayBuffer(server.address, timeout=1) as buffer:
         buffer.add_batch(rows(10))
         for _ in range(3):
             buffer.sample_batch(4)

@@ -1,0 +1,18 @@
+"""Whether a server serves: one call, and nothing heavier than gRPC to make it."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+__all__ = ["serves"]
+
+
+def serves(address: str, timeout: float, service: str = "") -> tuple[bool, str]:
+    """Asks grpc.health.v1 at `address`, for at most `timeout` seconds. Whether it serves, and what it said, or how it failed."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
+        except grpc.RpcError as error:
+            return False, f"{error.code().name}: {error.details()}"
+    return answer.status == health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

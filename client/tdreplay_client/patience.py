@@ -1,0 +1,49 @@
+"""How long a call waits for a server: to answer, or to come back."""
+
+from __future__ import annotations
+
+import time
+
+__all__ = ["Patience"]
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two attempts to reach a server: the first pause, and what it grows to."""
+
+
+class Patience:
+    """The time that a call has: so many seconds from its beginning, or from when the server last answered it.
+
+    Attributes:
+        lost: how the connection was lost since the server last answered; empty where it was not.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.lost = ""
+        self.renew()
+
+    def renew(self) -> None:
+        """Starts the time anew."""
+        self.until = time.monotonic() + self._seconds
+        self._pause = FIRST_PAUSE
+
+    def answered(self) -> None:
+        """Notes that the server answered, and starts the time anew."""
+        self.lost = ""
+        self.renew()
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, at least 0."""
+        return max(0.0, self.until - time.monotonic())
+
+    @property
+    def over(self) -> bool:
+        """Whether another attempt is not worth while."""
+        return self.left < FIRST_PAUSE
+
+    def pause(self) -> float:
+        """Seconds to wait before the next attempt. They grow, but leave time for it."""
+        pause = min(self._pause, self.left / 2)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        return pause

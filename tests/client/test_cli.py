@@ -1,0 +1,83 @@
+"""The command ``tdreplay``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from conftest import rows
+from tdreplay.errors import InvalidArgumentError
+from tdreplay_client import RemoteReplayBuffer
+from tdreplay_server import ReplayServer, ServerConfig
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = "from tdreplay_client.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory) -> Iterator[str]:
+    """The address of a server with a data directory, whose table 'default' has 100 rows."""
+    config = ServerConfig(address="127.0.0.1:0", data_dir=tmp_path_factory.mktemp("cli") / "data", buffer_size=1000)
+    with ReplayServer(config) as server, RemoteReplayBuffer(server.address, timeout=10) as buffer:
+        buffer.add_batch(rows(100))
+        yield server.address
+
+
+def test_a_checkpoint_is_one_line_with_its_path(filled):
+    done = run("checkpoint", "first", "--address", filled)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("checkpoint ")
+    path, _, rest = done.stdout.removeprefix("checkpoint ").partition(": ")
+    assert path.endswith("first")
+    assert rest.startswith("100 rows, ")
+    assert rest.endswith(" bytes\n")
+
+
+def test_the_address_comes_from_the_environment(filled):
+    assert run("checkpoint", "second", TDREPLAY_ADDRESS=filled).returncode == 0
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["no/name"], "no/name"), (["name", "--table", "none"], "'none'")])
+def test_a_refusal_is_one_line_on_standard_error(filled, arguments, words):
+    done = run("checkpoint", *arguments, "--address", filled)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("tdreplay: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_a_server_that_is_not_there_is_one_line_that_names_it():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = run("checkpoint", "name", "--address", address)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert address in done.stderr
+
+
+def test_the_version_is_told():
+    assert run("--version").stdout.startswith("tdreplay ")
+
+
+def test_a_checkpoint_says_how_far_it_is(filled):
+    with RemoteReplayBuffer(filled, timeout=10) as buffer:
+        seen: list[tuple[int, int]] = []
+        made = buffer.checkpoint("third", progress=lambda done, total: seen.append((done, total)))
+        assert (made.rows, made.write_count) == (100, 100)
+        assert seen[-1] == (made.bytes, made.bytes)
+        with pytest.raises(InvalidArgumentError, match="no/name"):
+            buffer.checkpoint("no/name")
+
+
+def test_a_buffer_says_what_its_rows_survive(filled, address, table):
+    with RemoteReplayBuffer(filled, timeout=10) as kept, RemoteReplayBuffer(address, table=table, buffer_size=5, timeout=10) as lost:
+        assert kept.state().durability == "process"
+        assert lost.state().durability == "none"

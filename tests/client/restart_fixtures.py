@@ -30,18 +30,18 @@ def phoenix(server, table) -> Iterator[Phoenix]:
 
 
 @pytest.fixture
-def make_buffer(phoenix, table):
+def open_buffer(phoenix, table):
     """Opens buffers over the test's table."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(RemoteReplayBuffer(phoenix.address, table=table, buffer_size=SIZE, **options))
 
 
 @pytest.fixture
-def buffer(make_buffer):
-    return make_buffer(timeout=20)
+def buffer(open_buffer):
+    return open_buffer(timeout=20)
 
 
 @pytest.fixture
-def short(make_buffer):
+def short(open_buffer):
     """A buffer that gives up soon."""
-    return make_buffer(timeout=0.5)
+    return open_buffer(timeout=0.5)

@@ -81,3 +81,23 @@ def test_a_buffer_says_what_its_rows_survive(filled, address, table):
     with RemoteReplayBuffer(filled, timeout=10) as kept, RemoteReplayBuffer(address, table=table, buffer_size=5, timeout=10) as lost:
         assert kept.state().durability == "process"
         assert lost.state().durability == "none"
+
+
+def test_a_server_that_serves_is_healthy(filled):
+    done = run("health", "--address", filled)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{filled} SERVING\n", "")
+    done = run("health", TDREPLAY_ADDRESS=filled)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [("--address", "127.0.0.1:1"), ("--service", "nope")])
+def test_what_does_not_serve_is_not_healthy(filled, arguments):
+    done = run("health", *arguments, TDREPLAY_ADDRESS=filled)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_health_check_imports_nothing_heavier_than_grpc(filled):
+    program = "import sys; from tdreplay_client.cli import main\ntry: main()\nfinally: print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program, "health", "--address", filled], capture_output=True, text=True, timeout=60, check=True)
+    assert {*done.stdout.splitlines()[-1].split()}.isdisjoint({"torch", "numpy", "tensordict", "torchrl"})

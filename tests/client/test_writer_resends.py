@@ -35,8 +35,8 @@ def test_a_writer_of_rows_goes_on_by_itself(phoenix, buffer):
 
 
 @pytest.mark.parametrize("transport", ["auto", "grpc"])
-def test_a_writer_of_large_blocks_goes_on_by_itself(phoenix, make_buffer, transport):
-    buffer = make_buffer(timeout=20, transport=transport)
+def test_a_writer_of_large_blocks_goes_on_by_itself(phoenix, open_buffer, transport):
+    buffer = open_buffer(timeout=20, transport=transport)
     starting = threading.Thread(target=restart_soon, args=(phoenix,))
     with buffer.writer(flush_rows=8) as writer:
         writer.extend(wide(0, 100))

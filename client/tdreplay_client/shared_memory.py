@@ -42,8 +42,10 @@ class Sharing:
             except OSError as error:
                 if isinstance(error, ReplayError):  # A lost connection is an OSError too.
                     raise
+                without = opened(False)  # Fails where the server died meanwhile, and its memory with it: then the next one is asked again.
                 self.wanted = False
                 log.warning("%s offers shared memory that cannot be had from here (%s): batches travel over gRPC", self._address, error)
+                return without
         return opened(False)
 
 

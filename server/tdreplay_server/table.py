@@ -208,8 +208,8 @@ class Table:
         try:
             yield
         except StorageError as error:
-            self._failure = error
-            if self._on_failure is not None:
+            known, self._failure = self._failure, self._failure or error
+            if known is None and self._on_failure is not None:
                 self._on_failure(error)
             raise
 

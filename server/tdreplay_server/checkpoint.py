@@ -24,6 +24,7 @@ from tdreplay.schema import Schema
 from tdreplay_server.disk import new_directory, put_in_place
 from tdreplay_server.failpoints import failpoint
 from tdreplay_server.ledger import Acknowledged
+from tdreplay_server.ring import check_window
 from tdreplay_server.snapshot import Snapshot
 
 __all__ = ["FORMAT", "MANIFEST", "Manifest", "listed_bytes", "read_acknowledged", "read_manifest", "verify_checkpoint", "write_checkpoint"]
@@ -139,9 +140,8 @@ def read_manifest(directory: Path) -> Manifest:
 def _manifest(entries: Any) -> Manifest:
     schema = None if entries["schema"] is None else Schema.from_json(entries["schema"])
     files = tuple(File(Path(file["name"]).name, file["size"], file["sha256"]) for file in entries["files"])
-    buffer_size = check_whole(entries["buffer_size"], "buffer_size", 1)
-    write_count = check_whole(entries["write_count"], "write_count", 0)
-    rows = check_whole(entries["rows"], "rows", 0, min(buffer_size, write_count))
+    buffer_size, rows, write_count = (check_whole(entries[name], name, 0) for name in ("buffer_size", "rows", "write_count"))
+    check_window(buffer_size, rows, write_count)
     return Manifest(str(entries["created"]), buffer_size, rows, write_count, schema, files)
 
 

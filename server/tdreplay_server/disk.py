@@ -117,7 +117,7 @@ def reserve(file: int, size: int, directory: Path) -> None:
 @contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
     """A directory beside `target`, to be filled and put in its place; it is removed where that does not happen."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make(target.parent)
     scratch = target.with_name(f"{NEW}{target.name}-{os.getpid()}")
     remove(scratch)
     scratch.mkdir()
@@ -125,6 +125,14 @@ def new_directory(target: Path) -> Iterator[Path]:
         yield scratch
     finally:
         remove(scratch)
+
+
+def _make(directory: Path) -> None:
+    """Makes a directory, and those above it, on the disk."""
+    if not directory.is_dir():
+        _make(directory.parent)
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)
 
 
 def put_in_place(scratch: Path, target: Path) -> None:

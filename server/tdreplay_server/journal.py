@@ -244,7 +244,8 @@ class Journal(Ledger):
             execute("DELETE FROM unflushed")
 
     def acknowledged(self) -> list[Acknowledged]:
-        return self._connection.execute("SELECT * FROM acknowledged").fetchall()
+        with _disk_errors():
+            return self._connection.execute("SELECT * FROM acknowledged").fetchall()
 
     def close(self, ring: Ring) -> None:
         """Notes that the table was closed with these live rows, and closes the journal."""
@@ -262,9 +263,9 @@ class Journal(Ledger):
 
     def _remembered(self, writer_id: str) -> Window:
         window = Window()
-        rows = self._connection.execute("SELECT sequence, digest, first_row_id, rows FROM acknowledged WHERE writer = ?", (writer_id,))
-        for row in rows:
-            window.add(Entry(*row))
+        with _disk_errors():
+            for row in self._connection.execute("SELECT sequence, digest, first_row_id, rows FROM acknowledged WHERE writer = ?", (writer_id,)):
+                window.add(Entry(*row))
         if not window.entries:
             self._new_writers += 1
             if self._new_writers >= MAX_WRITERS // 4:

@@ -17,8 +17,8 @@ from tdreplay_server.ring import Ring
 from tdreplay_server.snapshot import rows_file
 from tdreplay_server.storage import MemmapRows
 from tdreplay_server.table import Table
-from tdreplay_server.table_directory import rows_directory
-from tdreplay_server.tables import CHECKPOINTS, table_directory
+from tdreplay_server.table_directory import CHECKPOINTS, rows_directory
+from tdreplay_server.tables import table_directory
 
 __all__ = ["resize", "restore"]
 

@@ -8,8 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tdreplay.errors import MissingRowsError, SlotIndexError
+from tdreplay.limits import check_whole
 
-__all__ = ["Ring", "Slots"]
+__all__ = ["MAX_ROW_ID", "Ring", "Slots", "check_window"]
+
+MAX_ROW_ID = 1 << 62
+"""Far from where 64 bits end: at a million rows a second a table reaches it after 146,000 years."""
 
 Slots = npt.NDArray[np.int64]
 """Slots, or row ids: shape [n]."""
@@ -92,3 +96,14 @@ class Ring:
         if not live.all():
             slot = int(slots[~live][0])
             raise SlotIndexError(f"index {slot} holds no row: the buffer has {self.size} rows in its {self.buffer_size} slots")
+
+
+def check_window(buffer_size: int, size: int, write_count: int) -> None:
+    """Passes where a ring of that capacity can hold the row ids ``[write_count - size, write_count)``.
+
+    Raises:
+        InvalidArgumentError: a number is out of its range.
+    """
+    check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID)
+    check_whole(write_count, "write_count", 0, MAX_ROW_ID)
+    check_whole(size, "size", 0, min(buffer_size, write_count))

@@ -36,22 +36,20 @@ from tdreplay_server.disk import check_name, take_away
 from tdreplay_server.durability import Durability
 from tdreplay_server.durable_writer import DurableWriter
 from tdreplay_server.failpoints import failpoint
+from tdreplay_server.failures import DiskFailure
 from tdreplay_server.flusher import Flusher
 from tdreplay_server.journal import Journal
 from tdreplay_server.ledger import Ledger, Number
 from tdreplay_server.locks import ReadWriteLock
 from tdreplay_server.recovery import trusted
-from tdreplay_server.ring import Ring, Slots
+from tdreplay_server.ring import MAX_ROW_ID, Ring, Slots, check_window
 from tdreplay_server.selection import Selection, epoch_orders
 from tdreplay_server.snapshot import Snapshot
 from tdreplay_server.storage import Inserts, RowStorage, open_storage
-from tdreplay_server.table_directory import TableDirectory, rows_directory
+from tdreplay_server.table_directory import CHECKPOINTS, TableDirectory, rows_directory
 from tdreplay_server.torchrl_parts import UniformSampler
 
 __all__ = ["Table"]
-
-MAX_ROW_ID = 1 << 62
-"""Far from where 64 bits end: at a million rows a second a table reaches it after 146,000 years."""
 
 
 class Table:
@@ -76,13 +74,12 @@ class Table:
         self._lock, self._flushing, self._checkpointing = ReadWriteLock(), threading.Lock(), threading.Lock()
         self._generation = 0
         self._closed = False
-        self._failure: StorageError | None = None
-        self._on_failure = on_failure
+        self._failure = DiskFailure(on_failure)
         self._flusher: Flusher | None = None
         self._kept: TableDirectory | None = None
         self._remove: weakref.finalize[..., object] | None = None
         self._schema: Schema | None = None
-        self._checkpoints = checkpoints or (None if directory is None else directory / "checkpoints")
+        self._checkpoints = checkpoints or (None if directory is None else directory / CHECKPOINTS)
         if directory is None or where.type != "cpu":
             self._open_temporary(size, where)
         else:
@@ -105,8 +102,10 @@ class Table:
                 self._recover(journal, journal.state.schema)
         except BaseException:
             self._storage.release()
-            journal.release()
-            self._kept.close()
+            try:
+                journal.release()
+            finally:
+                self._kept.close()
             raise
         if self._flusher is not None:
             self._flusher.start()
@@ -151,7 +150,7 @@ class Table:
             ResourceExhaustedError: there is no space for the rows. Nothing was stored.
             StorageError: the disk failed. The table is of no use any more; its rows are safe in its directory.
         """
-        with self._lock.write():
+        with self._lock.write(), self._failure.noted():
             self._check_open()
             known = None if number is None else self._ledger.find(number)
             if known is not None:
@@ -175,7 +174,7 @@ class Table:
         self._schema.check(schema)
 
     def _note_schema(self, schema: Schema) -> None:
-        with self._failing():
+        with self._failure.noted():
             if self._kept is not None:
                 self._kept.settle(self._rows)
             failpoint("allocate-before-schema")
@@ -184,16 +183,15 @@ class Table:
     def _write(self, columns: Inserts, schema: Schema, rows: int, number: Number | None) -> None:
         before = self._storage.ring
         try:
-            with self._failing():
-                self._writer.insert(columns, schema, rows, number)
+            self._writer.insert(columns, schema, rows, number)
         except BaseException:
-            if self._storage.ring is not before:
+            if self._storage.ring != before:
                 self._generation += 1  # The slots that it was to overwrite may be torn: who selected them must not read them.
             raise
 
     def _flush(self) -> None:
         """Brings to the disk what was stored so far. Others write and read meanwhile."""
-        with self._flushing, self._failing():
+        with self._flushing, self._failure.noted():
             with self._lock.read():
                 self._check_open()
                 written = self._storage.ring.write_count
@@ -201,17 +199,6 @@ class Table:
                 self._storage.sync()
                 with self._lock.write():
                     self._writer.note_flushed(written)
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Makes an error of the disk the last thing that this table did."""
-        try:
-            yield
-        except StorageError as error:
-            known, self._failure = self._failure, self._failure or error
-            if known is None and self._on_failure is not None:
-                self._on_failure(error)
-            raise
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
@@ -329,7 +316,7 @@ class Table:
 
     def _restart(self, buffer_size: int) -> None:
         ring, old = self._storage.ring.restart(buffer_size), self._storage
-        with self._failing():
+        with self._failure.noted():
             self._ledger.restart(ring, self._rows + 1, None)
         failpoint("reset-after-journal")
         self._generation += 1
@@ -343,9 +330,7 @@ class Table:
             MissingRowsError: some of those rows are not stored. Nothing changes.
             InvalidArgumentError: a number is out of its range.
         """
-        check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID)
-        check_whole(write_count, "write_count", 0, MAX_ROW_ID)
-        check_whole(size, "size", 0, min(buffer_size, write_count))
+        check_window(buffer_size, size, write_count)
         with self._flushing, self._lock.write():
             self._check_open()
             ring = self._storage.ring
@@ -354,7 +339,7 @@ class Table:
             rewound = replace(ring, buffer_size=buffer_size).rewind(size, write_count)
             if buffer_size != ring.buffer_size:
                 self._restart(buffer_size)
-            with self._failing():
+            with self._failure.noted():
                 if self._flusher is not None:
                     self._storage.sync()
                 self._ledger.restart(rewound, self._rows, self._schema)
@@ -398,16 +383,21 @@ class Table:
         with self._flushing, self._lock.write():
             closing, self._closed = not self._closed, True
             self._generation += 1
-            if closing:
-                self._end_ledger()
-            self._storage.release()
+            try:
+                if closing:
+                    self._end_ledger()
+            finally:
+                self._storage.release()
+                self._give_back()
+
+    def _give_back(self) -> None:
         if self._kept is not None:
             self._kept.close()
         if self._remove is not None:
             self._remove()
 
     def _end_ledger(self) -> None:
-        if self._failure is not None:
+        if self._failure.happened:
             return  # What is on the disk is as it would be after a kill.
         if self._ledger.durability.reaches_disk:
             self._storage.sync()
@@ -420,8 +410,7 @@ class Table:
             take_away(self._directory)
 
     def _check_open(self) -> None:
-        if self._failure is not None:
-            raise StorageError(str(self._failure))  # A new one: a traceback holds all that its frames hold.
+        self._failure.check()
         if self._closed:
             raise ClosedError("the buffer is closed")
 

@@ -16,7 +16,10 @@ from tdreplay_server.logs import log
 from tdreplay_server.ring import Ring
 from tdreplay_server.storage import column_file
 
-__all__ = ["TableDirectory", "read_table", "rows_directory"]
+__all__ = ["CHECKPOINTS", "TableDirectory", "read_table", "rows_directory"]
+
+CHECKPOINTS = "checkpoints"
+"""The directory for checkpoints, in that of a table, or in that of a server."""
 
 
 def rows_directory(table: Path, generation: int) -> Path:
@@ -87,7 +90,8 @@ class TableDirectory:
         return journal
 
     def _remove_old_rows(self, current: Path | None) -> None:
-        remove_leftovers(self.path)
+        for parent in (self.path, self.path / CHECKPOINTS):
+            remove_leftovers(parent)
         for rows in self.path.glob("rows-*"):
             if rows != current:
                 remove(rows)

@@ -12,8 +12,8 @@ from tdreplay_server.checkpoint import MANIFEST, verify_checkpoint
 from tdreplay_server.disk import LOCK, DirectoryLock
 from tdreplay_server.journal import JOURNAL
 from tdreplay_server.ring import Ring
-from tdreplay_server.table_directory import read_table
-from tdreplay_server.tables import CHECKPOINTS, TABLES
+from tdreplay_server.table_directory import CHECKPOINTS, read_table
+from tdreplay_server.tables import TABLES
 
 __all__ = ["verified"]
 

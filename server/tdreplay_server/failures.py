@@ -1,0 +1,47 @@
+"""What is left of a table whose disk failed: one error, for every call from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tdreplay.errors import StorageError
+
+__all__ = ["DiskFailure"]
+
+
+class DiskFailure:
+    """Whether the disk of a table failed.
+
+    Args:
+        on_failure: called once, from whichever thread it is, when it does.
+    """
+
+    def __init__(self, on_failure: Callable[[StorageError], object] | None) -> None:
+        self._on_failure = on_failure
+        self._error: StorageError | None = None
+
+    @property
+    def happened(self) -> bool:
+        """Whether it did."""
+        return self._error is not None
+
+    def check(self) -> None:
+        """Passes where it did not.
+
+        Raises:
+            StorageError: how it failed.
+        """
+        if self._error is not None:
+            raise StorageError(str(self._error))  # A new one: a traceback holds all that its frames hold.
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Makes an error of the disk the last thing that the table did."""
+        try:
+            yield
+        except StorageError as error:
+            known, self._error = self._error, self._error or error
+            if known is None and self._on_failure is not None:
+                self._on_failure(error)
+            raise

@@ -30,7 +30,7 @@ from tdreplay.errors import (
 )
 from tdreplay.limits import check_whole
 from tdreplay.memory import Rows
-from tdreplay.schema import INDEX, ROW_ID, Schema
+from tdreplay.schema import Schema
 from tdreplay_server.checkpoint import write_checkpoint
 from tdreplay_server.disk import check_name, take_away
 from tdreplay_server.durability import Durability
@@ -41,6 +41,7 @@ from tdreplay_server.flusher import Flusher
 from tdreplay_server.journal import Journal
 from tdreplay_server.ledger import Ledger, Number
 from tdreplay_server.locks import ReadWriteLock
+from tdreplay_server.reading import gathered, taken
 from tdreplay_server.recovery import trusted
 from tdreplay_server.ring import MAX_ROW_ID, Ring, Slots, check_window
 from tdreplay_server.selection import Selection, epoch_orders
@@ -208,11 +209,8 @@ class Table:
         Raises:
             TableChangedError: the table was reset, rewound or closed since the rows were selected.
         """
-        slots, names = selection.slots(0, selection.rows), [field.name for field in selection.fields]
         with self._reading(selection.generation) as storage:
-            found = storage.select(slots, (name for name in names if name not in (INDEX, ROW_ID)))
-            found |= {INDEX: torch.from_numpy(slots), ROW_ID: torch.from_numpy(storage.ring.row_ids(slots))}
-        return {name: found[name] for name in names}
+            return taken(storage, selection)
 
     def select_random(self, rows: int, fields: Sequence[str] | None = None) -> Selection:
         """`rows` rows, drawn uniformly with replacement.
@@ -278,15 +276,8 @@ class Table:
         Raises:
             TableChangedError: the table was reset, rewound or closed since the rows were selected.
         """
-        slots = selection.slots(start, stop)
-        index, row_id = out.pop(INDEX, None), out.pop(ROW_ID, None)
         with self._reading(selection.generation) as storage:
-            storage.gather(slots, out, threads=threads)
-            ring = storage.ring
-        if index is not None:
-            index.view(np.int64)[:] = slots
-        if row_id is not None:
-            row_id.view(np.int64)[:] = ring.row_ids(slots)
+            gathered(storage, selection.slots(start, stop), out, threads=threads)
 
     @contextmanager
     def _reading(self, generation: int) -> Iterator[RowStorage]:

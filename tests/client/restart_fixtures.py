@@ -38,7 +38,7 @@ def open_buffer(phoenix, table):
 
 @pytest.fixture
 def buffer(open_buffer):
-    return open_buffer(timeout=20)
+    return open_buffer(timeout=60)
 
 
 @pytest.fixture

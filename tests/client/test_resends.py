@@ -39,7 +39,7 @@ def test_calls_wait_for_a_server_that_comes_back(phoenix, buffer):
     for thread in threads:
         thread.start()
     for thread in (*threads, starting):
-        thread.join(30)
+        thread.join(90)
         assert not thread.is_alive()
     assert sorted(stored(buffer)) == [*range(10), 10, 10]
 
@@ -96,14 +96,14 @@ def test_batches_are_stored_once_while_the_server_dies_again_and_again(phoenix, 
     for _ in range(2):
         time.sleep(0.2)
         phoenix.restart()
-    thread.join(60)
+    thread.join(90)
     assert done.is_set()
     assert stored(buffer) == list(range(2000))
 
 
 def test_a_large_message_that_meets_a_server_that_starts_again_is_stored_once(phoenix, table):
     """Sent alone, not over the call that is held open: the request of several MiB is sent again as it is."""
-    with RemoteReplayBuffer(phoenix.address, table=table, buffer_size=10, timeout=20) as buffer:
+    with RemoteReplayBuffer(phoenix.address, table=table, buffer_size=10, timeout=60) as buffer:
         buffer._inserts._not_before = time.monotonic() + 1000
         batch = TensorDict({"x": torch.ones(1, 8 << 20, dtype=torch.uint8)}, [1])
         buffer.add_batch(batch)
@@ -124,7 +124,7 @@ def test_threads_that_share_a_buffer_store_each_row_once(phoenix, buffer):
     time.sleep(0.2)
     phoenix.restart()
     for thread in threads:
-        thread.join(60)
+        thread.join(90)
     assert sorted(stored(buffer)) == list(range(800))
 
 
@@ -153,7 +153,7 @@ def test_batches_that_a_user_repeats_are_stored_once_while_the_server_dies(phoen
     thread.start()
     time.sleep(0.3)
     phoenix.restart()
-    thread.join(60)
+    thread.join(90)
     assert stored(short) == list(range(3000))
 
 
@@ -163,7 +163,7 @@ def test_rows_whose_acknowledgement_was_lost_are_stored_once(phoenix, open_buffe
     monkeypatch.setenv("TDREPLAY_FAILPOINT", f"insert-after-commit:{2 if make is small else 3}")
     phoenix.restart()
     monkeypatch.delenv("TDREPLAY_FAILPOINT")
-    buffer = open_buffer(timeout=20 if how == "by itself" else 2)
+    buffer = open_buffer(timeout=60 if how == "by itself" else 2)
     buffer.add_batch(make(0, 100))
     if how == "by itself":
         starting = threading.Thread(target=lambda: (wait_until_dead(phoenix), phoenix.restart()))
@@ -283,7 +283,7 @@ def test_an_epoch_does_not_go_on_over_another_server(phoenix, buffer):
 
 def test_a_dataset_goes_on_by_itself(phoenix, buffer):
     buffer.add_batch(rows(100))
-    batches = iter(ReplayDataset(phoenix.address, 8, table=buffer.table, timeout=20))
+    batches = iter(ReplayDataset(phoenix.address, 8, table=buffer.table, timeout=60))
     next(batches)
     starting = phoenix.restart_meanwhile()
     for _ in range(10):

@@ -36,7 +36,7 @@ def test_a_writer_of_rows_goes_on_by_itself(phoenix, buffer):
 
 @pytest.mark.parametrize("transport", ["auto", "grpc"])
 def test_a_writer_of_large_blocks_goes_on_by_itself(phoenix, open_buffer, transport):
-    buffer = open_buffer(timeout=20, transport=transport)
+    buffer = open_buffer(timeout=60, transport=transport)
     starting = threading.Thread(target=restart_soon, args=(phoenix,))
     with buffer.writer(flush_rows=8) as writer:
         writer.extend(wide(0, 100))
@@ -77,7 +77,7 @@ def test_a_writer_has_no_more_blocks_on_their_way_than_the_server_remembers(phoe
         assert thread.is_alive()
     finally:
         thaw(phoenix.server.pid)
-    thread.join(20)
+    thread.join(90)
     writer.flush()
     assert stored(buffer) == list(range(101))
 

@@ -39,6 +39,7 @@ __all__ = ["Answers", "Connection", "end_call", "start_reader"]
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 POLL_SECONDS = 0.1
 EXIT_SECONDS = 1.0
+NOTICE_SECONDS = 0.2
 T = TypeVar("T")
 
 
@@ -89,6 +90,10 @@ class Connection:
             if patience.over:
                 raise ServerUnavailableError(patience.lost)
             self._closed.wait(patience.pause())
+
+    def wait(self, seconds: float) -> None:
+        """Waits for so long, or until the connection is closed."""
+        self._closed.wait(seconds)
 
     def unary(self, name: str, request: Message | bytes, patience: Patience | None = None) -> Any:
         """The answer to a call that has one request and one answer."""
@@ -219,6 +224,18 @@ class Answers(Iterator[Any]):
         if deadline is not None and now > deadline:
             self._late = True
             self._call.cancel()
+
+    def check_alive(self) -> None:
+        """Passes where the call goes on for a moment: long enough for the end of a process on this host to be noticed.
+
+        Raises:
+            ServerUnavailableError: it does not.
+        """
+        end = time.monotonic() + NOTICE_SECONDS
+        while self.active and time.monotonic() < end:
+            self._connection.wait(NOTICE_SECONDS / 20)
+        if not self.active:
+            raise self._connection.gone("was lost")
 
     @property
     def active(self) -> bool:

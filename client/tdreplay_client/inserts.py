@@ -19,7 +19,7 @@ from tdreplay_client.channel import Connection, end_call
 from tdreplay_client.identities import Identity, Number
 from tdreplay_client.parcels import Parcel, block_layout, framed, rows_per_block
 from tdreplay_client.patience import Patience
-from tdreplay_client.shared_memory import MappedSlots, Sharing
+from tdreplay_client.shared_memory import MappedSlots, Sharing, mapped
 from tdreplay_client.unsettled import Delivery, Unsettled
 
 __all__ = ["InsertCall", "SingleInserts", "open_inserts"]
@@ -62,8 +62,7 @@ class InsertCall:
     def _share(self, slot_bytes: int) -> MappedSlots | None:
         self._requests.put(pb.AddBatchRequest(table=self._table, standing=self._standing, shared_slots=SLOTS, slot_bytes=slot_bytes))
         try:
-            offer = next(self.answers).shared_memory
-            return MappedSlots(offer) if offer.path else None
+            return mapped(next(self.answers).shared_memory, self.answers)
         except BaseException:
             self.close()
             raise

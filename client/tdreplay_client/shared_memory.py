@@ -16,8 +16,9 @@ from tdreplay.block import Bytes
 from tdreplay.errors import ReplayError
 from tdreplay.limits import SHARED_SLOTS_START
 from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_client.channel import Answers
 
-__all__ = ["MappedSlots", "Sharing"]
+__all__ = ["MappedSlots", "Sharing", "mapped"]
 
 log = logging.getLogger("tdreplay")
 T = TypeVar("T")
@@ -42,10 +43,8 @@ class Sharing:
             except OSError as error:
                 if isinstance(error, ReplayError):  # A lost connection is an OSError too.
                     raise
-                without = opened(False)  # Fails where the server died meanwhile, and its memory with it: then the next one is asked again.
                 self.wanted = False
                 log.warning("%s offers shared memory that cannot be had from here (%s): batches travel over gRPC", self._address, error)
-                return without
         return opened(False)
 
 
@@ -114,3 +113,17 @@ class MappedSlots:
         slots = [self._returned.popleft() for _ in range(len(self._returned))]
         self._borrowed -= len(slots)
         return slots
+
+
+def mapped(offer: pb.SharedMemory, answers: Answers, reserve: int = 2) -> MappedSlots | None:
+    """The slots that a server offers on a call; None where it offers none. `reserve`: as of `MappedSlots`.
+
+    Raises:
+        OSError: they cannot be had from here.
+        ServerUnavailableError: the server died since it offered them, and its memory with it: that says nothing of the next one's.
+    """
+    try:
+        return MappedSlots(offer, reserve) if offer.path else None
+    except OSError:
+        answers.check_alive()
+        raise

@@ -21,7 +21,7 @@ from tdreplay_client.batches import assemble
 from tdreplay_client.channel import Connection, end_call, start_reader
 from tdreplay_client.landing import Arrival, Landing
 from tdreplay_client.patience import Patience
-from tdreplay_client.shared_memory import MappedSlots, Sharing
+from tdreplay_client.shared_memory import MappedSlots, Sharing, mapped
 
 __all__ = ["BatchCall", "BatchStream", "SingleBatches"]
 
@@ -68,7 +68,7 @@ class BatchCall:
     def _accepted(self, reserve: int) -> MappedSlots | None:
         """The shared memory that the server offers, mapped; None where it offers none."""
         head: Any = split(next(self.answers), self._response)[0]
-        return MappedSlots(head.shared_memory, reserve) if head.shared_memory.path else None
+        return mapped(head.shared_memory, self.answers, reserve)
 
     def grant(self, batches: int) -> None:
         """Grants so many more batches, and gives back the slots that are not needed any more."""

@@ -5,8 +5,15 @@ BIN := $(VENV)/bin
 PROTOC_VENV := .venv-protoc
 PROTO := tdreplay/v1/replay_buffer.proto
 
+# Of the images. The wheels come from the host's pip, so the base image has the host's version of Python.
+WHEELS := docker/wheels
+TORCH ?= cpu
+TORCH_INDEX ?=
+BASE_IMAGE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-slim
+COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker compose --file docker/compose.yaml
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench bench-quick crash test check lint types protos protos-check format clean
+.PHONY: help install docker-engine demo bench bench-quick bench-durability crash docker-wheels docker-build docker-test docker-demo test check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -28,8 +35,33 @@ bench: install ## Measure tdreplay and its peers on the same work (builds the pe
 bench-quick: install ## The same without the peers that need environments of their own: under a minute.
 	$(BIN)/python -m benchmarks --quick $(ARGS)
 
-crash: install ## Kill servers and clients a hundred times.
-	TDREPLAY_KILLS=100 $(BIN)/python -m pytest tests/crash -s $(ARGS)
+bench-durability: install ## Measure what each level of durability costs: two minutes.
+	$(BIN)/python -m benchmarks.durability $(ARGS)
+
+# A stamp for each kind of torch: one kind of wheels does not stand in for the other.
+$(WHEELS)/.$(TORCH): pyproject.toml constraints.txt | install
+	rm -f $(WHEELS)/*.whl $(WHEELS)/.c*
+	$(BIN)/python -m pip wheel --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --wheel-dir $(WHEELS) \
+		torch==$$(sed -n 's/^torch==//p' constraints.txt)$(if $(filter cpu,$(TORCH)),+cpu) hatchling editables '.[server,cartpole]'
+	rm $(WHEELS)/tdreplay-*.whl
+	touch $@
+
+docker-wheels: $(WHEELS)/.$(TORCH) ## Fetch what the images install, so that they are built without a network.
+
+docker-engine:
+	@docker version >/dev/null || { echo "no Docker engine answers: these targets need one, and docker compose 2" >&2; exit 1; }
+
+docker-build: docker-engine docker-wheels ## Build the images of the server, the client and the demo.
+	$(COMPOSE) --profile client build
+
+docker-test: docker-build ## Test the images as a stack, with real faults: six minutes with the build.
+	TDREPLAY_DOCKER=1 BASE_IMAGE=$(BASE_IMAGE) $(BIN)/python -m pytest tests/docker $(ARGS)
+
+docker-demo: docker-build ## Train CartPole on the stack: a server, four actors, a learner.
+	$(COMPOSE) up --scale actor=4 --exit-code-from learner; status=$$?; $(COMPOSE) down; exit $$status
+
+crash: install ## Kill servers and clients two hundred times, and let a server stand still for a minute: the long form of tests/crash, 20 minutes.
+	TDREPLAY_KILLS=200 $(BIN)/python -m pytest tests/crash -s $(ARGS)
 
 test: install ## Run the whole test suite.
 	$(BIN)/python -m pytest $(ARGS)

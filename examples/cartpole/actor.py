@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import count, islice
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,13 +13,12 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import nn
 
-from examples.cartpole.network import ENVIRONMENT, WeightsFile, greedy_actions, make_network
-from examples.cartpole.pace import Pace
-from tdreplay_client import RemoteReplayBuffer
+from examples.cartpole.network import ENVIRONMENT, greedy_actions, make_network
+from examples.cartpole.pace import ROWS_PER_PUSH, Pace
+from examples.cartpole.tables import PublishedWeights, open_transitions
 
-__all__ = ["ROWS_PER_PUSH", "run_actor"]
+__all__ = ["run_actor"]
 
-ROWS_PER_PUSH = 32
 EXPLORING_STEPS = 4_000
 """Steps of one actor over which epsilon falls from 1 to its end."""
 LAST_EPSILON = 0.05
@@ -29,17 +27,17 @@ Transition = dict[str, Any]
 Observation = NDArray[np.float32]
 
 
-def run_actor(address: str, weights_path: Path, pace: Pace, seed: int) -> None:
+def run_actor(address: str, seed: int) -> None:
     """Plays for ever, with the newest weights that the learner published. The body of a process."""
     torch.set_num_threads(1)
-    network, weights = make_network(), WeightsFile(weights_path)
+    network = make_network()
     steps = transitions(gym.make(ENVIRONMENT), EpsilonGreedy(network, seed), seed)
-    with RemoteReplayBuffer(address) as buffer:
+    with open_transitions(address) as buffer, PublishedWeights(address) as weights:
+        pace = Pace(buffer, weights)
         while True:
-            pace.await_permit()
-            weights.refresh(network)
+            pace.await_turn()
+            weights.load(network)
             buffer.add_batch(stack(list(islice(steps, ROWS_PER_PUSH))))
-            pace.report_push()
 
 
 class EpsilonGreedy:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
-from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 from tensordict import TensorDict
@@ -16,11 +15,13 @@ from torch import nn
 from torch.nn import functional
 
 from examples.cartpole.evaluation import Evaluation, Evaluator
-from examples.cartpole.network import WeightsFile, make_network
+from examples.cartpole.network import make_network
 from examples.cartpole.pace import Pace
+from examples.cartpole.tables import PublishedWeights, open_transitions
+from tdreplay.errors import ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer
 
-__all__ = ["BATCH_SIZE", "UPDATES_PER_PUSH", "Report", "run_learner"]
+__all__ = ["BATCH_SIZE", "UPDATES_PER_PUSH", "Report", "learn"]
 
 BATCH_SIZE = 128
 LEARNING_RATE = 1e-3
@@ -51,13 +52,16 @@ class Report:
     evaluation: Evaluation | None
 
 
-def run_learner(address: str, weights_path: Path, pace: Pace, seed: int, reports: Connection) -> None:
-    """Trains for ever from the published weights on, publishing newer ones and sending a `Report` now and then. The body of a process."""
+def learn(address: str, seed: int) -> Iterator[Report]:
+    """Trains for ever, from the published weights on where there are any, publishing newer ones, and says how far it is now and then.
+
+    The seed decides the first weights, the order of the batches, and the start states of the evaluations.
+    """
     torch.set_num_threads(1)
-    weights, evaluator = WeightsFile(weights_path), Evaluator(seed)
-    dqn = DoubleDQN(weights)
-    with RemoteReplayBuffer(address) as buffer:
-        reports.send(Report(0, 0.0, 0.0, evaluator.evaluate(dqn.network, 0)))
+    evaluator = Evaluator(seed)
+    with open_transitions(address) as buffer, PublishedWeights(address) as weights:
+        dqn, pace = DoubleDQN(first_network(weights, seed)), Pace(buffer, weights)
+        yield Report(0, 0.0, 0.0, evaluator.evaluate(dqn.network, buffer.state().write_count))
         pace.await_warm_up()
         batches = TimedBatches(stream(buffer, seed))
         for updates, batch in enumerate(batches, 1):
@@ -68,13 +72,29 @@ def run_learner(address: str, weights_path: Path, pace: Pace, seed: int, reports
             if updates % UPDATES_PER_REPORT == 0:
                 due = updates % UPDATES_PER_EVALUATION == 0
                 evaluation = evaluator.evaluate(dqn.network, buffer.state().write_count) if due else None
-                reports.send(Report(updates, batches.seconds, batches.waiting, evaluation))
+                yield Report(updates, batches.seconds, batches.waiting, evaluation)
+
+
+def first_network(weights: PublishedWeights, seed: int) -> nn.Sequential:
+    """A network with the published weights; where there are none, one with random weights, which are published."""
+    torch.manual_seed(seed)
+    network = make_network()
+    if weights.times:
+        weights.load(network)
+    else:
+        weights.publish(network)
+    return network
 
 
 def stream(buffer: RemoteReplayBuffer, seed: int) -> Iterator[TensorDict]:
-    """Batches for ever: one shuffled epoch over the stored rows after the other, each over the rows that are there when it begins."""
+    """Batches for ever: one shuffled epoch over the stored rows after the other, each over the rows that are there when it begins.
+
+    An epoch ends early where the server is lost; the next one begins when it is back.
+    """
     for epoch in count():
-        yield from buffer.create_epoch_iterator(BATCH_SIZE, shuffle=True, seed=seed + epoch, drop_last=True)
+        batches = buffer.create_epoch_iterator(BATCH_SIZE, shuffle=True, seed=seed + epoch, drop_last=True)
+        with suppress(ServerUnavailableError):
+            yield from batches
 
 
 class TimedBatches:
@@ -103,9 +123,8 @@ class TimedBatches:
 class DoubleDQN:
     """Deep Q-learning where the trained network picks the next action and a slower target network values it (van Hasselt et al., 2016)."""
 
-    def __init__(self, weights: WeightsFile) -> None:
-        self.network = make_network()
-        weights.refresh(self.network)
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
         self._target = deepcopy(self.network).requires_grad_(False)
         self._optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE, fused=True)
 

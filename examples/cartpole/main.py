@@ -11,14 +11,14 @@ import typer
 from rich.console import Console
 
 from examples.cartpole.children import ChildDiedError
+from examples.cartpole.machine import start_training
+from examples.cartpole.options import MaxSeconds, Seed
 from examples.cartpole.plot import draw_learning_curve
 from examples.cartpole.progress import Display, print_summary
-from examples.cartpole.training import Training, start_training
+from examples.cartpole.training import Training
 from tdreplay.errors import ReplayError
 
 __all__ = ["main"]
-
-MAX_SEED = 1_000_000
 
 
 def main() -> None:
@@ -28,8 +28,8 @@ def main() -> None:
 
 
 def demo(
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the environments, the exploration, the network and the batches' order.")] = 0,
-    max_seconds: Annotated[float, typer.Option(min=1, help="Give up after this time.")] = 300.0,
+    seed: Seed = 0,
+    max_seconds: MaxSeconds = 300.0,
     output: Annotated[Path, typer.Option(dir_okay=False, help="The picture of the learning curve.")] = Path("learning_curve.png"),
     actors: Annotated[int, typer.Option(min=1, max=64, help="Processes that play.")] = 2,
 ) -> None:
@@ -55,9 +55,9 @@ def demo(
 def _train(console: Console, actors: int, seed: int, max_seconds: float) -> Training:
     """Trains until the end, whatever it is; all processes have ended when it returns."""
     console.print(f"Starting a tdreplay server, {actors} actors and a learner.")
-    with Display(console, max_seconds) as display, start_training(actors, seed) as training:
-        for look in training.looks(max_seconds):
+    with Display(console, max_seconds) as display, start_training(actors, seed) as machine:
+        for look in machine.looks(max_seconds):
             display.show(look)
-        seconds = training.seconds
-    print_summary(console, training, seconds)
-    return training
+        seconds = machine.training.seconds
+    print_summary(console, machine.training, seconds)
+    return machine.training

@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from typing_extensions import Self
 
-from examples.cartpole.actor import ROWS_PER_PUSH
 from examples.cartpole.evaluation import EPISODES, GOAL
 from examples.cartpole.learner import BATCH_SIZE, UPDATES_PER_PUSH
-from examples.cartpole.training import CAPACITY, Training
+from examples.cartpole.pace import ROWS_PER_PUSH
+from examples.cartpole.tables import CAPACITY
+from examples.cartpole.training import Training
 
 __all__ = ["Display", "print_summary"]
 

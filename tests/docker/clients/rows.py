@@ -1,0 +1,29 @@
+"""Numbered rows: a reader can tell who pushed them, and whether they are whole."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from tensordict import TensorDict
+
+WIDTH = int(os.environ["WIDTH"])
+CAPACITY = int(os.environ["CAPACITY"])
+TIMEOUT = float(os.environ["TIMEOUT"])
+ADDRESS = os.environ["TDREPLAY_ADDRESS"]
+TABLE = "numbered"
+
+
+def rows(actor: int, first: int, count: int) -> TensorDict:
+    """The rows of an actor from its number `first` on."""
+    actors, numbers = torch.full((count,), actor), torch.arange(first, first + count)
+    return TensorDict({"actor": actors, "number": numbers, "payload": _payload(actors, numbers)}, [count])
+
+
+def wrong(batch: TensorDict) -> int:
+    """How many rows of a batch are not as they were pushed."""
+    return int((batch["payload"] != _payload(batch["actor"], batch["number"])).any(1).sum())
+
+
+def _payload(actors: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    return ((actors + numbers) % 65521).float()[:, None] + torch.arange(WIDTH)

@@ -1,0 +1,42 @@
+"""A learner in the server's namespaces reads through shared memory; one beside it over gRPC."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from stack import Crowd, Stack, eventually, needs_docker, running, said
+
+pytestmark = [needs_docker, pytest.mark.timeout(120)]
+ROWS = 2_000
+SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with running("shared", WIDTH=4096, CAPACITY=ROWS) as made:
+        pushers = Crowd(made.start("pusher"), [])
+        eventually(lambda: sum(pushers.acknowledged().values()) >= ROWS, 60, "the table is full")
+        made.compose("stop", "pusher")
+        yield made
+
+
+def measured(stack: Stack, service: str, shared: bool) -> float:
+    """Batches a second, of a reader that is alone."""
+    (reader,) = stack.start(service)
+    eventually(lambda: said(reader).get("batches", 0) > 10, 60, f"{service} begins")
+    assert said(reader)["shared"] is shared
+    before = said(reader)["batches"]
+    time.sleep(SECONDS)
+    after = said(reader)
+    stack.compose("stop", service)
+    assert after["wrong"] == 0
+    return (after["batches"] - before) / SECONDS
+
+
+def test_a_learner_in_the_servers_namespaces_is_faster_than_one_beside_it(stack):
+    beside = measured(stack, "reader", shared=False)
+    within = measured(stack, "neighbour", shared=True)
+    print(f"\nbatches of 256 rows of 16 KiB: {beside:.0f} a second over gRPC, {within:.0f} through shared memory ({within / beside:.2f} times)")
+    assert within > beside

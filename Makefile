@@ -16,7 +16,7 @@ COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) do
 .PHONY: help install docker-engine demo bench bench-quick bench-durability crash docker-wheels docker-build docker-test docker-demo test check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,7 +60,7 @@ docker-test: docker-build ## Test the images as a stack, with real faults: six m
 docker-demo: docker-build ## Train CartPole on the stack: a server, four actors, a learner.
 	$(COMPOSE) up --scale actor=4 --exit-code-from learner; status=$$?; $(COMPOSE) down; exit $$status
 
-crash: install ## Kill servers and clients two hundred times, and let a server stand still for a minute: the long form of tests/crash, 20 minutes.
+crash: install ## Kill servers and clients two hundred times, and let a server stand still for a minute: the long form of tests/crash, half an hour.
 	TDREPLAY_KILLS=200 $(BIN)/python -m pytest tests/crash -s $(ARGS)
 
 test: install ## Run the whole test suite.

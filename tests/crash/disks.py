@@ -54,6 +54,11 @@ def ext4_image(path: Path, size: int) -> Path:
     return path
 
 
+def repair(image: Path) -> None:
+    """Mends an image that is not mounted, as one does where the disk had errors: its file system may have stopped itself, and would be read-only."""
+    assert _run("e2fsck", "-f", "-y", str(image), check=False) <= 1, "it could not be repaired"
+
+
 @contextmanager
 def mounted(image: Path, at: Path, *options: str) -> Iterator[Path]:
     """An image, mounted over a loop device."""

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import pytest
 from children import Command, command
-from disks import ext4_image, fill, memory_disk, mounted, mounts, quick_path
+from disks import ext4_image, fill, memory_disk, mounted, mounts, quick_path, repair
 from sealed import insert, sealed, window
 
 from conftest import files_under
@@ -216,6 +216,7 @@ def test_rows_that_cannot_be_written_end_the_server_and_lose_no_row_that_was_flu
             filler = fill(below)
             acknowledged = ends_by_itself(server, buffer, PAGE // 8, "cannot be written", also)
         filler.unlink()
+        repair(image)
         with mounted(image, tmp_path / "disk") as disk, served(tmp_path / "again", disk / "data", durability) as (_, buffer):
             found = window(buffer.sample_all())
     flushed = acknowledged if durability == "power" else PAGE // 8

@@ -322,6 +322,8 @@ def _options() -> list[tuple[str, int | str]]:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1000),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # So is one that comes back at another address: gRPC asks for a name no more than twice a minute otherwise.
+        ("grpc.dns_min_time_between_resolutions_ms", 1000),
         # A network that is dead, and a host that is gone, are noticed.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),

@@ -89,7 +89,7 @@ class Stack:
 
     def down(self) -> None:
         """Removes everything of it."""
-        self.compose("--profile", "test", "down", "--volumes", "--timeout", "1")
+        self.compose("--profile", "test", "down", "--volumes", "--remove-orphans", "--timeout", "1")
 
 
 @contextmanager

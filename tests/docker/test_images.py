@@ -24,7 +24,7 @@ def test_the_client_has_nothing_of_the_server():
 
 def test_images_have_a_size():
     sizes = {image: int(docker("image", "inspect", "--format", "{{.Size}}", image)) for image in IMAGES}
-    print("\n" + ", ".join(f"{image}: {size / 1e9:.2f} GB" for image, size in sizes.items()))
+    print(", ".join(f"{image}: {size / 1e9:.2f} GB" for image, size in sizes.items()))
     assert sizes["tdreplay-client"] < sizes["tdreplay-server"]
 
 
@@ -32,9 +32,16 @@ def test_a_server_is_soon_healthy_and_asking_it_costs_little():
     began = time.monotonic()
     with running("healthy") as stack:
         healthy = time.monotonic() - began
-        asked = min(float(docker("exec", stack.server, "bash", "-c", "TIMEFORMAT=%R; time tdreplay health >&2 2>/dev/null") or 0) for _ in range(3))
-    print(f"\nhealthy after {healthy:.1f} s, with the creation of the container; tdreplay health takes {asked:.2f} s")
+        took, processor = min(asking(stack.server) for _ in range(5))
+    print(f"healthy after {healthy:.1f} s, with the creation of the container; tdreplay health takes {took:.2f} s, {processor:.2f} s of a processor")
     assert healthy < 60
+    assert processor < 0.3  # Not the other figure: that is the machine's too.
+
+
+def asking(server: str) -> tuple[float, float]:
+    """How long `tdreplay health` takes in the server's container, and how much of a processor's time."""
+    took, user, system = map(float, docker("exec", server, "bash", "-c", "TIMEFORMAT='%R %U %S'; { time tdreplay health >/dev/null; } 2>&1").split())
+    return took, user + system
 
 
 def test_an_edit_is_soon_in_the_image(tmp_path):
@@ -51,19 +58,19 @@ def test_an_edit_is_soon_in_the_image(tmp_path):
     took = time.monotonic() - began
     assert "# Edited." in docker("run", "--rm", EDITED, "cat", "server/tdreplay_server/cli.py")
     docker("image", "rm", EDITED)
-    print(f"\nrebuilt in {took:.1f} s after an edit")
+    print(f"rebuilt in {took:.1f} s after an edit")
     assert took < 15
 
 
 def test_the_stack_trains_cartpole():
     files = ["--file", str(ROOT / "docker" / "compose.yaml")]
-    compose = [DOCKER, "compose", "--project-name", "tdreplay-training", *files]
+    compose = [DOCKER, "compose", "--ansi", "never", "--project-name", "tdreplay-training", *files]
     try:
         training = subprocess.run(
             [*compose, "up", "--scale", "actor=4", "--exit-code-from", "learner"], capture_output=True, text=True, timeout=200, check=False
         )
         assert training.returncode == 0, training.stdout[-3000:] + training.stderr[-1000:]
         assert "Solved." in training.stdout
-        print("\n" + "\n".join(line for line in training.stdout.splitlines() if line.startswith("learner")))
+        print(next(line for line in training.stdout.splitlines() if "Solved." in line))
     finally:
         subprocess.run([*compose, "down", "--volumes", "--timeout", "1"], capture_output=True, timeout=60, check=True)

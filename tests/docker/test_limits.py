@@ -57,4 +57,4 @@ def print_figures(stack: Stack, done: int) -> None:
     """What the server's memory is made of."""
     status = docker("exec", stack.server, "sh", "-c", "cat /proc/$(tr -d ' ' </proc/1/task/1/children)/status")
     memory = ", ".join(re.findall(r"(?:VmHWM|Rss(?:Anon|File)):\s+\d+ kB", status))
-    print(f"\na table of 4 GiB in {MEMORY >> 20} MiB: {done / SECONDS:.0f} rows pushed and batches read a second; {memory}")
+    print(f"a table of 4 GiB in {MEMORY >> 20} MiB: {done / SECONDS:.0f} rows pushed and batches read a second; {memory}")

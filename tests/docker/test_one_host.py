@@ -15,7 +15,7 @@ SECONDS = 5.0
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with running("shared", WIDTH=4096, CAPACITY=ROWS) as made:
+    with running("shared", WIDTH=4096, CAPACITY=ROWS, PAUSE=0) as made:
         pushers = Crowd(made.start("pusher"), [])
         eventually(lambda: sum(pushers.acknowledged().values()) >= ROWS, 60, "the table is full")
         made.compose("stop", "pusher")
@@ -38,5 +38,5 @@ def measured(stack: Stack, service: str, shared: bool) -> float:
 def test_a_learner_in_the_servers_namespaces_is_faster_than_one_beside_it(stack):
     beside = measured(stack, "reader", shared=False)
     within = measured(stack, "neighbour", shared=True)
-    print(f"\nbatches of 256 rows of 16 KiB: {beside:.0f} a second over gRPC, {within:.0f} through shared memory ({within / beside:.2f} times)")
+    print(f"batches of 256 rows of 16 KiB: {beside:.0f} a second over gRPC, {within:.0f} through shared memory ({within / beside:.2f} times)")
     assert within > beside

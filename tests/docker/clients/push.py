@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from rows import ADDRESS, CAPACITY, TABLE, TIMEOUT, rows
+from rows import ADDRESS, CAPACITY, PAUSE, TABLE, TIMEOUT, rows
 from tally import Tally
 from tensordict import TensorDict
 
 from tdreplay.errors import ReplayError
 from tdreplay_client import RemoteReplayBuffer
 
-ROWS, PAUSE = int(os.environ["ROWS"]), float(os.environ["PAUSE"])
+ROWS = int(os.environ["ROWS"])
 BATCHES_PER_TURN = 10
 
 

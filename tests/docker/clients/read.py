@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from rows import ADDRESS, CAPACITY, TABLE, TIMEOUT, wrong
+from rows import ADDRESS, CAPACITY, PAUSE, TABLE, TIMEOUT, wrong
 from tally import Tally
 
 from tdreplay.errors import EmptyTableError, ReplayError
@@ -25,6 +25,7 @@ def read(buffer: RemoteReplayBuffer, tally: Tally) -> None:
                 batch = next(batches)
             tally.counts["wrong"] += wrong(batch)
             tally.counts["batches"] += 1
+            time.sleep(PAUSE)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from tensordict import TensorDict
 WIDTH = int(os.environ["WIDTH"])
 CAPACITY = int(os.environ["CAPACITY"])
 TIMEOUT = float(os.environ["TIMEOUT"])
+PAUSE = float(os.environ["PAUSE"])
 ADDRESS = os.environ["TDREPLAY_ADDRESS"]
 TABLE = "numbered"
 

@@ -54,9 +54,11 @@ docker-engine:
 docker-build: docker-engine docker-wheels ## Build the images of the server, the client and the demo.
 	$(COMPOSE) --profile client build
 
-# Two stacks at a time: most of their time is waiting. ARGS="-n 0" runs one after another, for figures that do not disturb each other.
+# First the stacks that mostly wait, two at a time; then those that are measured, each alone.
+DOCKER_PYTEST = TDREPLAY_DOCKER=1 BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest tests/docker -rP $(ARGS)
 docker-test: docker-build ## Test the images as a stack, with real faults: five minutes with the build.
-	TDREPLAY_DOCKER=1 BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest tests/docker -n 2 --dist loadfile -rP $(ARGS)
+	$(DOCKER_PYTEST) -m beside -n 2 --dist loadfile
+	$(DOCKER_PYTEST) -m "not beside"
 
 docker-demo: docker-build ## Train CartPole on the stack: a server, four actors, a learner.
 	$(COMPOSE) up --scale actor=4 --exit-code-from learner; status=$$?; $(COMPOSE) down; exit $$status

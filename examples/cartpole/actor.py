@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from typing import Any
@@ -19,12 +20,17 @@ from examples.cartpole.tables import PublishedWeights, open_transitions
 
 __all__ = ["run_actor"]
 
-EXPLORING_STEPS = 4_000
+EXPLORING_STEPS = 2_000
 """Steps of one actor over which epsilon falls from 1 to its end."""
 LAST_EPSILON = 0.05
+DISCOUNT = 0.99
+STEPS = 5
+"""Of the environment, that one transition spans."""
 
 Transition = dict[str, Any]
 Observation = NDArray[np.float32]
+Step = tuple[Observation, int, float]
+"""An observation, the action that followed it, and that one's reward."""
 
 
 def run_actor(address: str, seed: int) -> None:
@@ -57,21 +63,38 @@ class EpsilonGreedy:
 
 
 def transitions(env: gym.Env[Observation, Any], policy: Callable[[Observation], int], seed: int) -> Iterator[Transition]:
-    """Plays episode after episode, and yields each step.
-
-    ``terminated`` is the pole's fall alone. An episode that the time limit cuts off goes on as far as the values are concerned, so ``truncated``
-    is not stored.
-    """
+    """Plays episode after episode, and yields a transition for each step: of STEPS steps, and of fewer at an episode's end."""
     observation, _ = env.reset(seed=seed)
+    steps: deque[Step] = deque()
     while True:
         action = policy(observation)
         following, reward, terminated, truncated, _ = env.step(action)
-        yield {"observation": observation, "action": action, "reward": reward, "next_observation": following, "terminated": terminated}
-        observation = env.reset()[0] if terminated or truncated else following
+        steps.append((observation, action, float(reward)))
+        ended = terminated or truncated
+        while len(steps) == STEPS or (ended and steps):
+            yield n_step(steps, following, terminated)
+            steps.popleft()
+        observation = env.reset()[0] if ended else following
+
+
+def n_step(steps: deque[Step], following: Observation, terminated: bool) -> Transition:
+    """Steps as one transition (n-step returns: Sutton and Barto, Reinforcement Learning, 2nd edition, chapter 7).
+
+    ``discount`` is what the value of ``next_observation`` counts for: nothing after the pole's fall. An episode that the time limit cuts off goes on
+    as far as the values are concerned.
+    """
+    observation, action, _ = steps[0]
+    return {
+        "observation": observation,
+        "action": action,
+        "reward": sum(DISCOUNT**step * reward for step, (_, _, reward) in enumerate(steps)),
+        "next_observation": following,
+        "discount": 0.0 if terminated else DISCOUNT ** len(steps),
+    }
 
 
 def stack(rows: list[Transition]) -> TensorDict:
-    """Transitions as one TensorDict of batch size [n]; rewards become float32."""
+    """Transitions as one TensorDict of batch size [n]; its real numbers are float32."""
     fields = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    fields["reward"] = fields["reward"].astype(np.float32)
+    fields |= {name: fields[name].astype(np.float32) for name in ("reward", "discount")}
     return TensorDict({name: torch.from_numpy(values) for name, values in fields.items()}, [len(rows)])

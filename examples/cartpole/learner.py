@@ -25,7 +25,6 @@ __all__ = ["BATCH_SIZE", "UPDATES_PER_PUSH", "Report", "learn"]
 
 BATCH_SIZE = 128
 LEARNING_RATE = 1e-3
-DISCOUNT = 0.99
 TARGET_RATE = 0.01
 """How far the target network moves towards the trained one in an update."""
 MAX_GRADIENT_NORM = 10.0
@@ -142,7 +141,7 @@ class DoubleDQN:
     def _returns(self, batch: TensorDict) -> torch.Tensor:
         best = self.network(batch["next_observation"]).argmax(1, keepdim=True)
         following = self._target(batch["next_observation"]).gather(1, best)[:, 0]
-        returns: torch.Tensor = batch["reward"] + DISCOUNT * following * ~batch["terminated"]
+        returns: torch.Tensor = batch["reward"] + batch["discount"] * following
         return returns
 
     @torch.no_grad()

@@ -16,11 +16,16 @@ OBSERVATION_SIZE, ACTIONS, HIDDEN = 4, 2, 128
 
 
 def make_network() -> nn.Sequential:
-    """Maps observations, float32 [n, 4], to the values of the two actions, [n, 2]. Its weights come from torch's global generator."""
+    """Maps observations, float32 [n, 4], to the values of the two actions, [n, 2]. Its weights come from torch's global generator.
+
+    Without the normalisation one training in two forgets what it learned before it reaches the goal.
+    """
     return nn.Sequential(
         nn.Linear(OBSERVATION_SIZE, HIDDEN),
+        nn.LayerNorm(HIDDEN),
         nn.ReLU(),
         nn.Linear(HIDDEN, HIDDEN),
+        nn.LayerNorm(HIDDEN),
         nn.ReLU(),
         nn.Linear(HIDDEN, ACTIONS),
     )

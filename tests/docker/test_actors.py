@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from stack import KILL, Crowd, Stack, check_stored, crowd, docker, eventually, inspected, needs_docker, running
 
-pytestmark = [needs_docker, pytest.mark.timeout(300)]
+pytestmark = [needs_docker, pytest.mark.beside, pytest.mark.timeout(300)]
 KILLS = 10
 GRACE = 5.0
 

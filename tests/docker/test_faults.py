@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from stack import Crowd, Stack, check_stored, crowd, docker, inspected, needs_docker, running
 
-pytestmark = [needs_docker, pytest.mark.timeout(180)]
+pytestmark = [needs_docker, pytest.mark.beside, pytest.mark.timeout(180)]
 TIMEOUT = 5
 PAUSE_SECONDS, DISCONNECTED_SECONDS = 40, 20
 

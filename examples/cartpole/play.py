@@ -21,7 +21,11 @@ def play(
 
     The newest weights come from the server too, and so does the pace, which the learner sets: any number of actors may play.
     """
-    run_actor(address, secrets.randbelow(MAX_SEED) if seed is None else seed)
+    try:
+        run_actor(address, secrets.randbelow(MAX_SEED) if seed is None else seed)
+    except TimeoutError as error:
+        typer.echo(f"play: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def serve(
     max_workers: Annotated[int | None, typer.Option(help=_described("max_workers"), show_default=False)] = None,
     max_streams: Annotated[int | None, typer.Option(help=_described("max_streams"), show_default=False)] = None,
     max_tables: Annotated[int | None, typer.Option(help=_described("max_tables"), show_default=False)] = None,
+    shared_memory_dir: Annotated[Path | None, typer.Option(help=_described("shared_memory_dir"), show_default=False)] = None,
     grace_seconds: Annotated[float | None, typer.Option(help=_described("grace_seconds"), show_default=False)] = None,
     until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", help="Also stop when standard input closes.")] = False,
 ) -> None:
@@ -79,6 +80,7 @@ def serve(
         "max_workers": max_workers,
         "max_streams": max_streams,
         "max_tables": max_tables,
+        "shared_memory_dir": shared_memory_dir,
         "grace_seconds": grace_seconds,
     }
     log_to_stderr()

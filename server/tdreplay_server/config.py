@@ -39,7 +39,13 @@ class ServerConfig(BaseSettings):
     max_workers: Annotated[int, Field(ge=2, le=4096, description="Calls that are served at once.")] = 128
     max_streams: Annotated[int, Field(ge=1, description="Long-lived streams among them; one more is refused. Below max_workers.")] = 48
     max_tables: Annotated[int, Field(ge=1, description="Tables that clients may create.")] = 256
-
+    shared_memory_dir: Annotated[
+        Path | None,
+        Field(
+            description="A folder that clients in other containers share with the server, such as /dev/shm: large batches go through files in it."
+            " Unset: clients of this host, user and PID namespace share memory."
+        ),
+    ] = None
     grace_seconds: Annotated[float, Field(ge=0, le=3600, description="That running calls get to finish when the server is told to stop.")] = 5.0
 
     @field_validator("config")
@@ -47,6 +53,19 @@ class ServerConfig(BaseSettings):
     def _config_is_there(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
             raise ValueError(f"{path} is not a file")
+        return path
+
+    @field_validator("shared_memory_dir", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, path: object) -> object:
+        """As a compose file writes a variable that is not set."""
+        return None if path == "" else path
+
+    @field_validator("shared_memory_dir")
+    @classmethod
+    def _folder_is_there(cls, path: Path | None) -> Path | None:
+        if path is not None and not os.access(path, os.W_OK | os.X_OK):
+            raise ValueError(f"{path} is not a folder that this process can write to")
         return path
 
     @field_validator("address")

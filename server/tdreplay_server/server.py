@@ -16,6 +16,7 @@ from tdreplay_server.config import ServerConfig
 from tdreplay_server.health import Health
 from tdreplay_server.logs import log
 from tdreplay_server.service import ReplayBufferService
+from tdreplay_server.shared_memory import SharedMemory
 from tdreplay_server.tables import Tables
 from tdreplay_server.wire import StreamSlots, handlers
 
@@ -67,12 +68,14 @@ class ReplayServer:
         self._tables = Tables(
             config.data_dir, config.storing_device, config.buffer_size, config.max_tables, durability=config.durability, on_failure=self._failed
         )
+        shared_memory = SharedMemory(config.shared_memory_dir and config.shared_memory_dir.resolve())
+        shared_memory.sweep()
         workers = futures.ThreadPoolExecutor(config.max_workers, thread_name_prefix="tdreplay-call")
         self._grpc = grpc.server(workers, options=_options())
         self._streams = StreamSlots(config.max_streams, config.max_standing)
         self._health = Health()
         self._health.add_to(self._grpc)
-        self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables), self._streams),))
+        self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables, shared_memory), self._streams),))
         try:
             self._address = self._listen(config.address)
         except BaseException:

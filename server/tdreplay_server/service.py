@@ -18,7 +18,7 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.batches import Credits, blocks, merged, per_message, slot_bytes, streamed
 from tdreplay_server.checkpoint_progress import checkpointed
 from tdreplay_server.ledger import Number
-from tdreplay_server.shared_memory import SharedSlots, offer, share
+from tdreplay_server.shared_memory import SharedMemory, SharedSlots, offer
 from tdreplay_server.table import Table
 from tdreplay_server.tables import Tables
 from tdreplay_server.wire import Request
@@ -32,8 +32,8 @@ Context = grpc.ServicerContext
 class ReplayBufferService:
     """The calls of ``replay_buffer.proto`` over some tables. `tdreplay_server.wire` turns messages into requests, and errors into statuses."""
 
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
+    def __init__(self, tables: Tables, shared_memory: SharedMemory) -> None:
+        self._tables, self._shared_memory = tables, shared_memory
 
     def Add(self, request: Request, context: Context) -> pb.AddResponse:
         return pb.AddResponse(**_insert(self._tables[request.head.table], request.head, request.block))
@@ -43,7 +43,7 @@ class ReplayBufferService:
         if opening is None:
             return
         offered = opening.head.shared_slots
-        with share(context, offered, opening.head.slot_bytes) as slots:
+        with self._shared_memory.share(context, offered, opening.head.slot_bytes) as slots:
             if offered:
                 yield pb.AddBatchResponse(shared_memory=offer(slots))
             table = opening.head.table
@@ -57,7 +57,7 @@ class ReplayBufferService:
         example = table.select_random(1, fields)
         most = per_message(query.batches_per_message, rows, example.fields)
         context.send_initial_metadata(())
-        with share(context, query.shared_slots, slot_bytes(most, rows, example)) as slots:
+        with self._shared_memory.share(context, query.shared_slots, slot_bytes(most, rows, example)) as slots:
             granted = Credits(query.credits, requests, slots)
             draws = ((table.select_random(rows * batches, fields), rows) for batches in iter(lambda: granted.take(most), 0))
             yield from streamed(table, draws, pb.SampleResponse, slots, query.shared_slots > 0)
@@ -85,7 +85,7 @@ class ReplayBufferService:
         check_whole(query.credits, "credits", 0)
         chosen = table.select_epochs(epochs)
         context.send_initial_metadata(())
-        with share(context, query.shared_slots, slot_bytes(most, min(epochs.batch_size, example.rows), example)) as slots:
+        with self._shared_memory.share(context, query.shared_slots, slot_bytes(most, min(epochs.batch_size, example.rows), example)) as slots:
             batches = merged(chosen, most, Credits(query.credits, requests, slots))
             yield from streamed(table, batches, pb.EpochResponse, slots, query.shared_slots > 0)
 

@@ -1,7 +1,8 @@
 """Memory that a client on the same host maps, so that rows reach it, or come from it, without passing through a socket.
 
 It is an anonymous file (memfd) with a fixed size. A client opens it by its name under ``/proc``, which only processes of the same user can. It has no
-name in any directory, so nothing is left behind, whoever dies: the kernel frees it when neither side maps it any more.
+name in any directory, so nothing is left behind, whoever dies: the kernel frees it when neither side maps it any more. Clients in other containers do
+not see the server's ``/proc``: for them it can be a file in a folder that they share with the server.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import fcntl
 import mmap
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -22,35 +26,39 @@ from tdreplay.limits import LEAST_SHARED_BYTES, MOST_SHARED_BYTES, SHARED_SLOTS_
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.logs import log
 
-__all__ = ["SharedSlots", "offer", "share"]
+__all__ = ["SharedMemory", "SharedSlots", "offer"]
 
 PAGE = 4096
 LOCAL_PEERS = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
+PREFIX, SUFFIX = "tdreplay-", ".slots"
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class SharedSlots:
     """Slots for blocks.
 
+    Args:
+        slots: how many.
+        slot_bytes: that a block may have.
+        folder: where their file gets a name; None: it has none.
+
     Raises:
         OSError: the memory cannot be had.
     """
 
-    def __init__(self, slots: int, slot_bytes: int) -> None:
+    def __init__(self, slots: int, slot_bytes: int, folder: Path | None) -> None:
         self._slots, self._slot_bytes = slots, -(-slot_bytes // PAGE) * PAGE
         self._free = list(range(slots))
-        self._file = os.memfd_create("tdreplay", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         size = SHARED_SLOTS_START + self._slots * self._slot_bytes
-        os.posix_fallocate(self._file, 0, size)  # Now: memory that runs out later would be a SIGBUS.
-        fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, SEALS)
+        self._file, self._path = _anonymous(size) if folder is None else _named(folder, size)
+        self._named = folder is not None
         self._memory = np.frombuffer(mmap.mmap(self._file, size), np.uint8)
         self._nonce = secrets.token_bytes(16)
         self._memory[: len(self._nonce)] = np.frombuffer(self._nonce, np.uint8)
 
     def offer(self) -> pb.SharedMemory:
         """What a client needs to map them."""
-        path = f"/proc/{os.getpid()}/fd/{self._file}"
-        return pb.SharedMemory(path=path, nonce=self._nonce, slots=self._slots, slot_bytes=self._slot_bytes)
+        return pb.SharedMemory(path=self._path, nonce=self._nonce, slots=self._slots, slot_bytes=self._slot_bytes)
 
     def lend(self, block_bytes: int) -> tuple[int, Bytes] | None:
         """A slot for a block of that size, which is the client's until it releases it, and its memory; None where it fits into none that is free."""
@@ -83,6 +91,9 @@ class SharedSlots:
 
     def close(self) -> None:
         """Gives the memory back, once the client has unmapped it too."""
+        if self._named:
+            with suppress(FileNotFoundError):  # Others can write to the folder as well.
+                os.unlink(self._path)
         os.close(self._file)
         del self._memory
 
@@ -92,26 +103,67 @@ def offer(slots: SharedSlots | None) -> pb.SharedMemory:
     return pb.SharedMemory() if slots is None else slots.offer()
 
 
-@contextmanager
-def share(context: grpc.ServicerContext, wanted: int, block_bytes: int) -> Iterator[SharedSlots | None]:
-    """Up to `wanted` slots for blocks of that size, where the client is on this host and they pay; else None.
+@dataclass(frozen=True)
+class SharedMemory:
+    """Makes slots for the clients that can reach them.
 
-    Raises:
-        InvalidArgumentError: the size is negative.
+    Attributes:
+        folder: that clients share with the server; None: those whose connection shows that they are on this host get anonymous files.
     """
-    pays = check_whole(block_bytes, "slot_bytes", 0) >= LEAST_SHARED_BYTES and context.peer().startswith(LOCAL_PEERS)
-    slots = min(wanted, MOST_SHARED_BYTES // block_bytes) if pays else 0
-    shared = _allocated(slots, block_bytes) if slots > 0 else None
-    try:
-        yield shared
-    finally:
-        if shared is not None:
-            shared.close()
+
+    folder: Path | None = None
+
+    @contextmanager
+    def share(self, context: grpc.ServicerContext, wanted: int, block_bytes: int) -> Iterator[SharedSlots | None]:
+        """Up to `wanted` slots for blocks of that size, where the client may reach them and they pay; else None.
+
+        Raises:
+            InvalidArgumentError: the size is negative.
+        """
+        pays = check_whole(block_bytes, "slot_bytes", 0) >= LEAST_SHARED_BYTES and self._may_reach(context.peer())
+        slots = min(wanted, MOST_SHARED_BYTES // block_bytes) if pays else 0
+        shared = self._allocated(slots, block_bytes) if slots > 0 else None
+        try:
+            yield shared
+        finally:
+            if shared is not None:
+                shared.close()
+
+    def sweep(self) -> None:
+        """Removes the files of servers that were killed: nobody holds their locks."""
+        for path in self.folder.glob(f"{PREFIX}*{SUFFIX}") if self.folder is not None else ():
+            with suppress(FileNotFoundError, PermissionError, BlockingIOError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+    def _may_reach(self, peer: str) -> bool:
+        """Who shares a folder cannot be told from an address: the client finds out, and does without where it does not."""
+        return self.folder is not None or peer.startswith(LOCAL_PEERS)
+
+    def _allocated(self, slots: int, block_bytes: int) -> SharedSlots | None:
+        try:
+            return SharedSlots(slots, block_bytes, self.folder)
+        except OSError as error:
+            log.warning("no shared memory for a client, so its batches travel in messages", slots=slots, bytes=slots * block_bytes, error=str(error))
+            return None
 
 
-def _allocated(slots: int, block_bytes: int) -> SharedSlots | None:
+def _anonymous(size: int) -> tuple[int, str]:
+    """A file that has no name, whose size cannot be changed, and the path under which processes of this user can open it."""
+    file = os.memfd_create("tdreplay", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.posix_fallocate(file, 0, size)  # Now: memory that runs out later would be a SIGBUS.
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
+    return file, f"/proc/{os.getpid()}/fd/{file}"
+
+
+def _named(folder: Path, size: int) -> tuple[int, str]:
+    """A file in a folder, which only this user can open, locked for as long as this process has it open."""
+    file, path = tempfile.mkstemp(SUFFIX, PREFIX, folder)
     try:
-        return SharedSlots(slots, block_bytes)
-    except OSError as error:
-        log.warning("no shared memory for a client, so its batches travel in messages", slots=slots, bytes=slots * block_bytes, error=str(error))
-        return None
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.posix_fallocate(file, 0, size)
+    except OSError:
+        os.unlink(path)
+        os.close(file)
+        raise
+    return file, path

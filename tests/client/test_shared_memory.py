@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from tdreplay.errors import InvalidArgumentError, SchemaError
 from tdreplay.v1.replay_buffer_pb2 import AddBatchRequest, SampleRequest, SharedMemory
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_client.shared_memory import MappedSlots
+from tdreplay_server import ReplayServer, ServerConfig, spawn_server
 
 N, WIDTH = 64, 64 << 10
 
@@ -306,3 +309,60 @@ def test_rows_of_small_tables_still_stream(address, table):
         with buffer.stream(4) as batches:
             assert len(next(batches)) == 4
     assert os.listdir("/dev/shm") == [name for name in os.listdir("/dev/shm") if "tdreplay" not in name]
+
+
+# -- in a folder that containers share ---------------------------------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("tdreplay-*"))
+
+
+def test_in_a_folder_both_ways_go_through_files_that_are_gone_after_the_calls(tmp_path):
+    config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)
+    with ReplayServer(config) as server, RemoteReplayBuffer(server.address, buffer_size=N, timeout=10) as buffer:
+        buffer.add_batch(numbered(0, N))
+        assert buffer._inserts._call.slots > 0
+        with buffer.stream(16) as batches:
+            assert batches.shared
+            assert set(numbers_of(batches, 20)) <= set(range(N))
+            assert {file.stat().st_mode & 0o777 for file in files(tmp_path)} == {0o600}
+            assert len(files(tmp_path)) == 2
+    assert files(tmp_path) == []
+
+
+def numbers_of(batches, count: int) -> list[int]:
+    return [number for _ in range(count) for number in next(batches)["n"].tolist()]
+
+
+def test_what_a_killed_server_left_in_the_folder_is_removed_and_what_another_one_uses_is_not(tmp_path):
+    with ReplayServer(ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)) as living:
+        with spawn_server(ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)) as killed:
+            with RemoteReplayBuffer(killed.address, buffer_size=N, timeout=1) as buffer:
+                buffer.add_batch(numbered(0, N))
+                (left,) = files(tmp_path)
+                os.kill(killed.pid, signal.SIGKILL)
+        with RemoteReplayBuffer(living.address, buffer_size=N, timeout=10) as buffer:
+            buffer.add_batch(numbered(0, N))
+            (used,) = set(files(tmp_path)) - {left}
+            with ReplayServer(ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)):
+                assert files(tmp_path) == [used]
+
+
+def test_without_room_in_the_folder_batches_travel_in_messages(tmp_path):
+    config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)
+    with ReplayServer(config) as server, RemoteReplayBuffer(server.address, buffer_size=N, timeout=10) as buffer:
+        shutil.rmtree(tmp_path)
+        buffer.add_batch(numbered(0, N))
+        with buffer.stream(16) as batches:
+            assert not batches.shared
+            assert set(numbers_of(batches, 20)) <= set(range(N))
+
+
+def test_a_folder_must_be_there(tmp_path):
+    with pytest.raises(ValueError, match="nowhere is not a folder that this process can write to"):
+        ServerConfig(shared_memory_dir=tmp_path / "nowhere")
+
+
+def test_an_empty_folder_is_none():
+    assert ServerConfig(shared_memory_dir="").shared_memory_dir is None

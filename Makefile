@@ -61,7 +61,8 @@ docker-test: docker-build ## Test the images as a stack, with real faults: five 
 	$(DOCKER_PYTEST) -m "not beside"
 
 docker-demo: docker-build ## Train CartPole on the stack: a server, four actors, a learner.
-	$(COMPOSE) up --scale actor=4 --exit-code-from learner; status=$$?; $(COMPOSE) down; exit $$status
+	$(COMPOSE) --project-name tdreplay-demo up --scale actor=4 --exit-code-from learner; status=$$?; \
+		$(COMPOSE) --project-name tdreplay-demo down --volumes; exit $$status
 
 crash: install ## Kill servers and clients two hundred times, and let a server stand still for a minute: the long form of tests/crash, half an hour.
 	TDREPLAY_KILLS=200 $(BIN)/python -m pytest tests/crash -s $(ARGS)
@@ -69,7 +70,7 @@ crash: install ## Kill servers and clients two hundred times, and let a server s
 test: install ## Run the whole test suite.
 	$(BIN)/python -m pytest $(ARGS)
 
-check: lint types protos-check test ## What CI runs.
+check: lint types protos-check test ## What CI runs, with docker-test after it.
 
 lint: install ## Check style, and the proto's rules.
 	$(BIN)/ruff check .

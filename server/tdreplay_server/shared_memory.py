@@ -130,7 +130,7 @@ class SharedMemory:
                 shared.close()
 
     def sweep(self) -> None:
-        """Removes the files of servers that were killed: nobody holds their locks."""
+        """Removes the files of servers that were killed: nobody holds their locks. Those of other users stay."""
         for path in self.folder.glob(f"{PREFIX}*{SUFFIX}") if self.folder is not None else ():
             with suppress(FileNotFoundError, PermissionError, BlockingIOError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

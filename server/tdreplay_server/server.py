@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from concurrent import futures
 from types import TracebackType
@@ -15,6 +16,7 @@ from tdreplay.limits import message_options
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.health import Health
 from tdreplay_server.logs import log
+from tdreplay_server.running import RunningCalls
 from tdreplay_server.service import ReplayBufferService
 from tdreplay_server.shared_memory import SharedMemory
 from tdreplay_server.tables import Tables
@@ -73,9 +75,10 @@ class ReplayServer:
         workers = futures.ThreadPoolExecutor(config.max_workers, thread_name_prefix="tdreplay-call")
         self._grpc = grpc.server(workers, options=_options())
         self._streams = StreamSlots(config.max_streams, config.max_standing)
+        self._running = RunningCalls()
         self._health = Health()
         self._health.add_to(self._grpc)
-        self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables, shared_memory), self._streams),))
+        self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables, shared_memory), self._streams, self._running),))
         try:
             self._address = self._listen(config.address)
         except BaseException:
@@ -101,10 +104,12 @@ class ReplayServer:
         Args:
             grace: seconds that running calls get; None: the setting `grace_seconds`.
         """
+        ends = time.monotonic() + (self._config.grace_seconds if grace is None else grace)
         self._health.stop()
-        stopped = self._grpc.stop(self._config.grace_seconds if grace is None else grace)
+        self._running.refuse()
         self._streams.stop()
-        stopped.wait()
+        self._running.wait(ends - time.monotonic())
+        self._grpc.stop(max(0.0, ends - time.monotonic())).wait()
         self._health.close()
         self._tables.close()
         log.info("stopped", address=self._address)

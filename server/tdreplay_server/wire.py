@@ -21,6 +21,7 @@ from tdreplay.errors import TRAILER, ReplayError, ServerUnavailableError, Stream
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_server.logs import log
+from tdreplay_server.running import RunningCalls
 
 __all__ = ["Request", "StreamSlots", "handlers"]
 
@@ -133,7 +134,7 @@ class StreamSlots:
             context.cancel()
 
 
-def handlers(service: object, slots: StreamSlots) -> grpc.GenericRpcHandler:
+def handlers(service: object, slots: StreamSlots, running: RunningCalls) -> grpc.GenericRpcHandler:
     """The gRPC handlers of every call of the proto, each served by the method of that name of `service`.
 
     A method takes a `Request` (or an iterator of them, where the client streams) and the context; it gives a message (or an iterator of messages,
@@ -141,11 +142,11 @@ def handlers(service: object, slots: StreamSlots) -> grpc.GenericRpcHandler:
     """
     return grpc.method_handlers_generic_handler(
         SERVICE.full_name,
-        {method.name: _handler(method, getattr(service, method.name), slots) for method in SERVICE.methods},
+        {method.name: _handler(method, getattr(service, method.name), slots, running) for method in SERVICE.methods},
     )
 
 
-def _handler(method: Any, act: Callable[..., Any], slots: StreamSlots) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(method: Any, act: Callable[..., Any], slots: StreamSlots, running: RunningCalls) -> grpc.RpcMethodHandler[Any, Any]:
     request_type = GetMessageClass(method.input_type)
 
     def decode(message: bytes) -> Request:
@@ -155,18 +156,18 @@ def _handler(method: Any, act: Callable[..., Any], slots: StreamSlots) -> grpc.R
         return map(decode, received) if method.client_streaming else decode(received)
 
     def unary(received: Any, context: grpc.ServicerContext) -> Message:
-        with _statuses(context, method.name):
+        with _statuses(context, method.name), running.call():
             answer: Message = act(decoded(received), context)
             return answer
         raise AssertionError("abort raises")
 
     def stream(received: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
-        with _statuses(context, method.name), slots.taken() as slot:
+        with _statuses(context, method.name), running.call(), slots.taken() as slot:
             requests = decoded(received)
             yield from act(slots.requests(requests, context, slot) if method.client_streaming else requests, context)
 
     def short_stream(received: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
-        with _statuses(context, method.name):
+        with _statuses(context, method.name), running.call():
             yield from act(decoded(received), context)
 
     make = _MAKERS[method.client_streaming, method.server_streaming]

@@ -12,10 +12,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from conftest import numbers, rows
+from tdreplay.v1 import replay_buffer_pb2, replay_buffer_pb2_grpc
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig, spawn_server
 
 LOCAL = "127.0.0.1:0"
+ROW_BYTES = 33
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -44,24 +46,28 @@ def test_many_watchers_take_no_worker_from_other_calls():
 
 
 def test_a_server_that_stops_says_so_and_finishes_what_runs(tmp_path):
-    """A checkpoint runs when SIGTERM comes: watchers hear of it, new calls are refused, the checkpoint is finished, and the exit status is 0."""
-    with spawn_server(ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=2_000_000, grace_seconds=30)) as server:
+    """A client is reading all rows when SIGTERM comes: watchers hear of it, new calls are refused, it gets the rest, and the exit status is 0."""
+    with spawn_server(ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=1_000_000, grace_seconds=60)) as server:
         with RemoteReplayBuffer(server.address, timeout=60) as buffer, grpc.insecure_channel(server.address) as channel:
             buffer.add_batch(rows(1_000_000))
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
             assert next(watch).status == SERVING
-            running, done = threading.Event(), []
-            thread = threading.Thread(target=lambda: done.append(buffer.checkpoint("last", progress=lambda *_: running.set())))
-            thread.start()
-            assert running.wait(30)
+            running = replay_buffer_pb2_grpc.ReplayBufferServiceStub(channel).SampleAll(
+                replay_buffer_pb2.SampleAllRequest(table="default"), timeout=60
+            )
+            received = next(running).ByteSize()
             os.kill(server.pid, signal.SIGTERM)
             assert next(watch).status == NOT_SERVING
-            with grpc.insecure_channel(server.address) as other, pytest.raises(grpc.RpcError) as raised:
-                health_pb2_grpc.HealthStub(other).Check(health_pb2.HealthCheckRequest(), timeout=5)
-            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
             watch.cancel()
-            thread.join(60)
-            assert [made.rows for made in done] == [1_000_000]
+            with grpc.insecure_channel(server.address) as other:
+                assert health_pb2_grpc.HealthStub(other).Check(health_pb2.HealthCheckRequest(), timeout=5).status == NOT_SERVING
+                for _ in range(100):
+                    with pytest.raises(grpc.RpcError) as raised:
+                        replay_buffer_pb2_grpc.ReplayBufferServiceStub(other).Describe(replay_buffer_pb2.DescribeRequest(), timeout=5)
+                    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+            received += sum(message.ByteSize() for message in running)
+            assert running.code() is grpc.StatusCode.OK
+            assert received > 1_000_000 * ROW_BYTES
 
 
 def test_what_was_acknowledged_before_a_stop_is_there_after_it(tmp_path):

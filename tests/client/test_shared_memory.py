@@ -349,7 +349,7 @@ def test_what_a_killed_server_left_in_the_folder_is_removed_and_what_another_one
                 assert files(tmp_path) == [used]
 
 
-def test_without_room_in_the_folder_batches_travel_in_messages(tmp_path):
+def test_where_the_folder_is_gone_batches_travel_in_messages(tmp_path):
     config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)
     with ReplayServer(config) as server, RemoteReplayBuffer(server.address, buffer_size=N, timeout=10) as buffer:
         shutil.rmtree(tmp_path)

@@ -70,6 +70,19 @@ def test_a_server_that_stops_says_so_and_finishes_what_runs(tmp_path):
             assert received > 1_000_000 * ROW_BYTES
 
 
+def test_a_checkpoint_that_runs_when_the_server_stops_is_finished(tmp_path):
+    with spawn_server(ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=2_000_000, grace_seconds=30)) as server:
+        with RemoteReplayBuffer(server.address, timeout=60) as buffer:
+            buffer.add_batch(rows(1_000_000))
+            running, done = threading.Event(), []
+            thread = threading.Thread(target=lambda: done.append(buffer.checkpoint("last", progress=lambda *_: running.set())))
+            thread.start()
+            assert running.wait(30)
+            os.kill(server.pid, signal.SIGTERM)
+            thread.join(60)
+            assert [made.rows for made in done] == [1_000_000]
+
+
 def test_what_was_acknowledged_before_a_stop_is_there_after_it(tmp_path):
     config = ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=100_000)
     acknowledged = []

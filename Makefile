@@ -68,7 +68,7 @@ crash: install ## Kill servers and clients two hundred times, and let a server s
 	TDREPLAY_KILLS=200 $(BIN)/python -m pytest tests/crash -s $(ARGS)
 
 test: install ## Run the whole test suite.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: lint types protos-check test ## What CI runs, with docker-test after it.
 

@@ -34,4 +34,18 @@ def test_the_client_imports_neither_torchrl_nor_the_server(statement):
 
 
 def test_the_server_does_not_import_the_client():
-    assert "tdreplay_client" not in modules_after("import tdreplay_server, tdreplay_server.cli")
+    statement = "from tdreplay_server import *; import tdreplay_server.cli, tdreplay_server.restore, tdreplay_server.verify"
+    assert "tdreplay_client" not in modules_after(statement)
+
+
+@pytest.mark.parametrize("command", ["tdreplay_server.cli", "tdreplay_client.cli"])
+def test_the_commands_say_their_help_and_refuse_settings_without_torch(command):
+    assert modules_after(f"import {command}").isdisjoint({"torch", "numpy", "tensordict"})
+
+
+@pytest.mark.parametrize("package", [tdreplay_client, tdreplay_server])
+def test_a_package_gives_what_it_exports_and_nothing_else(package):
+    assert set(package.__all__) < set(dir(package))
+    assert [getattr(package, name).__name__ for name in package.__all__] == package.__all__
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'Nothing'"):
+        package.Nothing  # noqa: B018 - to ask is the test.

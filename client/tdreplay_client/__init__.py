@@ -1,7 +1,8 @@
 """The client of tdreplay: a replay buffer whose rows are on a server."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tdreplay.lazy import imported_when_asked
 
 if TYPE_CHECKING:
     from tdreplay_client.buffer import RemoteReplayBuffer
@@ -11,14 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchStream", "RemoteReplayBuffer", "ReplayDataset", "Writer"]
 
-_MODULES = {"BatchStream": "stream", "RemoteReplayBuffer": "buffer", "ReplayDataset": "dataset", "Writer": "writer"}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports what is asked for, and torch with it: ``tdreplay health``, which runs every few seconds, does without (PEP 562)."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+# ``tdreplay health``, which runs every few seconds, does without torch.
+__getattr__ = imported_when_asked(__name__, {"BatchStream": "stream", "RemoteReplayBuffer": "buffer", "ReplayDataset": "dataset", "Writer": "writer"})
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Index, Progress, State, as_slots
 from tdreplay.columns import from_row, from_rows
 from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, TableExistsError
-from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
+from tdreplay.limits import DEFAULT_TABLE, MAX_BATCH_SIZE, check_batch_size, check_whole
 from tdreplay.messages import durability_from_message, schema_from_message
 from tdreplay.metadata import Metadata
 from tdreplay.schema import Columns, Schema
@@ -65,7 +65,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         address: str,
         *,
         device: torch.device | str = "cpu",
-        table: str = "default",
+        table: str = DEFAULT_TABLE,
         storing_device: torch.device | str | None = None,
         buffer_size: SupportsIndex | None = None,
         timeout: float = 30.0,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tdreplay.errors import ReplayError
+from tdreplay.limits import DEFAULT_TABLE
 from tdreplay_client.health import serves
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _options(
 def checkpoint(
     name: Annotated[str, typer.Argument(help="1 to 64 letters, digits, '_' or '-'. One of that name is replaced.")],
     address: Address = LOCAL,
-    table: Annotated[str, typer.Option(help="The table's name.")] = "default",
+    table: Annotated[str, typer.Option(help="The table's name.")] = DEFAULT_TABLE,
     timeout: Annotated[float, typer.Option(help="Seconds that the server may take for each sign of its progress.")] = 30.0,
 ) -> None:
     """Write a checkpoint of a table to the server's disk, while traffic goes on.

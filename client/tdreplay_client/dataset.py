@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch.utils.data import DataLoader, IterableDataset
 
 from tdreplay.errors import ForkedError
+from tdreplay.limits import DEFAULT_TABLE
 from tdreplay_client.buffer import RemoteReplayBuffer
 
 __all__ = ["ReplayDataset", "as_is"]
@@ -45,7 +46,7 @@ class ReplayDataset(IterableDataset[TensorDict]):
         prefetch: int = 2,
         fields: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
-        table: str = "default",
+        table: str = DEFAULT_TABLE,
         timeout: float = 30.0,
     ) -> None:
         super().__init__()

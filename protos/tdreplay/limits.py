@@ -1,4 +1,4 @@
-"""The limits of the wire, and the gRPC channel options that both ends share."""
+"""The limits of the wire, and the other values that both ends share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tdreplay.errors import InvalidArgumentError
 
 __all__ = [
     "BLOCK_BYTES",
+    "DEFAULT_TABLE",
     "LEAST_SHARED_BYTES",
     "MAX_BATCH_SIZE",
     "MAX_HEADER_BYTES",
@@ -23,6 +24,9 @@ __all__ = [
     "check_whole",
     "message_options",
 ]
+
+DEFAULT_TABLE = "default"
+"""The table of a call that names none."""
 
 MAX_MESSAGE_BYTES = 64 << 20
 """The largest message, and so the largest row, in bytes."""

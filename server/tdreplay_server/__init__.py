@@ -1,8 +1,23 @@
 """The server of tdreplay, and its replay buffer in process."""
 
-from tdreplay_server.buffer import ReplayBuffer
-from tdreplay_server.config import ServerConfig
-from tdreplay_server.server import ReplayServer
-from tdreplay_server.spawn import ServerProcess, spawn_server
+from typing import TYPE_CHECKING
+
+from tdreplay.lazy import imported_when_asked
+
+if TYPE_CHECKING:
+    from tdreplay_server.buffer import ReplayBuffer
+    from tdreplay_server.config import ServerConfig
+    from tdreplay_server.server import ReplayServer
+    from tdreplay_server.spawn import ServerProcess, spawn_server
 
 __all__ = ["ReplayBuffer", "ReplayServer", "ServerConfig", "ServerProcess", "spawn_server"]
+
+# ``tdreplay-server --help``, and what it says of a setting that cannot be, do without torch.
+__getattr__ = imported_when_asked(
+    __name__,
+    {"ReplayBuffer": "buffer", "ReplayServer": "server", "ServerConfig": "config", "ServerProcess": "spawn", "spawn_server": "spawn"},
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The command ``tdreplay-server``."""
+"""The command ``tdreplay-server``. What brings torch is imported by what needs it: help, and a wrong setting, are said at once."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ import sys
 import threading
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from tdreplay.errors import ReplayError
+from tdreplay.limits import DEFAULT_TABLE
 from tdreplay_server.allocator import keep_freed_memory
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.logs import log_to_stderr
-from tdreplay_server.restore import resize as resized
-from tdreplay_server.restore import restore as restored
-from tdreplay_server.ring import Ring
-from tdreplay_server.server import ReplayServer
 from tdreplay_server.spawn import READY
-from tdreplay_server.tables import DEFAULT_TABLE
-from tdreplay_server.verify import verified
+
+if TYPE_CHECKING:
+    from tdreplay_server.ring import Ring
 
 __all__ = ["app", "main"]
 
@@ -83,13 +81,16 @@ def serve(
         "shared_memory_dir": shared_memory_dir,
         "grace_seconds": grace_seconds,
     }
+    settings = ServerConfig(**{name: value for name, value in given.items() if value is not None})
     log_to_stderr()
     keep_freed_memory()
     # Blocked in all threads, and awaited: a handler runs in the main thread alone, and a signal that another thread takes does not wake that one.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     if until_stdin_closes:
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
-    with ReplayServer(ServerConfig(**{name: value for name, value in given.items() if value is not None}), on_failure=_stop) as server:
+    from tdreplay_server.server import ReplayServer
+
+    with ReplayServer(settings, on_failure=_stop) as server:
         typer.echo(f"{READY}{server.address}")
         sys.stdout.flush()
         signal.sigwait(STOP_SIGNALS)
@@ -117,6 +118,8 @@ def verify(directory: Annotated[Path, typer.Argument(help="A data directory, the
     Of a checkpoint every byte is checked. Of a data directory every byte of the journals; its rows change all the time, and have no checksum. Nothing
     is changed. Exit status 1 where something is broken, with the first thing that is.
     """
+    from tdreplay_server.verify import verified
+
     for line in verified(directory):
         typer.echo(line)
 
@@ -130,6 +133,8 @@ def restore(
     buffer_size: Annotated[int | None, typer.Option(help="Another capacity, in rows: of more rows the last ones stay.", min=1)] = None,
 ) -> None:
     """Make a table out of a checkpoint. A checkpoint with a single wrong byte is refused, and nothing changes."""
+    from tdreplay_server.restore import restore as restored
+
     _say(f"table {table}", restored(checkpoint, data_dir, table, replace=replace, buffer_size=buffer_size))
 
 
@@ -138,6 +143,8 @@ def resize(
     data_dir: DataDir, buffer_size: Annotated[int, typer.Option(help="The new capacity, in rows.", min=1)], table: Table = DEFAULT_TABLE
 ) -> None:
     """Give a table another capacity: of more rows the last ones stay. Needs space for the rows twice over while it runs."""
+    from tdreplay_server.restore import resize as resized
+
     _say(f"table {table}", resized(data_dir, table, buffer_size))
 
 

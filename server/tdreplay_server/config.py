@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 from typing_extensions import Self
@@ -79,6 +78,10 @@ class ServerConfig(BaseSettings):
     @field_validator("storing_device")
     @classmethod
     def _device_is_one(cls, name: str) -> str:
+        if name == "cpu":
+            return name
+        import torch  # Here: it takes a second, and servers without a GPU do not need it to know their settings.
+
         try:
             return str(torch.device(name))
         except RuntimeError:

@@ -74,11 +74,11 @@ class ReplayServer:
         shared_memory.sweep()
         workers = futures.ThreadPoolExecutor(config.max_workers, thread_name_prefix="tdreplay-call")
         self._grpc = grpc.server(workers, options=_options())
-        self._streams = StreamSlots(config.max_streams, config.max_standing)
+        slots = StreamSlots(config.max_streams, config.max_standing)
         self._running = RunningCalls()
         self._health = Health()
         self._health.add_to(self._grpc)
-        self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables, shared_memory), self._streams, self._running),))
+        self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables, shared_memory), slots, self._running),))
         try:
             self._address = self._listen(config.address)
         except BaseException:
@@ -106,9 +106,7 @@ class ReplayServer:
         """
         ends = time.monotonic() + (self._config.grace_seconds if grace is None else grace)
         self._health.stop()
-        self._running.refuse()
-        self._streams.stop()
-        self._running.wait(ends - time.monotonic())
+        self._running.stop(ends - time.monotonic())
         self._grpc.stop(max(0.0, ends - time.monotonic())).wait()
         self._health.close()
         self._tables.close()

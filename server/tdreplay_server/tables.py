@@ -17,14 +17,14 @@ from tdreplay.errors import (
     TableExistsError,
     TableNotFoundError,
 )
+from tdreplay.limits import DEFAULT_TABLE
 from tdreplay_server.disk import DirectoryLock, check_name, remove_leftovers
 from tdreplay_server.logs import log
 from tdreplay_server.table import Table
 from tdreplay_server.table_directory import CHECKPOINTS, read_table
 
-__all__ = ["DEFAULT_BUFFER_SIZE", "DEFAULT_TABLE", "TABLES", "Tables", "table_directory"]
+__all__ = ["DEFAULT_BUFFER_SIZE", "TABLES", "Tables", "table_directory"]
 
-DEFAULT_TABLE = "default"
 DEFAULT_BUFFER_SIZE = 1_000_000
 """The capacity of the table 'default' where neither the server's settings nor a client names one."""
 

@@ -17,11 +17,11 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tdreplay.block import Bytes
-from tdreplay.errors import TRAILER, ReplayError, ServerUnavailableError, StreamLimitError
+from tdreplay.errors import TRAILER, ReplayError, StreamLimitError
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_server.logs import log
-from tdreplay_server.running import RunningCalls
+from tdreplay_server.running import ClientGoneError, RunningCalls
 
 __all__ = ["Request", "StreamSlots", "handlers"]
 
@@ -37,10 +37,6 @@ class Request(NamedTuple):
 
     head: Any
     block: Bytes
-
-
-class _ClientGoneError(Exception):
-    """The client ended the call, or was lost, before its next request came."""
 
 
 @dataclass
@@ -67,8 +63,6 @@ class StreamSlots:
     def __init__(self, limit: int, standing_limit: int) -> None:
         self._limit = limit
         self._free = {False: limit, True: standing_limit}
-        self._stopping = False
-        self._idle: set[grpc.ServicerContext] = set()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -93,45 +87,19 @@ class StreamSlots:
                 raise StreamLimitError(f"{which} open on this server; close one, or raise the setting")
             self._free[standing] -= 1
 
-    def requests(self, received: Iterator[Request], context: grpc.ServicerContext, slot: Slot) -> Iterator[Request]:
+    def placed(self, requests: Iterator[Request], slot: Slot) -> Iterator[Request]:
         """The requests of a call that holds a slot.
 
         Raises:
             StreamLimitError: it is a standing call, and there is no room for another one.
-            ServerUnavailableError: the server stops, and the next request has not come yet.
         """
-        request = self._next(received, context)
-        if request is not None and getattr(request.head, "standing", False):
-            self._take(standing=True)
-            with self._lock:
-                self._free[False] += 1
-            slot.standing = True
-        while request is not None:
+        for request in requests:
+            if getattr(request.head, "standing", False) and not slot.standing:
+                self._take(standing=True)
+                with self._lock:
+                    self._free[False] += 1
+                slot.standing = True
             yield request
-            request = self._next(received, context)
-
-    def _next(self, received: Iterator[Request], context: grpc.ServicerContext) -> Request | None:
-        with self._lock:
-            if self._stopping:
-                raise ServerUnavailableError("the server is stopping")
-            self._idle.add(context)
-        try:
-            return next(received, None)
-        except grpc.RpcError as error:
-            # gRPC keeps the error with the call, and with its traceback all that the call's frames hold, shared memory and requests too.
-            error.__traceback__ = None
-            raise _ClientGoneError from None
-        finally:
-            with self._lock:
-                self._idle.discard(context)
-
-    def stop(self) -> None:
-        """Ends the streams that wait for a request, now, and the others when they come to wait: what they work on is finished."""
-        with self._lock:
-            self._stopping = True
-            idle = list(self._idle)
-        for context in idle:
-            context.cancel()
 
 
 def handlers(service: object, slots: StreamSlots, running: RunningCalls) -> grpc.GenericRpcHandler:
@@ -164,7 +132,7 @@ def _handler(method: Any, act: Callable[..., Any], slots: StreamSlots, running: 
     def stream(received: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
         with _statuses(context, method.name), running.call(), slots.taken() as slot:
             requests = decoded(received)
-            yield from act(slots.requests(requests, context, slot) if method.client_streaming else requests, context)
+            yield from act(slots.placed(running.requests(requests, context), slot) if method.client_streaming else requests, context)
 
     def short_stream(received: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
         with _statuses(context, method.name), running.call():
@@ -196,7 +164,7 @@ def _statuses(context: grpc.ServicerContext, call: str) -> Iterator[None]:
         log.info("call refused", call=call, error=type(error).__name__, details=str(error)[:MAX_DETAILS])
         context.set_trailing_metadata(((TRAILER, type(error).__name__),))
         context.abort(error.code, str(error)[:MAX_DETAILS])
-    except (grpc.RpcError, _ClientGoneError) as error:
+    except (grpc.RpcError, ClientGoneError) as error:
         log.debug("the client is gone: there is nobody to tell", call=call, error=repr(error))
     except Exception:  # noqa: BLE001 - a bug: the log gets all of it, the client none.
         log.exception("call failed", call=call)

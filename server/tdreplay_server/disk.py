@@ -30,6 +30,7 @@ __all__ = [
     "sync_directory",
     "sync_tree",
     "take_away",
+    "write_at",
 ]
 
 LOCK = "LOCK"
@@ -196,3 +197,14 @@ def exchange(one: Path, other: Path) -> None:
     if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(other))
+
+
+def write_at(file: int, data: memoryview, offset: int) -> None:
+    """Writes all bytes of `data` from `offset` on.
+
+    Raises:
+        OSError: the disk is full, or failed.
+    """
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written

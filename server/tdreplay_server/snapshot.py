@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tdreplay.api import Progress
-from tdreplay.memory import Rows
 from tdreplay.schema import Field, Schema
+from tdreplay_server.disk import write_at
 from tdreplay_server.failpoints import failpoint
 from tdreplay_server.ledger import Acknowledged
 from tdreplay_server.ring import Ring
@@ -100,17 +100,10 @@ class Snapshot:
         for field, file in self._files:
             if field.row_bytes:
                 rows = self._storage.rows(slot, slot + count, field.name)
-                _write(file, rows, (first - self.ring.oldest) * field.row_bytes)
+                write_at(file, np.ascontiguousarray(rows).view(np.uint8).data, (first - self.ring.oldest) * field.row_bytes)
         return first + count
 
     def close(self) -> None:
         """Closes the files. Closing twice is allowed."""
         while self._files:
             os.close(self._files.pop()[1])
-
-
-def _write(file: int, rows: Rows, offset: int) -> None:
-    left = np.ascontiguousarray(rows).view(np.uint8).data
-    while left:
-        written = os.pwrite(file, left, offset)
-        left, offset = left[written:], offset + written

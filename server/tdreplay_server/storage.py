@@ -20,8 +20,9 @@ from torchrl.data import LazyMemmapStorage, LazyTensorStorage
 from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError, StorageError
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Schema
-from tdreplay_server.disk import reserve
+from tdreplay_server.disk import reserve, write_at
 from tdreplay_server.failpoints import failpoint
+from tdreplay_server.paging import ask_for, blocks_read
 from tdreplay_server.parallel import in_parts
 from tdreplay_server.ring import Ring, Slots
 
@@ -29,6 +30,13 @@ __all__ = ["DeviceRows", "Inserts", "MemmapRows", "RowStorage", "column_file", "
 
 Inserts: TypeAlias = "Mapping[str, torch.Tensor | Rows]"
 """Columns that are to be stored: tensors, or what came over the wire as it came. A field without bytes may be missing among the latter."""
+
+LARGE_BYTES = 64 << 10
+"""Less is copied into the mapping in any case: a system call costs more than it may save."""
+FILE_WRITES = 64
+"""So many large blocks go to the files once one of them had to read what it overwrote: only a copy into the mapping tells whether it still would."""
+AHEAD_BYTES = 16 << 20
+"""That are asked for before they are copied."""
 
 
 class RowStorage(LazyTensorStorage):
@@ -123,15 +131,14 @@ class RowStorage(LazyTensorStorage):
 
     def select(self, slots: Slots, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Copies of the rows in `slots` (checked by the caller), on the storage's device: name -> tensor of shape [n, ...]."""
-        return {name: self._select_one(name, slots) for name in names}
+        wanted = {name: self._columns[name] for name in names}
+        mapped = {name: torch.empty((len(slots), *wanted[name].shape[1:]), dtype=wanted[name].dtype) for name in wanted if name in self._rows}
+        if len(slots):
+            self.gather(slots, {name: as_rows(column) for name, column in mapped.items()}, threads=True)
+        return {name: mapped[name] if name in mapped else self._select_one(name, slots) for name in wanted}
 
     def _select_one(self, name: str, slots: Slots) -> torch.Tensor:
         column = self._columns[name]
-        if name in self._rows:
-            chosen = torch.empty((len(slots), *column.shape[1:]), dtype=column.dtype)
-            if len(slots):
-                _gather(self._rows[name], slots, as_rows(chosen))
-            return chosen
         if not column[:1].nbytes:
             return column.new_empty((len(slots), *column.shape[1:]))
         # As bytes, because torch gathers no scalars of some dtypes.
@@ -165,10 +172,16 @@ def column_file(number: int) -> str:
 
 
 class MemmapRows(RowStorage, LazyMemmapStorage):
-    """Rows in files, one a field, mapped into memory."""
+    """Rows in files, one a field, mapped into memory.
+
+    They may be more than there is memory for: batches of rows that were not in memory lately are asked for before they are copied, and large
+    blocks are written to the files, where a copy into the mapping would first read what it overwrites.
+    """
 
     def __init__(self, buffer_size: int, directory: Path) -> None:
-        self._files: list[int] = []
+        self._files: dict[int, int] = {}
+        self._file_of: dict[str, int] = {}
+        self._reads_disk, self._file_writes = False, 0
         LazyMemmapStorage.__init__(self, buffer_size, scratch_dir=directory, device="cpu", auto_cleanup=False, compilable=True)
         self.ring = Ring(buffer_size)
         self._directory = directory
@@ -180,6 +193,11 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
             ResourceExhaustedError: a file does not have its space on the disk, as after a copy, and there is none left.
         """
         self._take_columns(schema, self._old_column)
+
+    def _take_columns(self, schema: Schema, column: Callable[[int, tuple[int, ...], torch.dtype], torch.Tensor]) -> None:
+        super()._take_columns(schema, column)
+        self._file_of = {field.name: self._files[number] for number, field in enumerate(schema.fields) if number in self._files}
+        self._row_bytes = schema.row_bytes
 
     def _new_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -193,11 +211,61 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
         if torch.Size(shape).numel() == 0:
             return torch.empty(shape, dtype=dtype)  # An empty file cannot be mapped.
         path = self._directory / column_file(number)
-        self._files.append(os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o644))
-        reserve(self._files[-1], torch.Size(shape).numel() * dtype.itemsize, self._directory)
+        self._files[number] = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o644)
+        reserve(self._files[number], torch.Size(shape).numel() * dtype.itemsize, self._directory)
         mapped = MemoryMappedTensor.from_filename(path, dtype, torch.Size(shape))
         column: torch.Tensor = mapped.as_subclass(torch.Tensor)  # The subclass would cost 10 us at every access.
         return column
+
+    def put(self, start: int, stop: int, columns: Inserts) -> None:
+        """As `RowStorage.put`.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        if (stop - start) * self._row_bytes < LARGE_BYTES:
+            super().put(start, stop, columns)
+            return
+        before = blocks_read()
+        if self._file_writes:
+            self._put_into_files(start, stop, columns)
+        else:
+            super().put(start, stop, columns)
+        self._file_writes = FILE_WRITES if blocks_read() != before else max(0, self._file_writes - 1)
+
+    def _put_into_files(self, start: int, stop: int, columns: Inserts) -> None:
+        for name, column in columns.items():
+            large = name in self._rows and (stop - start) * self._rows[name].itemsize >= LARGE_BYTES
+            if large and (not isinstance(column, torch.Tensor) or has_rows(column)):
+                self._write(name, start, as_rows(column) if isinstance(column, torch.Tensor) else column)
+            else:
+                super().put(start, stop, {name: column})
+
+    def _write(self, name: str, start: int, rows: Rows) -> None:
+        try:
+            write_at(self._file_of[name], np.ascontiguousarray(rows).view(np.uint8).data, start * rows.itemsize)
+        except OSError as error:
+            raise self._failed(error) from error
+        failpoint("insert-half-written")
+
+    def gather(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool = False) -> None:
+        """As `RowStorage.gather`."""
+        before = blocks_read()
+        if self._reads_disk:
+            self._read_ahead(slots, out, threads=threads)
+        else:
+            super().gather(slots, out, threads=threads)
+        self._reads_disk = blocks_read() != before
+
+    def _read_ahead(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool) -> None:
+        """Gathers some rows after the others: all that is asked for has to stay in memory until it is copied."""
+        step = max(1, AHEAD_BYTES // max(1, sum(place.itemsize for place in out.values())))
+        for start in range(0, len(slots), step):
+            some = slots[start : start + step]
+            for name, place in out.items():
+                if name in self._rows:
+                    ask_for(self._file_of[name], some, place.itemsize)
+            super().gather(some, {name: place[start : start + step] for name, place in out.items()}, threads=threads)
 
     def sync(self) -> None:
         """Returns when all that was written is on the disk.
@@ -206,16 +274,19 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
             StorageError: the disk failed.
         """
         try:
-            for file in self._files:
+            for file in self._files.values():
                 os.fdatasync(file)  # It also writes what was changed through the mapping (mmap(2), MAP_SHARED; fsync(2)).
         except OSError as error:
-            raise StorageError(f"rows cannot be written to {self._directory}: {error}") from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> StorageError:
+        return StorageError(f"rows cannot be written to {self._directory}: {error}")
 
     def release(self) -> None:
         """Unmaps the files. They stay."""
         super().release()
         while self._files:
-            os.close(self._files.pop())
+            os.close(self._files.popitem()[1])
 
     def discard(self) -> None:
         """Unmaps the files and removes them."""

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOC_VENV := .venv-protoc
+PIP_VENV := .venv-pip
 PROTO := tdreplay/v1/replay_buffer.proto
 
 # Of the images. The wheels come from the host's pip, so the base image has the host's version of Python.
@@ -38,10 +39,14 @@ bench-quick: install ## The same without the peers that need environments of the
 bench-durability: install ## Measure what each level of durability costs: two minutes.
 	$(BIN)/python -m benchmarks.durability $(ARGS)
 
+$(PIP_VENV)/.installed:
+	$(PYTHON) -m venv $(PIP_VENV)
+	touch $@
+
 # A stamp for each kind of torch: one kind of wheels does not stand in for the other.
-$(WHEELS)/.$(TORCH): pyproject.toml constraints.txt | install
+$(WHEELS)/.$(TORCH): pyproject.toml constraints.txt | $(PIP_VENV)/.installed
 	rm -f $(WHEELS)/*.whl $(WHEELS)/.c*
-	$(BIN)/python -m pip wheel --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --wheel-dir $(WHEELS) \
+	$(PIP_VENV)/bin/python -m pip wheel --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --wheel-dir $(WHEELS) \
 		torch==$$(sed -n 's/^torch==//p' constraints.txt)$(if $(filter cpu,$(TORCH)),+cpu) hatchling editables '.[server,cartpole]'
 	rm $(WHEELS)/tdreplay-*.whl
 	touch $@
@@ -56,7 +61,8 @@ docker-build: docker-engine docker-wheels ## Build the images of the server, the
 
 # First the stacks that mostly wait, two at a time; then those that are measured, each alone.
 DOCKER_PYTEST = TDREPLAY_DOCKER=1 BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m pytest tests/docker -rP $(ARGS)
-docker-test: docker-build ## Test the images as a stack, with real faults: five minutes with the build.
+docker-test: docker-engine ## Test the images as a stack, with real faults: five minutes with the build.
+	$(MAKE) --jobs 2 install docker-build
 	$(DOCKER_PYTEST) -m beside -n 2 --dist loadfile
 	$(DOCKER_PYTEST) -m "not beside"
 
@@ -103,4 +109,4 @@ protos-check: $(PROTOC_VENV)/.installed ## Fail where the committed code is not 
 	for file in build/protos/tdreplay/v1/*; do diff -u "protos/tdreplay/v1/$${file##*/}" "$$file" || exit 1; done
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) $(PROTOC_VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis learning_curve.png
+	rm -rf $(VENV) $(PROTOC_VENV) $(PIP_VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis learning_curve.png

@@ -70,7 +70,7 @@ docker-demo: docker-build ## Train CartPole on the stack: a server, four actors,
 	$(COMPOSE) --project-name tdreplay-demo up --scale actor=4 --exit-code-from learner; status=$$?; \
 		$(COMPOSE) --project-name tdreplay-demo down --volumes; exit $$status
 
-crash: install ## Kill servers and clients two hundred times, and let a server stand still for a minute: the long form of tests/crash, half an hour.
+crash: install ## Kill servers and clients two hundred times, and let a server stand still for a minute: the long form of tests/crash, a quarter of an hour.
 	TDREPLAY_KILLS=200 $(BIN)/python -m pytest tests/crash -s $(ARGS)
 
 test: install ## Run the whole test suite.

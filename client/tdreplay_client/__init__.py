@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 __all__ = ["BatchStream", "RemoteReplayBuffer", "ReplayDataset", "Writer"]
 
 # ``tdreplay health``, which runs every few seconds, does without torch.
-__getattr__ = imported_when_asked(__name__, {"BatchStream": "stream", "RemoteReplayBuffer": "buffer", "ReplayDataset": "dataset", "Writer": "writer"})
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = imported_when_asked(
+    __name__, {"BatchStream": "stream", "RemoteReplayBuffer": "buffer", "ReplayDataset": "dataset", "Writer": "writer"}
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 __all__ = ["imported_when_asked"]
 
 
-def imported_when_asked(package: str, modules: dict[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package (PEP 562) that gives each name of `modules` from the module of the package that it names.
+def imported_when_asked(package: str, modules: dict[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562) that has each name of `modules`, from the module of the package that it names.
 
-    The attribute raises AttributeError where there is no such name.
+    The first raises AttributeError where there is no such name.
     """
 
     def found(name: str) -> Any:
@@ -20,4 +21,7 @@ def imported_when_asked(package: str, modules: dict[str, str]) -> Callable[[str]
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{modules[name]}"), name)
 
-    return found
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *modules})
+
+    return found, names

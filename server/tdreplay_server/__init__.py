@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["ReplayBuffer", "ReplayServer", "ServerConfig", "ServerProcess", "spawn_server"]
 
 # ``tdreplay-server --help``, and what it says of a setting that cannot be, do without torch.
-__getattr__ = imported_when_asked(
+__getattr__, __dir__ = imported_when_asked(
     __name__,
     {"ReplayBuffer": "buffer", "ReplayServer": "server", "ServerConfig": "config", "ServerProcess": "spawn", "spawn_server": "spawn"},
 )
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

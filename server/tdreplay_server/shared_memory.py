@@ -151,8 +151,12 @@ class SharedMemory:
 def _anonymous(size: int) -> tuple[int, str]:
     """A file that has no name, whose size cannot be changed, and the path under which processes of this user can open it."""
     file = os.memfd_create("tdreplay", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.posix_fallocate(file, 0, size)  # Now: memory that runs out later would be a SIGBUS.
-    fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
+    try:
+        os.posix_fallocate(file, 0, size)  # Now: memory that runs out later would be a SIGBUS.
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
+    except OSError:
+        os.close(file)
+        raise
     return file, f"/proc/{os.getpid()}/fd/{file}"
 
 

@@ -20,9 +20,9 @@ from torchrl.data import LazyMemmapStorage, LazyTensorStorage
 from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError, StorageError
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Schema
-from tdreplay_server.disk import reserve, write_at
+from tdreplay_server.disk import reserve
 from tdreplay_server.failpoints import failpoint
-from tdreplay_server.paging import ask_for, blocks_read
+from tdreplay_server.paging import LARGE_BYTES, FileRows, blocks_read
 from tdreplay_server.parallel import in_parts
 from tdreplay_server.ring import Ring, Slots
 
@@ -31,8 +31,6 @@ __all__ = ["DeviceRows", "Inserts", "MemmapRows", "RowStorage", "column_file", "
 Inserts: TypeAlias = "Mapping[str, torch.Tensor | Rows]"
 """Columns that are to be stored: tensors, or what came over the wire as it came. A field without bytes may be missing among the latter."""
 
-LARGE_BYTES = 64 << 10
-"""Less is copied into the mapping in any case: a system call costs more than it may save."""
 FILE_WRITES = 64
 """So many large blocks go to the files once one of them had to read what it overwrote: only a copy into the mapping tells whether it still would."""
 AHEAD_BYTES = 16 << 20
@@ -73,6 +71,7 @@ class RowStorage(LazyTensorStorage):
     def _take_columns(self, schema: Schema, column: Callable[[int, tuple[int, ...], torch.dtype], torch.Tensor]) -> None:
         self._columns = {field.name: column(n, (self.max_size, *field.shape), field.dtype) for n, field in enumerate(schema.fields)}
         self._rows = {name: as_rows(column) for name, column in self._columns.items() if column.device.type == "cpu" and column[:1].nbytes}
+        self._targets: Mapping[str, Rows | FileRows] = self._rows  # Where `put` writes.
         self._storage = TensorDict(self._columns, batch_size=[self.max_size], device=self.device)
         self.initialized = True
 
@@ -93,9 +92,9 @@ class RowStorage(LazyTensorStorage):
                 place = self._columns[name][start:stop]
                 place.copy_(column if isinstance(column, torch.Tensor) else _as_tensor(column, place))
             elif not isinstance(column, torch.Tensor):
-                self._rows[name][start:stop] = column
+                self._targets[name][start:stop] = column
             elif has_rows(column):
-                self._rows[name][start:stop] = as_rows(column)
+                self._targets[name][start:stop] = as_rows(column)
             else:
                 self._columns[name][start:stop].copy_(column)
             failpoint("insert-half-written")
@@ -148,7 +147,7 @@ class RowStorage(LazyTensorStorage):
 
     def release(self) -> None:
         """Gives the memory back. Files stay."""
-        self._columns, self._rows = {}, {}
+        self._columns, self._rows, self._targets = {}, {}, {}
         self._storage = None
         self.initialized = False
 
@@ -180,7 +179,7 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
 
     def __init__(self, buffer_size: int, directory: Path) -> None:
         self._files: dict[int, int] = {}
-        self._file_of: dict[str, int] = {}
+        self._in_files: dict[str, FileRows] = {}
         self._reads_disk, self._file_writes = False, 0
         LazyMemmapStorage.__init__(self, buffer_size, scratch_dir=directory, device="cpu", auto_cleanup=False, compilable=True)
         self.ring = Ring(buffer_size)
@@ -196,7 +195,7 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
 
     def _take_columns(self, schema: Schema, column: Callable[[int, tuple[int, ...], torch.dtype], torch.Tensor]) -> None:
         super()._take_columns(schema, column)
-        self._file_of = {field.name: self._files[number] for number, field in enumerate(schema.fields) if number in self._files}
+        self._in_files = {f.name: FileRows(self._files[n], self._rows[f.name]) for n, f in enumerate(schema.fields) if f.name in self._rows}
         self._row_bytes = schema.row_bytes
 
     def _new_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -227,26 +226,12 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
             super().put(start, stop, columns)
             return
         before = blocks_read()
-        if self._file_writes:
-            self._put_into_files(start, stop, columns)
-        else:
-            super().put(start, stop, columns)
-        self._file_writes = FILE_WRITES if blocks_read() != before else max(0, self._file_writes - 1)
-
-    def _put_into_files(self, start: int, stop: int, columns: Inserts) -> None:
-        for name, column in columns.items():
-            large = name in self._rows and (stop - start) * self._rows[name].itemsize >= LARGE_BYTES
-            if large and (not isinstance(column, torch.Tensor) or has_rows(column)):
-                self._write(name, start, as_rows(column) if isinstance(column, torch.Tensor) else column)
-            else:
-                super().put(start, stop, {name: column})
-
-    def _write(self, name: str, start: int, rows: Rows) -> None:
         try:
-            write_at(self._file_of[name], np.ascontiguousarray(rows).view(np.uint8).data, start * rows.itemsize)
+            super().put(start, stop, columns)
         except OSError as error:
             raise self._failed(error) from error
-        failpoint("insert-half-written")
+        self._file_writes = FILE_WRITES if blocks_read() != before else max(0, self._file_writes - 1)
+        self._targets = self._in_files if self._file_writes else self._rows
 
     def gather(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool = False) -> None:
         """As `RowStorage.gather`."""
@@ -262,9 +247,8 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
         step = max(1, AHEAD_BYTES // max(1, sum(place.itemsize for place in out.values())))
         for start in range(0, len(slots), step):
             some = slots[start : start + step]
-            for name, place in out.items():
-                if name in self._rows:
-                    ask_for(self._file_of[name], some, place.itemsize)
+            for name in out:
+                self._in_files[name].ask_for(some)
             super().gather(some, {name: place[start : start + step] for name, place in out.items()}, threads=threads)
 
     def sync(self) -> None:
@@ -285,6 +269,7 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
     def release(self) -> None:
         """Unmaps the files. They stay."""
         super().release()
+        self._in_files = {}
         while self._files:
             os.close(self._files.popitem()[1])
 

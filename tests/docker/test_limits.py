@@ -41,7 +41,7 @@ def test_a_container_is_confined_as_the_docs_say(stack):
 
 def test_a_table_of_eight_times_the_memory(stack):
     pushers = Crowd(stack.start("pusher", 4), [])
-    eventually(lambda: sum(pushers.acknowledged().values()) > CAPACITY, 150, "the table is full")
+    eventually(lambda: sum(pushers.acknowledged().values()) > CAPACITY, 150, "the ring is full, and its first rows are overwritten")
     clients = Crowd(pushers.pushers, stack.start("reader", 2))
     eventually(lambda: all(clients.progress().values()), 60, "both readers begin")
     before = clients.progress()

@@ -77,9 +77,8 @@ def test_random_batches_read_their_own_pages_and_no_others(directory):
         before = bytes_read()
         for _ in range(10):
             check(buffer.sample_batch(BATCH))
-        assert bytes_read() - before <= 10 * BATCH * (
-            ROW_BYTES + 2 * PAGE_BYTES
-        )  # A page for the number, and one where a row does not begin with its page.
+        # A page for the number, and one where a row does not begin with its page.
+        assert bytes_read() - before <= 10 * BATCH * (ROW_BYTES + 2 * PAGE_BYTES)
 
 
 def test_all_rows_are_read_some_after_the_others(directory):

@@ -32,12 +32,11 @@ from tdreplay.errors import (
 )
 from tdreplay.limits import MAX_MESSAGE_BYTES, message_options
 from tdreplay.v1 import replay_buffer_pb2
-from tdreplay_client.patience import Patience
+from tdreplay_client.patience import SECOND_LOOK, Patience
 
 __all__ = ["Answers", "Connection", "end_call", "start_reader"]
 
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
-POLL_SECONDS = 0.1
 EXIT_SECONDS = 1.0
 NOTICE_SECONDS = 0.2
 T = TypeVar("T")
@@ -76,6 +75,7 @@ class Connection:
 
         Raises:
             ServerUnavailableError: the server did not come back in time.
+            DeadlineError: it was there, and did not answer in time.
             ClosedError: the connection was closed meanwhile.
         """
         patience = Patience(self.timeout)
@@ -182,6 +182,7 @@ class Answers(Iterator[Any]):
     def __init__(self, call: Any, connection: Connection, patience: Patience | None) -> None:
         self._call, self._connection, self.patience = call, connection, patience
         self._deadline: float | None = None
+        self._overdue: float | None = None  # The deadline that had passed when the time was looked at last.
         self._late = False
         connection._watchdog.watch(self)
 
@@ -219,9 +220,13 @@ class Answers(Iterator[Any]):
         return self._connection.late() if self._late else self._connection.error(error)
 
     def cancel_if_late(self, now: float) -> None:
-        """Cancels the call where an answer is overdue."""
+        """Cancels the call where an answer was overdue the last time already: the first time it may be there, and this process have stood still."""
         deadline = self._deadline
-        if deadline is not None and now > deadline:
+        if deadline is None or now <= deadline:
+            self._overdue = None
+        elif self._overdue != deadline:
+            self._overdue = deadline
+        else:
             self._late = True
             self._call.cancel()
 
@@ -279,7 +284,7 @@ class _Watchdog:
                 self._thread.start()
 
     def _run(self) -> None:
-        while not self._closed.wait(POLL_SECONDS):
+        while not self._closed.wait(SECOND_LOOK):
             with self._lock:
                 watched = list(self._answers)
                 if not watched:

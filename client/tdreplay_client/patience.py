@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["Patience"]
+__all__ = ["SECOND_LOOK", "Patience"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two attempts to reach a server: the first pause, and what it grows to."""
+
+SECOND_LOOK = 0.1
+"""Seconds after a deadline for what came in time while this process stood still: in a full garbage collection, or because it was paused."""
 
 
 class Patience:

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +21,7 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.batches import assemble
 from tdreplay_client.channel import Connection, end_call, start_reader
 from tdreplay_client.landing import Arrival, Landing
-from tdreplay_client.patience import Patience
+from tdreplay_client.patience import SECOND_LOOK, Patience
 from tdreplay_client.shared_memory import MappedSlots, Sharing, mapped
 
 __all__ = ["BatchCall", "BatchStream", "SingleBatches"]
@@ -149,10 +150,7 @@ class BatchStream(Iterator[TensorDict]):
         if self._lost:
             self._open(patience)
         self._grant()
-        try:
-            arrival = self._ready.get(timeout=patience.left)
-        except queue.Empty:
-            arrival = self._connection.late()
+        arrival = self._arrival(patience)
         if isinstance(arrival, BaseException):
             try:
                 self._end_call()
@@ -165,6 +163,13 @@ class BatchStream(Iterator[TensorDict]):
         del arrival  # With it goes a slot whose batch was copied.
         self._grant()
         return batch
+
+    def _arrival(self, patience: Patience) -> Arrival | BaseException:
+        """What comes next: a batch, or what went wrong."""
+        for seconds in (patience.left, SECOND_LOOK):
+            with suppress(queue.Empty):
+                return self._ready.get(timeout=seconds)
+        return self._connection.late()
 
     def close(self) -> None:
         """Ends the call, and waits for the thread that reads it. Closing twice is allowed."""

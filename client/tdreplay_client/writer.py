@@ -23,7 +23,7 @@ from tdreplay_client.channel import Connection, start_reader
 from tdreplay_client.identities import MOST_UNACKNOWLEDGED, Number
 from tdreplay_client.inserts import InsertCall, open_inserts
 from tdreplay_client.parcels import Parcel, block_layout, rows_per_block
-from tdreplay_client.patience import Patience
+from tdreplay_client.patience import SECOND_LOOK, Patience
 from tdreplay_client.shared_memory import Sharing
 from tdreplay_client.staging import Row, Staging, Values, columns_of, schema_of, values_of
 from tdreplay_client.unsettled import Delivery, Piece, Unsettled
@@ -268,7 +268,8 @@ class Writer:
         seconds = self._connection.timeout if timeout is None else timeout
         while not done():
             before = self._acknowledged
-            self._changed.wait_for(lambda: done() or self._error or self._closed or self._acknowledged != before, seconds)  # noqa: B023
+            for patience in (seconds, SECOND_LOOK):
+                self._changed.wait_for(lambda: done() or self._error or self._closed or self._acknowledged != before, patience)  # noqa: B023
             if not done() and self._acknowledged == before and not (self._error or self._closed):
                 gone = timeout is None and not self._connected
                 self._error = self._connection.gone("is lost, and did not come back") if gone else self._connection.late()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from conftest import freeze, rows, thaw
 from tdreplay.api import BaseReplayBuffer
 from tdreplay.errors import ClosedError, DeadlineError, InvalidArgumentError, ReplayError, ServerUnavailableError
-from tdreplay_client import RemoteReplayBuffer
+from tdreplay_client import RemoteReplayBuffer, Writer
 from tdreplay_server import ServerConfig, ServerProcess, spawn_server
 
 TIMEOUT = 1.0
@@ -91,6 +94,44 @@ def test_a_reader_that_pauses_longer_than_the_timeout_goes_on(server):
         next(batches)
         threading.Event().wait(1.0)  # The pause is what is tested: the deadline is the server's, not the reader's.
         assert len(list(batches)) == buffer.size - 1
+
+
+@contextmanager
+def standing_still(after: float, seconds: float) -> Iterator[None]:
+    """Once, after so long, no thread of this process runs for so many seconds: a full garbage collection of a large heap is like that."""
+    hold = ctypes.PyDLL(None).usleep  # Of a PyDLL: the interpreter is not let go.
+    thread = threading.Timer(after, hold, [round(seconds * 1e6)])
+    thread.start()
+    yield
+    thread.join()
+
+
+def append(writer: Writer) -> None:
+    writer.append(rows(1)[0])
+    writer.flush()
+
+
+REPEATED: dict[str, Callable[[RemoteReplayBuffer], Callable[[], object]]] = {
+    "add": lambda b: lambda: b.add(rows(1)[0]),
+    "add_batch": lambda b: lambda: b.add_batch(rows(3)),
+    "sample_batch": lambda b: lambda: b.sample_batch(4),
+    "sample_by_index": lambda b: lambda: b.sample_by_index([0]),
+    "writer": lambda b: functools.partial(append, b.writer()),
+    "stream": lambda b: functools.partial(next, b.stream(1, prefetch=1)),
+    "epoch": lambda b: functools.partial(next, b.create_epoch_iterator(1, 10**6)),
+}
+
+
+@pytest.mark.parametrize("after", [0.01, 0.02, 0.03])
+@pytest.mark.parametrize("call", REPEATED)
+def test_a_client_that_stood_still_does_not_blame_the_server(server, call, after):
+    with RemoteReplayBuffer(server.address, timeout=0.3) as buffer:
+        buffer.add_batch(rows(3))
+        repeated = REPEATED[call](buffer)
+        with standing_still(after, 0.5):
+            end = time.monotonic() + 0.1
+            while time.monotonic() < end:
+                repeated()
 
 
 @pytest.mark.parametrize("call", CALLS)

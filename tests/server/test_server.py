@@ -252,6 +252,25 @@ def test_serve_reads_the_environment():
         assert server.wait(30) == 0
 
 
+def test_a_full_garbage_collection_of_a_server_does_not_look_at_what_was_loaded():
+    program = """
+import atexit, gc, time
+
+def seconds():
+    start = time.monotonic()
+    gc.collect()
+    return time.monotonic() - start
+
+atexit.register(lambda: print(seconds(), gc.unfreeze() or seconds()))  # With it, and without.
+from tdreplay_server.cli import main
+main()
+"""
+    command = [sys.executable, "-c", program, "serve", "--address", LOCAL, "--until-stdin-closes"]
+    done = subprocess.run(command, input="", capture_output=True, text=True, timeout=60, check=True)
+    as_served, of_everything = map(float, done.stdout.splitlines()[-1].split())
+    assert as_served * 10 < of_everything
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

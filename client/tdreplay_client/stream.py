@@ -7,7 +7,6 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -150,7 +149,10 @@ class BatchStream(Iterator[TensorDict]):
         if self._lost:
             self._open(patience)
         self._grant()
-        arrival = self._arrival(patience)
+        try:
+            arrival = self._ready.get(timeout=patience.left)
+        except queue.Empty:
+            arrival = self._second_look()
         if isinstance(arrival, BaseException):
             try:
                 self._end_call()
@@ -164,12 +166,12 @@ class BatchStream(Iterator[TensorDict]):
         self._grant()
         return batch
 
-    def _arrival(self, patience: Patience) -> Arrival | BaseException:
-        """What comes next: a batch, or what went wrong."""
-        for seconds in (patience.left, SECOND_LOOK):
-            with suppress(queue.Empty):
-                return self._ready.get(timeout=seconds)
-        return self._connection.late()
+    def _second_look(self) -> Arrival | BaseException:
+        """What came in time while this process stood still; the error for what did not."""
+        try:
+            return self._ready.get(timeout=SECOND_LOOK)
+        except queue.Empty:
+            return self._connection.late()
 
     def close(self) -> None:
         """Ends the call, and waits for the thread that reads it. Closing twice is allowed."""

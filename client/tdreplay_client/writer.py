@@ -268,8 +268,8 @@ class Writer:
         seconds = self._connection.timeout if timeout is None else timeout
         while not done():
             before = self._acknowledged
-            for patience in (seconds, SECOND_LOOK):
-                self._changed.wait_for(lambda: done() or self._error or self._closed or self._acknowledged != before, patience)  # noqa: B023
+            for limit in (seconds, SECOND_LOOK):
+                self._changed.wait_for(lambda: done() or self._error or self._closed or self._acknowledged != before, limit)  # noqa: B023
             if not done() and self._acknowledged == before and not (self._error or self._closed):
                 gone = timeout is None and not self._connected
                 self._error = self._connection.gone("is lost, and did not come back") if gone else self._connection.late()

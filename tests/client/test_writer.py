@@ -70,11 +70,12 @@ def test_batches_and_rows_of_one_writer_keep_their_order(buffer):
     assert numbers(buffer.sample_all()) == list(range(402))
 
 
-def test_rows_larger_than_a_block_are_stored(buffer):
-    with buffer.writer() as writer:
-        for number in range(5):
-            writer.append({"x": torch.full((4 << 20,), number, dtype=torch.uint8)})
-    assert buffer.sample_all()["x"][:, -1].tolist() == [0, 1, 2, 3, 4]
+def test_rows_larger_than_a_block_are_stored(address, table):
+    with RemoteReplayBuffer(address, table=table, buffer_size=5) as buffer:
+        with buffer.writer() as writer:
+            for number in range(5):
+                writer.append({"x": torch.full((4 << 20,), number, dtype=torch.uint8)})
+        assert buffer.sample_all()["x"][:, -1].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

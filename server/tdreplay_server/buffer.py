@@ -29,7 +29,7 @@ class ReplayBuffer(BaseReplayBuffer):
         storing_device: where the rows lie: the CPU, in files that are mapped into memory, or a CUDA device.
         buffer_size: the capacity, in rows. The memory, or the space on the disk, is taken when the first rows come.
         directory: for the rows on the CPU. Where it is there, the buffer goes on where the last one ended, however that ended; one process at a time
-            may use it. None: a temporary one, removed by `close`.
+            may use it. None: files without names, whose space is free again after `close`, or when the process ended, however that was.
         durability: what stored rows survive, given a directory: ``process``, ``interval:SECONDS`` or ``power``; see docs/durability.md.
         checkpoints: the directory for checkpoints. None: ``checkpoints`` in the directory.
         on_failure: called, from whichever thread it is, when the disk failed. From then on every call raises that error.
@@ -104,5 +104,5 @@ class ReplayBuffer(BaseReplayBuffer):
         return self._table.checkpoint(name, progress=progress)
 
     def close(self) -> None:
-        """Gives the memory back and removes a temporary directory. Closing twice is allowed; any other call is then a ClosedError."""
+        """Gives the memory back, and the space of rows that lie in no directory. Closing twice is allowed; any other call is then a ClosedError."""
         self._table.close()

@@ -29,7 +29,7 @@ class ServerConfig(BaseSettings):
 
     config: Annotated[Path | None, Field(description="A TOML file with these settings.")] = None
     address: Annotated[str, Field(description="Where to listen: HOST:PORT (port 0 picks a free one) or unix:PATH.")] = "127.0.0.1:50051"
-    data_dir: Annotated[Path | None, Field(description="Where the rows lie. Unset: a temporary directory, removed at the end.")] = None
+    data_dir: Annotated[Path | None, Field(description="Where the rows lie. Unset: files without names, which end with the server.")] = None
     buffer_size: Annotated[int | None, Field(ge=1, description="Creates the table 'default' with this capacity, in rows, at the start.")] = None
     storing_device: Annotated[str, Field(description="Where the rows of new tables lie: cpu, or cuda:N.")] = "cpu"
     durability: Annotated[

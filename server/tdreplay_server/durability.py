@@ -42,4 +42,4 @@ class Durability:
 
 
 NO_DURABILITY = Durability("none")
-"""Of rows that end with their process: in a temporary directory, or in a device's memory."""
+"""Of rows that end with their process: in files without names, or in a device's memory."""

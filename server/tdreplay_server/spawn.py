@@ -47,11 +47,10 @@ def spawn_server(config: ServerConfig | None = None, *, start_timeout: float = 6
         ServerUnavailableError: it ended, or was not ready in time; the message has the end of what it wrote.
     """
     config = ServerConfig(address="127.0.0.1:0") if config is None else config
-    # The scratch directory belongs to the parent: where the child is killed, its temporary data_dir is removed all the same.
-    with tempfile.TemporaryDirectory(prefix="tdreplay-spawned-") as scratch, tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
             [sys.executable, "-m", "tdreplay_server", "serve", "--until-stdin-closes"],
-            env={**os.environ, **_environment(config), "TMPDIR": scratch},
+            env={**os.environ, **_environment(config)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

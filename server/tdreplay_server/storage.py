@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -175,10 +177,15 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
 
     They may be more than there is memory for: batches of rows that were not in memory lately are asked for before they are copied, and large
     blocks are written to the files, where a copy into the mapping would first read what it overwrites.
+
+    Args:
+        buffer_size: how many rows there is room for.
+        directory: of the files. None: they have no names, and end with this object, or with its process, however that ends.
     """
 
-    def __init__(self, buffer_size: int, directory: Path) -> None:
+    def __init__(self, buffer_size: int, directory: Path | None) -> None:
         self._files: dict[int, int] = {}
+        weakref.finalize(self, _close, self._files)
         self._in_files: dict[str, FileRows] = {}
         self._reads_disk, self._file_writes = False, 0
         LazyMemmapStorage.__init__(self, buffer_size, scratch_dir=directory, device="cpu", auto_cleanup=False, compilable=True)
@@ -199,20 +206,33 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
         self._row_bytes = schema.row_bytes
 
     def _new_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        return self._mapped(number, shape, dtype, os.O_CREAT | os.O_EXCL)
+        return self._mapped(number, shape, dtype, self._new_file)
 
     def _old_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return self._mapped(number, shape, dtype, 0)
+        return self._mapped(number, shape, dtype, self._old_file)
 
-    def _mapped(self, number: int, shape: tuple[int, ...], dtype: torch.dtype, flags: int) -> torch.Tensor:
+    def _new_file(self, number: int) -> int:
+        if self._directory is None:
+            with tempfile.TemporaryFile() as file:
+                return os.dup(file.fileno())
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return os.open(self._directory / column_file(number), os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o644)
+
+    def _old_file(self, number: int) -> int:
+        return os.open(self._place / column_file(number), os.O_RDWR | os.O_CLOEXEC)
+
+    @property
+    def _place(self) -> Path:
+        """Where the files lie, for messages, and for what is asked of their disk."""
+        return Path(tempfile.gettempdir()) if self._directory is None else self._directory
+
+    def _mapped(self, number: int, shape: tuple[int, ...], dtype: torch.dtype, opened: Callable[[int], int]) -> torch.Tensor:
         """A column in a file, which stays open: an error that the disk reports is reported to those who have the file open then."""
         if torch.Size(shape).numel() == 0:
             return torch.empty(shape, dtype=dtype)  # An empty file cannot be mapped.
-        path = self._directory / column_file(number)
-        self._files[number] = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o644)
-        reserve(self._files[number], torch.Size(shape).numel() * dtype.itemsize, self._directory)
-        mapped = MemoryMappedTensor.from_filename(path, dtype, torch.Size(shape))
+        self._files[number] = file = opened(number)
+        reserve(file, torch.Size(shape).numel() * dtype.itemsize, self._place)
+        mapped = MemoryMappedTensor.from_filename(f"/proc/self/fd/{file}", dtype, torch.Size(shape))
         column: torch.Tensor = mapped.as_subclass(torch.Tensor)  # The subclass would cost 10 us at every access.
         return column
 
@@ -264,19 +284,24 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> StorageError:
-        return StorageError(f"rows cannot be written to {self._directory}: {error}")
+        return StorageError(f"rows cannot be written to {self._place}: {error}")
 
     def release(self) -> None:
-        """Unmaps the files. They stay."""
+        """Unmaps the files. Those that have names stay."""
         super().release()
         self._in_files = {}
-        while self._files:
-            os.close(self._files.popitem()[1])
+        _close(self._files)
 
     def discard(self) -> None:
         """Unmaps the files and removes them."""
         self.release()
-        shutil.rmtree(self._directory, ignore_errors=not self._directory.exists())
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=not self._directory.exists())
+
+
+def _close(files: dict[int, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
 
 
 class DeviceRows(RowStorage):
@@ -290,8 +315,8 @@ class DeviceRows(RowStorage):
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
 
-def open_storage(device: torch.device, buffer_size: int, directory: Path) -> RowStorage:
-    """A storage of `buffer_size` rows: files in `directory` for the CPU, device memory for CUDA.
+def open_storage(device: torch.device, buffer_size: int, directory: Path | None) -> RowStorage:
+    """A storage of `buffer_size` rows: files in `directory` for the CPU (None: files without names), device memory for CUDA.
 
     Raises:
         InvalidArgumentError: the device is neither, or it is not there.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -71,29 +68,22 @@ class Table:
     ) -> None:
         size, where = check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID), torch.device(storing_device)
         level = Durability.parse(durability)
-        open_storage(where, size, Path())  # Refuses a device that is not there before a directory is made.
+        open_storage(where, size, None)  # Refuses a device that is not there before a directory is made.
         self._lock, self._flushing, self._checkpointing = ReadWriteLock(), threading.Lock(), threading.Lock()
         self._generation = 0
         self._closed = False
         self._failure = DiskFailure(on_failure)
         self._flusher: Flusher | None = None
         self._kept: TableDirectory | None = None
-        self._remove: weakref.finalize[..., object] | None = None
         self._schema: Schema | None = None
         self._checkpoints = checkpoints or (None if directory is None else directory / CHECKPOINTS)
         if directory is None or where.type != "cpu":
-            self._open_temporary(size, where)
+            self._ledger = Ledger()
+            self._start(where, Ring(size), 1)
         else:
             self._open_directory(directory, size, level)
 
-    def _open_temporary(self, buffer_size: int, where: torch.device) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="tdreplay-"))
-        self._remove = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
-        self._ledger = Ledger()
-        self._start(where, Ring(buffer_size), 1)
-
     def _open_directory(self, directory: Path, buffer_size: int, durability: Durability) -> None:
-        self._directory = directory
         self._kept = TableDirectory(directory, buffer_size, durability)
         self._flusher = Flusher(durability.seconds, self._flush) if durability.level == "interval" else None
         journal = self._ledger = self._kept.journal
@@ -124,7 +114,8 @@ class Table:
     def _start(self, storing_device: torch.device, ring: Ring, rows: int) -> None:
         """Starts without rows in memory; `rows` is the number of the directory that they get."""
         self._rows = rows
-        self._storage: RowStorage = open_storage(storing_device, ring.buffer_size, rows_directory(self._directory, rows))
+        directory = None if self._kept is None else rows_directory(self._kept.path, rows)
+        self._storage: RowStorage = open_storage(storing_device, ring.buffer_size, directory)
         self._storage.ring = ring
         # TorchRL's buffer holds the parts together; the hot paths below go to the parts.
         self._writer = DurableWriter(self._ledger, self._flusher)
@@ -342,7 +333,7 @@ class Table:
     def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
         """As `tdreplay.api.BaseReplayBuffer.checkpoint`."""
         if self._checkpoints is None:
-            raise FailedPreconditionError("there is no directory for checkpoints, because the rows lie in a temporary one: name a data_dir")
+            raise FailedPreconditionError("there is no directory for checkpoints, because the rows end with this process: name a data_dir")
         target = self._checkpoints / check_name(name, "checkpoint")
         if not self._checkpointing.acquire(blocking=False):
             raise FailedPreconditionError(f"checkpoint {name!r}: another checkpoint of this table is being written")
@@ -368,7 +359,7 @@ class Table:
             snapshot.close()
 
     def close(self) -> None:
-        """Gives the memory back and removes a temporary directory. Closing twice is allowed; any other call is then a ClosedError."""
+        """Gives the memory back, and the space of rows that lie in no directory. Closing twice is allowed; any other call is then a ClosedError."""
         if self._flusher is not None:
             self._flusher.close()
         with self._flushing, self._lock.write():
@@ -379,13 +370,8 @@ class Table:
                     self._end_ledger()
             finally:
                 self._storage.release()
-                self._give_back()
-
-    def _give_back(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-        if self._remove is not None:
-            self._remove()
+                if self._kept is not None:
+                    self._kept.close()
 
     def _end_ledger(self) -> None:
         if self._failure.happened:
@@ -398,7 +384,7 @@ class Table:
         """Closes the table and removes its directory."""
         self.close()
         if self._kept is not None:
-            take_away(self._directory)
+            take_away(self._kept.path)
 
     def _check_open(self) -> None:
         self._failure.check()

@@ -44,7 +44,7 @@ class Tables:
     The table 'default' is there at the start where the settings give it a capacity; else it is created by the first client that uses it.
 
     Args:
-        data_dir: where the rows lie: the tables that are there are opened. None: a temporary directory, removed by `close`.
+        data_dir: where the rows lie: the tables that are there are opened. None: in files without names, which end with the tables.
         storing_device: of tables whose creator names none.
         default_buffer_size: creates the table 'default' at once, or checks that it has this capacity.
         max_tables: how many there may be.
@@ -76,7 +76,7 @@ class Tables:
             if data_dir is not None:
                 self._open_all(data_dir, default_buffer_size)
             else:
-                log.warning("rows lie in a temporary directory, and end with this process; name a data_dir to keep them")
+                log.warning("rows end with this process; name a data_dir to keep them")
             if default_buffer_size is not None:
                 self.create(DEFAULT_TABLE, default_buffer_size)
         except BaseException:

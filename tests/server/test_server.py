@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 from conftest import files_under, freeze, numbers, rows, thaw
 from tdreplay.errors import ReplayError, ResourceExhaustedError, ServerUnavailableError, StreamLimitError, TableNotFoundError
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, spawn_server
 
 LOCAL = "127.0.0.1:0"
 COMMAND = [sys.executable, "-m", "tdreplay_server"]
@@ -138,12 +139,37 @@ def test_field_names_from_the_network_never_become_paths(tmp_path):
         assert all(re.fullmatch(rf"data/(LOCK|{table}|{checkpoint})", name) for name in files_under(tmp_path))
 
 
-def test_a_temporary_directory_is_gone_when_the_server_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with ReplayServer(ServerConfig(address=LOCAL, buffer_size=10)) as server, RemoteReplayBuffer(server.address) as buffer:
+def test_without_a_directory_a_server_that_is_killed_leaves_no_file_and_no_space_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with spawn_server(ServerConfig(address=LOCAL, buffer_size=10)) as server, RemoteReplayBuffer(server.address) as buffer:
         buffer.add_batch(rows(4))
-        assert files_under(tmp_path)
+        assert nameless_files(server.pid, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+        os.kill(server.pid, signal.SIGKILL)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("end", ["close", "reset", "garbage"])
+def test_the_space_of_rows_without_a_directory_is_given_back(end, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    buffer = ReplayBuffer("cpu", "cpu", 10)
+    buffer.add_batch(rows(4))
+    assert nameless_files(os.getpid(), tmp_path)
+    if end == "close":
+        buffer.close()
+    elif end == "reset":
+        buffer.reset()
+    else:
+        del buffer
+        gc.collect()
+    assert nameless_files(os.getpid(), tmp_path) == []
+
+
+def nameless_files(pid: int, directory: Path) -> list[str]:
+    """The files that a process has open or mapped, of a directory for temporary files."""
+    opened = [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()]
+    mapped = [line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    return [path for path in opened + mapped if path.startswith(f"{directory}/")]
 
 
 def test_a_dropped_table_is_gone_with_its_files(tmp_path):

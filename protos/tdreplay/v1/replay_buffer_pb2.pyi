@@ -41,7 +41,7 @@ class _DurabilityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
     """The server does not say."""
     DURABILITY_NONE: _Durability.ValueType  # 1
-    """Nothing: the rows end with the server's process, or with its temporary directory."""
+    """Nothing: the rows end with the server's process."""
     DURABILITY_PROCESS: _Durability.ValueType  # 2
     """The death of the server's process, however it dies."""
     DURABILITY_INTERVAL: _Durability.ValueType  # 3
@@ -55,7 +55,7 @@ class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
 """The server does not say."""
 DURABILITY_NONE: Durability.ValueType  # 1
-"""Nothing: the rows end with the server's process, or with its temporary directory."""
+"""Nothing: the rows end with the server's process."""
 DURABILITY_PROCESS: Durability.ValueType  # 2
 """The death of the server's process, however it dies."""
 DURABILITY_INTERVAL: Durability.ValueType  # 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay_server.allocator import keep_freed_memory
 from tdreplay_server.config import ServerConfig
+from tdreplay_server.garbage import loading
 from tdreplay_server.logs import log_to_stderr
 from tdreplay_server.spawn import READY
 
@@ -89,10 +89,10 @@ def serve(
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     if until_stdin_closes:
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
-    from tdreplay_server.server import ReplayServer
+    with loading():
+        from tdreplay_server.server import ReplayServer
 
     with ReplayServer(settings, on_failure=_stop) as server:
-        gc.freeze()  # What was loaded stays: without looking at it, a full collection, for which every call stands still, takes 0.1 ms and not 150.
         typer.echo(f"{READY}{server.address}")
         sys.stdout.flush()
         signal.sigwait(STOP_SIGNALS)
@@ -120,7 +120,8 @@ def verify(directory: Annotated[Path, typer.Argument(help="A data directory, the
     Of a checkpoint every byte is checked. Of a data directory every byte of the journals; its rows change all the time, and have no checksum. Nothing
     is changed. Exit status 1 where something is broken, with the first thing that is.
     """
-    from tdreplay_server.verify import verified
+    with loading():
+        from tdreplay_server.verify import verified
 
     for line in verified(directory):
         typer.echo(line)
@@ -135,7 +136,8 @@ def restore(
     buffer_size: Annotated[int | None, typer.Option(help="Another capacity, in rows: of more rows the last ones stay.", min=1)] = None,
 ) -> None:
     """Make a table out of a checkpoint. A checkpoint with a single wrong byte is refused, and nothing changes."""
-    from tdreplay_server.restore import restore as restored
+    with loading():
+        from tdreplay_server.restore import restore as restored
 
     _say(f"table {table}", restored(checkpoint, data_dir, table, replace=replace, buffer_size=buffer_size))
 
@@ -145,7 +147,8 @@ def resize(
     data_dir: DataDir, buffer_size: Annotated[int, typer.Option(help="The new capacity, in rows.", min=1)], table: Table = DEFAULT_TABLE
 ) -> None:
     """Give a table another capacity: of more rows the last ones stay. Needs space for the rows twice over while it runs."""
-    from tdreplay_server.restore import resize as resized
+    with loading():
+        from tdreplay_server.restore import resize as resized
 
     _say(f"table {table}", resized(data_dir, table, buffer_size))
 

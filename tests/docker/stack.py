@@ -57,10 +57,12 @@ class Stack:
     Attributes:
         project: its name.
         environment: of the compose commands: the settings of server and clients.
+        healthy_after: seconds that it took to create the server's container, and until that was healthy.
     """
 
     project: str
     environment: dict[str, str] = field(default_factory=dict)
+    healthy_after: float = 0.0
 
     def compose(self, *arguments: str, timeout: float = 120.0) -> str:
         """What a compose command prints."""
@@ -98,7 +100,9 @@ def running(name: str, **environment: object) -> Iterator[Stack]:
     stack = Stack(f"tdreplay-{name}", {key: str(value) for key, value in environment.items()})
     stack.down()
     try:
+        began = time.monotonic()
         stack.start("server")
+        stack.healthy_after = time.monotonic() - began
         yield stack
     finally:
         stack.down()

@@ -1,4 +1,4 @@
-"""A server whose table is eight times its memory, and what confines it."""
+"""A server whose table is eight times its memory, what confines it, and how soon it is healthy."""
 
 from __future__ import annotations
 
@@ -37,6 +37,19 @@ def test_a_container_is_confined_as_the_docs_say(stack):
     assert config["StopTimeout"] == 15
     assert container["State"]["Health"]["Status"] == "healthy"
     assert config["Healthcheck"]["Test"] == ["CMD", "tdreplay", "health"]
+
+
+def test_a_server_is_soon_healthy_and_asking_it_costs_little(stack):
+    took, processor = min(asking(stack.server) for _ in range(5))
+    print(f"healthy after {stack.healthy_after:.1f} s, with its creation; tdreplay health takes {took:.2f} s, {processor:.2f} s of a processor")
+    assert stack.healthy_after < 60
+    assert processor < 0.3  # Not the other figure: that is the machine's too.
+
+
+def asking(server: str) -> tuple[float, float]:
+    """How long `tdreplay health` takes in the server's container, and how much of a processor's time."""
+    took, user, system = map(float, docker("exec", server, "bash", "-c", "TIMEFORMAT='%R %U %S'; { time tdreplay health >/dev/null; } 2>&1").split())
+    return took, user + system
 
 
 def test_a_table_of_eight_times_the_memory(stack):

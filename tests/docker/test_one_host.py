@@ -29,11 +29,18 @@ def stack() -> Iterator[Stack]:
         yield made
 
 
-def measured(stack: Stack, service: str, shared: bool) -> float:
-    """Batches a second, of a reader that is alone."""
+def reading(stack: Stack, service: str, *, shared: bool) -> str:
+    """The id of a reader that is alone, and at work."""
     (reader,) = stack.start(service)
     eventually(lambda: said(reader).get("batches", 0) > 10, 60, f"{service} begins")
     assert said(reader)["shared"] is shared
+    assert said(reader)["wrong"] == 0
+    return reader
+
+
+def measured(stack: Stack, service: str, *, shared: bool) -> float:
+    """Batches a second, of a reader that is alone."""
+    reader = reading(stack, service, shared=shared)
     before = said(reader)["batches"]
     time.sleep(SECONDS)
     after = said(reader)
@@ -51,4 +58,4 @@ def test_a_learner_that_shares_the_servers_memory_is_faster_than_one_beside_it(s
 
 def test_a_learner_in_the_servers_namespaces_needs_no_folder():
     with full("namespaces") as stack:
-        measured(stack, "neighbour", shared=True)
+        reading(stack, "neighbour", shared=True)

@@ -14,8 +14,8 @@ def loading() -> Iterator[None]:
     """Within it modules are imported that stay: no garbage is collected meanwhile, and no collection looks at them ever after.
 
     For a process of tdreplay's own alone: what else there was is kept too. torch and TorchRL bring 360,000 objects. Looking through them again and
-    again took a fifth of the time of their import; each full collection later 150 ms, for which every call stood still; and the end of the process
-    a second.
+    again took a quarter of the time until a server was ready; each full collection later 150 ms, for which every call stood still; and the end of the
+    process a second.
     """
     gc.disable()
     try:

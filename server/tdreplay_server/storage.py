@@ -185,7 +185,8 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
 
     def __init__(self, buffer_size: int, directory: Path | None) -> None:
         self._files: dict[int, int] = {}
-        weakref.finalize(self, _close, self._files)
+        # Not at the exit of the interpreter: then the kernel closes them, and until then the flusher may be at work.
+        weakref.finalize(self, _close, self._files).atexit = False
         self._in_files: dict[str, FileRows] = {}
         self._reads_disk, self._file_writes = False, 0
         LazyMemmapStorage.__init__(self, buffer_size, scratch_dir=directory, device="cpu", auto_cleanup=False, compilable=True)
@@ -206,31 +207,28 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
         self._row_bytes = schema.row_bytes
 
     def _new_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return self._mapped(number, shape, dtype, self._new_file)
+        return self._mapped(number, shape, dtype, os.O_CREAT | os.O_EXCL)
 
     def _old_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return self._mapped(number, shape, dtype, self._old_file)
+        return self._mapped(number, shape, dtype, 0)
 
-    def _new_file(self, number: int) -> int:
+    def _opened(self, number: int, flags: int) -> int:
         if self._directory is None:
             with tempfile.TemporaryFile() as file:
                 return os.dup(file.fileno())
         self._directory.mkdir(parents=True, exist_ok=True)
-        return os.open(self._directory / column_file(number), os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o644)
-
-    def _old_file(self, number: int) -> int:
-        return os.open(self._place / column_file(number), os.O_RDWR | os.O_CLOEXEC)
+        return os.open(self._directory / column_file(number), os.O_RDWR | os.O_CLOEXEC | flags, 0o644)
 
     @property
     def _place(self) -> Path:
         """Where the files lie, for messages, and for what is asked of their disk."""
         return Path(tempfile.gettempdir()) if self._directory is None else self._directory
 
-    def _mapped(self, number: int, shape: tuple[int, ...], dtype: torch.dtype, opened: Callable[[int], int]) -> torch.Tensor:
+    def _mapped(self, number: int, shape: tuple[int, ...], dtype: torch.dtype, flags: int) -> torch.Tensor:
         """A column in a file, which stays open: an error that the disk reports is reported to those who have the file open then."""
         if torch.Size(shape).numel() == 0:
             return torch.empty(shape, dtype=dtype)  # An empty file cannot be mapped.
-        self._files[number] = file = opened(number)
+        self._files[number] = file = self._opened(number, flags)
         reserve(file, torch.Size(shape).numel() * dtype.itemsize, self._place)
         mapped = MemoryMappedTensor.from_filename(f"/proc/self/fd/{file}", dtype, torch.Size(shape))
         column: torch.Tensor = mapped.as_subclass(torch.Tensor)  # The subclass would cost 10 us at every access.

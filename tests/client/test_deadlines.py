@@ -102,8 +102,10 @@ def standing_still(after: float, seconds: float) -> Iterator[None]:
     hold = ctypes.PyDLL(None).usleep  # Of a PyDLL: the interpreter is not let go.
     thread = threading.Timer(after, hold, [round(seconds * 1e6)])
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def append(writer: Writer) -> None:

@@ -227,6 +227,22 @@ def test_rows_without_a_directory_survive_nothing_and_the_log_says_so(caplog):
     assert "rows end with this process" in caplog.text
 
 
+def test_files_stay_open_while_a_process_that_closed_nothing_exits(data):
+    """Until it is gone its flusher may be at work, and one that finds no files would note as flushed what is not."""
+    program = f"""
+import atexit
+from pathlib import Path
+atexit.register(lambda: print(*(file.resolve() for file in Path("/proc/self/fd").iterdir())))  # First, so that it runs last.
+import torch
+from tensordict import TensorDict
+from tdreplay_server import ReplayBuffer
+buffer = ReplayBuffer("cpu", "cpu", 5, directory=Path({str(data)!r}), durability="interval:60")
+buffer.add_batch(TensorDict({{"x": torch.arange(3)}}, [3]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert "field_000.memmap" in done.stdout
+
+
 @pytest.mark.parametrize("text", ["none", "interval", "interval:0", "interval:x", "interval:9999", "Power", ""])
 def test_an_unknown_level_is_refused(data, text):
     with pytest.raises(ValidationError, match=r"process, interval:SECONDS"):

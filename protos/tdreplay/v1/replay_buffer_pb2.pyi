@@ -323,6 +323,8 @@ class SampleRequest(google.protobuf.message.Message):
     SHARED_SLOTS_FIELD_NUMBER: builtins.int
     STANDING_FIELD_NUMBER: builtins.int
     RELEASED_SLOTS_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    FIRST_BATCH_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -338,6 +340,14 @@ class SampleRequest(google.protobuf.message.Message):
     standing: builtins.bool
     """The call is held open between single batches, to save their set-up, and the client can do without it: the server has little room for such calls,
     and refuses it where there is none left. First message only.
+    """
+    seed: builtins.int
+    """Makes the draws reproducible: batch number k of the same seed over the same live rows has the same rows, in every call. Unset: they differ.
+    First message only.
+    """
+    first_batch: builtins.int
+    """The number of the first batch among those of `seed`, from 0 up: a stream that goes on after a lost connection says how far it was. First message
+    only.
     """
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -358,8 +368,12 @@ class SampleRequest(google.protobuf.message.Message):
         shared_slots: builtins.int = ...,
         standing: builtins.bool = ...,
         released_slots: collections.abc.Iterable[builtins.int] | None = ...,
+        seed: builtins.int | None = ...,
+        first_batch: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "released_slots", b"released_slots", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "released_slots", b"released_slots", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___SampleRequest = SampleRequest
 
@@ -416,10 +430,16 @@ class SampleBatchRequest(google.protobuf.message.Message):
     TABLE_FIELD_NUMBER: builtins.int
     BATCH_SIZE_FIELD_NUMBER: builtins.int
     FIELDS_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    BATCH_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
     batch_size: builtins.int
     """Rows per batch, 1 to 1048576. They are drawn uniformly, with replacement."""
+    seed: builtins.int
+    """Makes the draw reproducible, as in Sample. Unset: it is random."""
+    batch: builtins.int
+    """The batch's number among those of `seed`, from 0 up."""
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`."""
@@ -430,8 +450,12 @@ class SampleBatchRequest(google.protobuf.message.Message):
         table: builtins.str = ...,
         batch_size: builtins.int = ...,
         fields: collections.abc.Iterable[builtins.str] | None = ...,
+        seed: builtins.int | None = ...,
+        batch: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "fields", b"fields", "table", b"table"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "batch", b"batch", "batch_size", b"batch_size", "fields", b"fields", "seed", b"seed", "table", b"table"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___SampleBatchRequest = SampleBatchRequest
 
@@ -720,6 +744,7 @@ class DescribeResponse(google.protobuf.message.Message):
     STORING_DEVICE_FIELD_NUMBER: builtins.int
     SCHEMA_FIELD_NUMBER: builtins.int
     DURABILITY_FIELD_NUMBER: builtins.int
+    INSERT_COUNT_FIELD_NUMBER: builtins.int
     buffer_size: builtins.int
     """The capacity, in rows."""
     size: builtins.int
@@ -732,6 +757,8 @@ class DescribeResponse(google.protobuf.message.Message):
     """Where the rows lie: "cpu", "cuda:0"."""
     durability: global___Durability.ValueType
     """What acknowledged rows of the table survive."""
+    insert_count: builtins.int
+    """The rows that were ever inserted, each counted once. Unlike `write_count` it does not jump at a reset, nor go back at a rewind."""
     @property
     def schema(self) -> global___Schema:
         """Unset while no row was ever stored."""
@@ -746,9 +773,10 @@ class DescribeResponse(google.protobuf.message.Message):
         storing_device: builtins.str = ...,
         schema: global___Schema | None = ...,
         durability: global___Durability.ValueType = ...,
+        insert_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["schema", b"schema"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["buffer_size", b"buffer_size", "durability", b"durability", "pointer", b"pointer", "schema", b"schema", "size", b"size", "storing_device", b"storing_device", "write_count", b"write_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["buffer_size", b"buffer_size", "durability", b"durability", "insert_count", b"insert_count", "pointer", b"pointer", "schema", b"schema", "size", b"size", "storing_device", b"storing_device", "write_count", b"write_count"]) -> None: ...
 
 global___DescribeResponse = DescribeResponse
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import SupportsIndex
+from typing import SupportsFloat, SupportsIndex
 
 from tdreplay.errors import InvalidArgumentError
 
@@ -15,14 +16,18 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_RANK",
+    "MAX_SECONDS",
     "MAX_WRITER_ID",
     "MOST_SHARED_BYTES",
     "SEQUENCE_WINDOW",
     "SHARED_BLOCK_BYTES",
     "SHARED_SLOTS_START",
     "check_batch_size",
+    "check_flag",
+    "check_seconds",
     "check_whole",
     "message_options",
+    "shown",
 ]
 
 DEFAULT_TABLE = "default"
@@ -62,6 +67,9 @@ SEQUENCE_WINDOW = 64
 MAX_WRITER_ID = 64
 """The longest writer id, in characters."""
 
+MAX_SECONDS = 365 * 86400.0
+"""The longest wait, a year: what waits for ever, waits so long. Timers of 64 bits take it."""
+
 
 def message_options() -> list[tuple[str, int]]:
     """The channel options that let a message of `MAX_MESSAGE_BYTES` through, for both ends."""
@@ -83,8 +91,63 @@ def check_whole(value: SupportsIndex, name: str, least: int, most: int = (1 << 6
     Raises:
         InvalidArgumentError: where it is not, with the value and the rule.
     """
-    whole = operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else None
+    whole = value if type(value) is int else None if _of_kind(value, "bool") else _index(value)
     if whole is None or not least <= whole <= most:
-        upper = f" to {most}" if most < (1 << 63) - 1 else " up"
-        raise InvalidArgumentError(f"{name} ({value!r}) must be a whole number from {least}{upper}")
+        upper = f" to {most}" if most < (1 << 63) - 1 or (whole or 0) > most else " up"
+        raise InvalidArgumentError(f"{name} ({shown(value)}) must be a whole number from {least}{upper}")
     return whole
+
+
+def check_seconds(value: SupportsFloat | None, name: str) -> float:
+    """`value` as a float, where it is a number above 0; None and inf stand for `MAX_SECONDS`, and so does all that is longer.
+
+    Raises:
+        InvalidArgumentError: where it is not, with the value and the rule.
+    """
+    seconds = math.inf if value is None else math.nan if _of_kind(value, "bool", "complex") else _float(value)
+    if not seconds > 0:
+        raise InvalidArgumentError(f"{name} ({shown(value)}) must be a number of seconds above 0, or None for no limit")
+    return min(seconds, MAX_SECONDS)
+
+
+def check_flag(value: object, name: str) -> bool:
+    """`value` as a bool, where it is True or False; NumPy's and torch's are.
+
+    Raises:
+        InvalidArgumentError: where it is not, with the value and the rule.
+    """
+    if not _of_kind(value, "bool") or getattr(value, "ndim", 0) != 0:
+        raise InvalidArgumentError(f"{name} ({shown(value)}) must be True or False")
+    return bool(value)
+
+
+def shown(value: object, most: int = 80) -> str:
+    """`value` as an error shows it: its repr, cut to `most` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write integers of thousands of digits.
+        text = f"{type(value).__name__} of too many digits"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _of_kind(value: object, *kinds: str) -> bool:
+    """Whether `value` is a Python, NumPy or torch value of such a type: this module does without NumPy and torch."""
+    of = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+    return any(of.startswith(kind) for kind in kinds)
+
+
+def _index(value: SupportsIndex) -> int | None:
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor without memory.
+        return None
+
+
+def _float(value: SupportsFloat) -> float:
+    """The value as a float; NaN where it is no number."""
+    try:
+        return float(value) if hasattr(value, "__float__") and not getattr(value, "ndim", 0) else math.nan
+    except OverflowError:
+        return math.inf if value > 0 else math.nan  # type: ignore[operator]
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan

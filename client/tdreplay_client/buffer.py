@@ -150,14 +150,16 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
-    def sample_batch(self, batch_size: SupportsIndex) -> TensorDict:
-        size = check_batch_size(batch_size)
-        return self._connection.repeated(lambda patience: self._random_batch(size, patience))
+    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None) -> TensorDict:
+        size, draw = check_batch_size(batch_size), self._next_draw(seed)
+        return self._connection.repeated(lambda patience: self._random_batch(size, draw, patience))
 
-    def _random_batch(self, size: int, patience: Patience) -> TensorDict:
-        batch = self._single_batches.take(size, patience)
+    def _random_batch(self, size: int, draw: tuple[int, int] | None, patience: Patience) -> TensorDict:
+        batch = None if draw else self._single_batches.take(size, patience)
         if batch is None:
-            return self._one("SampleBatch", pb.SampleBatchRequest(table=self._table, batch_size=size), pb.SampleBatchResponse, patience)
+            numbers: Any = {} if draw is None else {"seed": draw[0], "batch": draw[1]}
+            request = pb.SampleBatchRequest(table=self._table, batch_size=size, **numbers)
+            return self._one("SampleBatch", request, pb.SampleBatchResponse, patience)
         return batch
 
     def sample_by_index(self, index: Index) -> TensorDict:
@@ -222,7 +224,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         answer = self._connection.unary("Describe", pb.DescribeRequest(table=self._table), patience)
         schema = schema_from_message(answer.schema) if answer.HasField("schema") else None
         device, durability = torch.device(answer.storing_device), durability_from_message(answer.durability)
-        return State(answer.buffer_size, answer.size, answer.pointer, answer.write_count, device, schema, durability)
+        inserted = answer.insert_count if answer.HasField("insert_count") else answer.write_count  # An older server does not say.
+        return State(answer.buffer_size, answer.size, answer.pointer, answer.write_count, device, schema, durability, inserted)
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         size = 0 if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import SupportsIndex
 
+import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from typing_extensions import Self
@@ -35,10 +37,12 @@ class State:
         buffer_size: capacity in rows.
         size: rows stored.
         pointer: slot of the next row.
-        write_count: id of the next row; the stored rows are the ids ``[write_count - size, write_count)``.
+        write_count: id of the next row; the stored rows are the ids ``[write_count - size, write_count)``. It jumps at a `reset`, and goes back at a
+            `load`.
         storing_device: where the rows lie.
         schema: what a row looks like; None while none was ever stored.
         durability: what acknowledged rows survive: none, process, interval or power.
+        insert_count: the rows that were ever inserted, each counted once.
     """
 
     buffer_size: int
@@ -48,6 +52,7 @@ class State:
     storing_device: torch.device
     schema: Schema | None
     durability: str = "none"
+    insert_count: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,17 @@ class BaseReplayBuffer(ABC):
     method returns lies on `device`, owns its memory, and carries two more fields, both int64 of shape [n]: ``index``, the slots of its rows, and
     ``row_id``, their numbers since the buffer began (expanded to the batch size where rows are batches themselves). All methods may be called from
     several threads.
+
+    Args:
+        device: where batches go.
+        seed: makes what is drawn at random reproducible, from 0 to 2^63 - 1: call number k of `sample_batch` gives batch number k of the seed. Two
+            buffers of the same seed give the same batches as long as they hold the same rows in the same order. None: batches differ in every run.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, seed: SupportsIndex | None = None) -> None:
         self._device = torch.device(device)
+        self._seed = None if seed is None else check_whole(seed, "seed", 0)
+        self._batches, self._orders = itertools.count(), itertools.count()  # Of the seed: `next` takes a number at once, in any thread.
         self._iterator: Iterator[TensorDict] | None = None
 
     # -- what an implementation provides ------------------------------------------------------------------------------------------------------
@@ -124,12 +136,16 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def sample_batch(self, batch_size: SupportsIndex) -> TensorDict:
+    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None) -> TensorDict:
         """`batch_size` rows drawn uniformly at random, with replacement: a TensorDict of batch size [batch_size, ...].
+
+        Args:
+            batch_size: how many rows.
+            seed: the same seed gives the same rows, as long as the buffer holds the same ones. None: the buffer's own seed, where it has one.
 
         Raises:
             EmptyTableError: there is no row.
-            InvalidArgumentError: batch_size is below 1 or above `MAX_BATCH_SIZE`.
+            InvalidArgumentError: batch_size is below 1 or above `MAX_BATCH_SIZE`, or seed is out of its range.
         """
 
     @abstractmethod
@@ -196,9 +212,21 @@ class BaseReplayBuffer(ABC):
 
     # -- what follows from it -----------------------------------------------------------------------------------------------------------------
 
-    def sample_random(self, batch_size: SupportsIndex) -> TensorDict:
+    def _next_draw(self, seed: SupportsIndex | None) -> tuple[int, int] | None:
+        """What makes the next random batch reproducible: a seed, and the batch's number among those of that seed. None: nothing does."""
+        if seed is not None:
+            return check_whole(seed, "seed", 0), 0
+        return None if self._seed is None else (self._seed, next(self._batches))
+
+    def _next_order(self) -> int | None:
+        """The seed of the next random orders; None where the buffer has no seed."""
+        if self._seed is None:
+            return None
+        return int(np.random.SeedSequence((self._seed, next(self._orders))).generate_state(1, np.uint64)[0] >> 1)
+
+    def sample_random(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None) -> TensorDict:
         """The same as `sample_batch`."""
-        return self.sample_batch(batch_size)
+        return self.sample_batch(batch_size, seed=seed)
 
     def create_epoch_iterator(
         self,
@@ -206,7 +234,7 @@ class BaseReplayBuffer(ABC):
         n_epochs: SupportsIndex = 1,
         *,
         shuffle: bool = False,
-        seed: int | None = None,
+        seed: SupportsIndex | None = None,
         drop_last: bool = False,
         fields: Sequence[str] | None = None,
     ) -> Iterator[TensorDict]:
@@ -216,7 +244,7 @@ class BaseReplayBuffer(ABC):
             batch_size: rows per batch; the last batch of an epoch has the rest.
             n_epochs: how often each row comes, at least 1.
             shuffle: a new random order in every epoch; False: slot order.
-            seed: makes the random orders the same for the same number of rows.
+            seed: makes the random orders the same for the same number of rows. None: the buffer's own seed does, where it has one.
             drop_last: leaves out the last batch of an epoch where it is partial.
             fields: as in `sample_by_index_fields`; None: all of them.
 
@@ -230,7 +258,8 @@ class BaseReplayBuffer(ABC):
         names = None if fields is None else tuple([fields] if isinstance(fields, str) else fields)
         size = check_batch_size(batch_size)
         epochs = check_whole(n_epochs, "n_epochs", 1)
-        self._iterator = self._open_epochs(EpochQuery(size, epochs, shuffle, seed, drop_last, names))
+        order = check_whole(seed, "seed", 0) if seed is not None else self._next_order() if shuffle else None
+        self._iterator = self._open_epochs(EpochQuery(size, epochs, shuffle, order, drop_last, names))
         return self._iterator
 
     def get_next_batch(self, batch_size: SupportsIndex) -> TensorDict:

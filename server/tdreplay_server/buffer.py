@@ -15,6 +15,7 @@ from tdreplay.errors import StorageError
 from tdreplay.limits import check_batch_size
 from tdreplay.metadata import Metadata
 from tdreplay.schema import Columns, Schema
+from tdreplay_server.draws import generators_of
 from tdreplay_server.selection import Selection
 from tdreplay_server.table import Table
 
@@ -33,9 +34,10 @@ class ReplayBuffer(BaseReplayBuffer):
         durability: what stored rows survive, given a directory: ``process``, ``interval:SECONDS`` or ``power``; see docs/durability.md.
         checkpoints: the directory for checkpoints. None: ``checkpoints`` in the directory.
         on_failure: called, from whichever thread it is, when the disk failed. From then on every call raises that error.
+        seed: makes random batches reproducible, as in `BaseReplayBuffer`.
 
     Raises:
-        InvalidArgumentError: buffer_size is below 1, storing_device is not there, or durability is none of these.
+        InvalidArgumentError: buffer_size is below 1, seed is out of its range, storing_device is not there, or durability is none of these.
         FailedPreconditionError: the directory holds a table of another capacity, or of a newer version. Nothing in it changed.
         DirectoryInUseError: another process has the directory.
         CorruptDataError: what is in the directory is not what was written.
@@ -51,8 +53,9 @@ class ReplayBuffer(BaseReplayBuffer):
         durability: str = "process",
         checkpoints: Path | None = None,
         on_failure: Callable[[StorageError], object] | None = None,
+        seed: SupportsIndex | None = None,
     ) -> None:
-        super().__init__(device)
+        super().__init__(device, seed)
         self._table = Table(storing_device, buffer_size, directory=directory, durability=durability, checkpoints=checkpoints, on_failure=on_failure)
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
@@ -68,8 +71,9 @@ class ReplayBuffer(BaseReplayBuffer):
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
-    def sample_batch(self, batch_size: SupportsIndex) -> TensorDict:
-        return self._take(self._table.select_random(check_batch_size(batch_size)))
+    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None) -> TensorDict:
+        rows, draw = check_batch_size(batch_size), self._next_draw(seed)
+        return self._take(self._table.select_random(rows) if draw is None else self._table.select_drawn(rows, generators_of(*draw)(1)))
 
     def sample_by_index(self, index: Index) -> TensorDict:
         return self._take(self._table.select_slots(as_slots(index).numpy()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -17,7 +17,9 @@ from tdreplay.messages import durability_to_message, schema_to_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.batches import Credits, blocks, merged, per_message, slot_bytes, streamed
 from tdreplay_server.checkpoint_progress import checkpointed
+from tdreplay_server.draws import generators_of
 from tdreplay_server.ledger import Number
+from tdreplay_server.selection import Selection
 from tdreplay_server.shared_memory import SharedMemory, SharedSlots, offer
 from tdreplay_server.table import Table
 from tdreplay_server.tables import Tables
@@ -54,17 +56,19 @@ class ReplayBufferService:
     def Sample(self, requests: Requests, context: Context) -> Iterator[Any]:
         query = _first(requests)
         table, rows, fields = self._tables[query.table], check_batch_size(query.batch_size), _fields(query.fields)
+        draw = _drawing(table, query, query.first_batch, rows, fields)
         example = table.select_random(1, fields)
         most = per_message(query.batches_per_message, rows, example.fields)
         context.send_initial_metadata(())
         with self._shared_memory.share(context, query.shared_slots, slot_bytes(most, rows, example)) as slots:
             granted = Credits(query.credits, requests, slots)
-            draws = ((table.select_random(rows * batches, fields), rows) for batches in iter(lambda: granted.take(most), 0))
+            draws = ((draw(batches), rows) for batches in iter(lambda: granted.take(most), 0))
             yield from streamed(table, draws, pb.SampleResponse, slots, query.shared_slots > 0)
 
     def SampleBatch(self, request: Request, context: Context) -> Iterator[bytes]:
         table, rows = self._tables[request.head.table], check_batch_size(request.head.batch_size)
-        return blocks(table, table.select_random(rows, _fields(request.head.fields)), pb.SampleBatchResponse, rows)
+        draw = _drawing(table, request.head, request.head.batch, rows, _fields(request.head.fields))
+        return blocks(table, draw(1), pb.SampleBatchResponse, rows)
 
     def SampleByIndex(self, request: Request, context: Context) -> Iterator[bytes]:
         table, query = self._tables[request.head.table], request.head
@@ -151,6 +155,14 @@ def _first(requests: Requests) -> Any:
     if request is None:
         raise InvalidArgumentError("the stream ended before its first message, which holds the query")
     return request.head
+
+
+def _drawing(table: Table, query: Any, first: int, rows: int, fields: tuple[str, ...] | None) -> Callable[[int], Selection]:
+    """Draws so many batches at once: the next ones of the query's seed, where it has one, from number `first` on."""
+    generators = generators_of(query.seed if query.HasField("seed") else 0, first)  # Checked in any case.
+    if not query.HasField("seed"):
+        return lambda batches: table.select_random(rows * batches, fields)
+    return lambda batches: table.select_drawn(rows, generators(batches), fields)
 
 
 def _fields(names: Sequence[str]) -> tuple[str, ...] | None:

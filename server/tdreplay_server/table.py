@@ -215,6 +215,18 @@ class Table:
             slots, _ = self._replay.sampler.sample(self._storage, rows)
             return self._select(rows, _slices(slots.numpy()), fields)
 
+    def select_drawn(self, rows: int, generators: Sequence[np.random.Generator], fields: Sequence[str] | None = None) -> Selection:
+        """Random batches of `rows` rows, one after the other, each drawn with a generator of its own. The order of the rows counts, not their ids.
+
+        Raises:
+            EmptyTableError: there is no row.
+            FieldNotFoundError: a field is not there.
+        """
+        with self._lock.read():
+            self._schema_of_rows()
+            slots = np.concatenate([self._storage.ring.draw(rows, generator) for generator in generators])
+            return self._select(len(slots), _slices(slots), fields)
+
     def select_slots(self, slots: Slots, fields: Sequence[str] | None = None) -> Selection:
         """The rows in `slots`.
 

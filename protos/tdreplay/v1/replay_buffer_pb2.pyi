@@ -758,7 +758,9 @@ class DescribeResponse(google.protobuf.message.Message):
     durability: global___Durability.ValueType
     """What acknowledged rows of the table survive."""
     insert_count: builtins.int
-    """The rows that were ever inserted, each counted once. Unlike `write_count` it does not jump at a reset, nor go back at a rewind."""
+    """The rows that were ever inserted, each counted once. Unlike `write_count` it does not jump at a reset, nor go back at a rewind. An older server does
+    not set it.
+    """
     @property
     def schema(self) -> global___Schema:
         """Unset while no row was ever stored."""
@@ -773,10 +775,11 @@ class DescribeResponse(google.protobuf.message.Message):
         storing_device: builtins.str = ...,
         schema: global___Schema | None = ...,
         durability: global___Durability.ValueType = ...,
-        insert_count: builtins.int = ...,
+        insert_count: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["schema", b"schema"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["buffer_size", b"buffer_size", "durability", b"durability", "insert_count", b"insert_count", "pointer", b"pointer", "schema", b"schema", "size", b"size", "storing_device", b"storing_device", "write_count", b"write_count"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "insert_count", b"insert_count", "schema", b"schema"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "buffer_size", b"buffer_size", "durability", b"durability", "insert_count", b"insert_count", "pointer", b"pointer", "schema", b"schema", "size", b"size", "storing_device", b"storing_device", "write_count", b"write_count"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_insert_count", b"_insert_count"]) -> typing.Literal["insert_count"] | None: ...
 
 global___DescribeResponse = DescribeResponse
 

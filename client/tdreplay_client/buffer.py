@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, SupportsIndex
 
 import torch
 from google.protobuf.message import Message
 from tensordict import TensorDict, TensorDictBase
 
-from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Index, Progress, State, as_slots
+from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
 from tdreplay.columns import from_row, from_rows
-from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, TableExistsError
+from tdreplay.errors import InvalidArgumentError, TableExistsError
 from tdreplay.limits import DEFAULT_TABLE, MAX_BATCH_SIZE, check_batch_size, check_whole
 from tdreplay.messages import durability_from_message, schema_from_message
 from tdreplay.metadata import Metadata
 from tdreplay.schema import Columns, Schema
+from tdreplay.selecting import Fields, Slots, as_fields
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.batches import assemble
 from tdreplay_client.channel import Connection
@@ -162,17 +163,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             return self._one("SampleBatch", request, pb.SampleBatchResponse, patience)
         return batch
 
-    def sample_by_index(self, index: Index) -> TensorDict:
-        return self._by_index(index, ())
-
-    def sample_by_index_fields(self, index: Index, fields: Sequence[str]) -> TensorDict:
-        names = [fields] if isinstance(fields, str) else list(fields)
-        if not names:
-            raise FieldNotFoundError(f"fields ({names}) must name at least one field, and each one once")
-        return self._by_index(index, names)
-
-    def _by_index(self, index: Index, fields: Sequence[str]) -> TensorDict:
-        request = pb.SampleByIndexRequest(table=self._table, index=as_slots(index).tolist(), fields=fields)
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
+        request = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields)
         return self._connection.repeated(lambda patience: self._one("SampleByIndex", request, pb.SampleByIndexResponse, patience))
 
     def sample_all(self) -> TensorDict:
@@ -200,7 +192,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         )
         return self._stream(request, READ_AHEAD)
 
-    def stream(self, batch_size: SupportsIndex, *, prefetch: SupportsIndex = 2, fields: Sequence[str] | None = None) -> BatchStream:
+    def stream(self, batch_size: SupportsIndex, *, prefetch: SupportsIndex = 2, fields: Fields | None = None) -> BatchStream:
         """Random batches without end, the next ones already on their way and on `device`. It goes on by itself after the server was lost.
 
         Args:
@@ -209,7 +201,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             fields: as in `sample_by_index_fields`; None: all of them.
         """
         size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
-        query = pb.SampleRequest(table=self._table, batch_size=size, fields=_names(fields))
+        query = pb.SampleRequest(table=self._table, batch_size=size, fields=as_fields(fields))
         return self._stream(query, ahead)
 
     def _stream(self, query: Any, prefetch: int) -> BatchStream:
@@ -263,7 +255,3 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._inserts.close()
         self._single_batches.close()
         self._connection.close()
-
-
-def _names(fields: Sequence[str] | None) -> list[str]:
-    return [] if fields is None else [fields] if isinstance(fields, str) else list(fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import SupportsIndex
@@ -15,15 +15,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from typing_extensions import Self
 
-from tdreplay.errors import InvalidArgumentError
-from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
+from tdreplay.limits import check_batch_size, check_flag, check_whole
 from tdreplay.metadata import Metadata
 from tdreplay.schema import Schema
+from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
 
-__all__ = ["BaseReplayBuffer", "Checkpoint", "EpochQuery", "Index", "Progress", "State", "as_slots"]
-
-Index = Sequence[int] | torch.Tensor
-"""Slots: a list, a range, or a tensor of shape [n] of any integer dtype."""
+__all__ = ["BaseReplayBuffer", "Checkpoint", "EpochQuery", "Progress", "State"]
 
 Progress = Callable[[int, int], object]
 """Called with the bytes that are done, and those that there are in all."""
@@ -149,21 +146,8 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def sample_by_index(self, index: Index) -> TensorDict:
-        """The rows in the slots `index`, in that order: a TensorDict of batch size [len(index), ...]. A slot may come twice.
-
-        Raises:
-            SlotIndexError (an IndexError): a slot holds no live row; the message names it.
-            InvalidArgumentError: the index is empty, or not made of whole numbers.
-        """
-
-    @abstractmethod
-    def sample_by_index_fields(self, index: Index, fields: Sequence[str]) -> TensorDict:
-        """As `sample_by_index`, but only `fields`: nested keys joined with '.', and ``index`` and ``row_id`` where they are named.
-
-        Raises:
-            FieldNotFoundError: a field is not there.
-        """
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
+        """The rows in `slots`, of batch size [n, ...], and of their fields those that are named."""
 
     @abstractmethod
     def sample_all(self) -> TensorDict:
@@ -224,6 +208,34 @@ class BaseReplayBuffer(ABC):
             return None
         return int(np.random.SeedSequence((self._seed, next(self._orders))).generate_state(1, np.uint64)[0] >> 1)
 
+    def sample_by_index(self, index: Index) -> TensorDict:
+        """The rows that `index` names, in that order. A row may come twice.
+
+        Args:
+            index: numbers of slots: a list, a range, an array or a tensor of any integer dtype. Of shape [a, b] it gives the batch size [a, b, ...];
+                one number alone gives its row, of batch size [...]. Negative numbers count from the end of the stored rows in slot order: -1 is the
+                last one. A slice, or a mask of booleans, chooses among the `size` stored rows in slot order; the buffer is asked for its size first.
+
+        Raises:
+            SlotIndexError (an IndexError): a number names no stored row; the message says which.
+            InvalidArgumentError: the index names no row, or more than `MAX_BATCH_SIZE`; a mask has not `size` elements; or it is something else.
+        """
+        return self.sample_by_index_fields(index, None)
+
+    def sample_by_index_fields(self, index: Index, fields: Fields | None) -> TensorDict:
+        """As `sample_by_index`, but only `fields`.
+
+        Args:
+            index: as in `sample_by_index`.
+            fields: names: nested keys joined with '.', or as tuples in a list (``[("next", "obs")]``); the name of a parent (``"next"``) stands for
+                all fields below it; ``index`` and ``row_id`` come where they are named. None: all fields, and these two.
+
+        Raises:
+            FieldNotFoundError: a field is not there, or comes twice, or none is named.
+        """
+        slots, shape = as_slots(index, self.state)
+        return shaped(self._by_slots(slots, as_fields(fields)), shape)
+
     def sample_random(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None) -> TensorDict:
         """The same as `sample_batch`."""
         return self.sample_batch(batch_size, seed=seed)
@@ -236,7 +248,7 @@ class BaseReplayBuffer(ABC):
         shuffle: bool = False,
         seed: SupportsIndex | None = None,
         drop_last: bool = False,
-        fields: Sequence[str] | None = None,
+        fields: Fields | None = None,
     ) -> Iterator[TensorDict]:
         """Iterates `n_epochs` times over the rows that are stored now, and makes this the iterator of `get_next_batch`.
 
@@ -255,11 +267,10 @@ class BaseReplayBuffer(ABC):
             InvalidArgumentError: an argument is out of its range.
             TableChangedError: (while iterating) the buffer was reset or rewound.
         """
-        names = None if fields is None else tuple([fields] if isinstance(fields, str) else fields)
-        size = check_batch_size(batch_size)
-        epochs = check_whole(n_epochs, "n_epochs", 1)
-        order = check_whole(seed, "seed", 0) if seed is not None else self._next_order() if shuffle else None
-        self._iterator = self._open_epochs(EpochQuery(size, epochs, shuffle, order, drop_last, names))
+        size, epochs = check_batch_size(batch_size), check_whole(n_epochs, "n_epochs", 1)
+        shuffled, whole = check_flag(shuffle, "shuffle"), check_flag(drop_last, "drop_last")
+        order = check_whole(seed, "seed", 0) if seed is not None else self._next_order() if shuffled else None
+        self._iterator = self._open_epochs(EpochQuery(size, epochs, shuffled, order, whole, as_fields(fields)))
         return self._iterator
 
     def get_next_batch(self, batch_size: SupportsIndex) -> TensorDict:
@@ -353,20 +364,3 @@ class BaseReplayBuffer(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
-
-
-def as_slots(index: Index) -> torch.Tensor:
-    """`index` as int64 of shape [n] on the CPU.
-
-    Raises:
-        InvalidArgumentError: it is empty, longer than `MAX_BATCH_SIZE`, or not a flat list of whole numbers.
-    """
-    try:
-        slots = torch.as_tensor(list(index) if isinstance(index, range) else index)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgumentError(f"index ({str(index)[:80]}) must be a flat list of whole numbers: {error}") from None
-    whole = not (slots.is_floating_point() or slots.is_complex() or slots.dtype is torch.bool)
-    if slots.numel() and not (whole and slots.ndim == 1):  # An empty list has a floating dtype; the next line speaks of it.
-        raise InvalidArgumentError(f"index (of shape {list(slots.shape)}, {slots.dtype}) must be a flat list of whole numbers")
-    check_whole(slots.numel(), "the number of slots in index", 1, MAX_BATCH_SIZE)
-    return slots.to("cpu", torch.int64)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tdreplay.errors import CodecError, FieldNotFoundError, SchemaError
-from tdreplay.limits import MAX_MESSAGE_BYTES, MAX_RANK, check_whole
+from tdreplay.limits import MAX_MESSAGE_BYTES, MAX_RANK, check_whole, shown
 
 __all__ = ["DTYPES", "EXTRA_FIELDS", "INDEX", "ROW_ID", "Columns", "Field", "Schema"]
 
@@ -141,7 +141,7 @@ class Schema:
         return sum(field.row_bytes for field in self.fields)
 
     def select(self, names: Iterable[str] | None) -> tuple[Field, ...]:
-        """The named fields, in that order; None: all of them and the extra ones.
+        """The named fields, in that order; the name of a parent stands for all fields below it. None: all of them and the extra ones.
 
         Raises:
             FieldNotFoundError: a name that is not there, or that comes twice, or no name at all.
@@ -149,12 +149,18 @@ class Schema:
         if names is None:
             return (*self.fields, *EXTRA_FIELDS)
         wanted = [names] if isinstance(names, str) else list(names)
-        for name in wanted:
-            if name not in self.by_name:
-                raise FieldNotFoundError(f"fields: {name!r} is not a field of the table, which has {sorted(self.by_name)}")
-        if not wanted or len(set(wanted)) < len(wanted):
-            raise FieldNotFoundError(f"fields ({wanted}) must name at least one field, and each one once")
-        return tuple(self.by_name[name] for name in wanted)
+        chosen = [field for name in dict.fromkeys(wanted) for field in self._named(name)]
+        if not wanted or len(set(wanted)) < len(wanted) or len(set(chosen)) < len(chosen):
+            raise FieldNotFoundError(f"fields ({shown(wanted)}) must name at least one field, and each one once")
+        return tuple(chosen)
+
+    def _named(self, name: str) -> list[Field]:
+        if name in self.by_name:
+            return [self.by_name[name]]
+        below = [field for field in self.fields if field.name.startswith(f"{name}.")]
+        if not below:
+            raise FieldNotFoundError(f"fields: {shown(name)} is not a field of the table, which has {sorted(self.by_name)}")
+        return below
 
     def check(self, other: Schema) -> None:
         """Passes where `other`, a batch's schema, is this one.

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import SupportsIndex
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Index, Progress, State, as_slots
+from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
 from tdreplay.columns import from_row, from_rows, to_tensordict
 from tdreplay.errors import StorageError
 from tdreplay.limits import check_batch_size
 from tdreplay.metadata import Metadata
 from tdreplay.schema import Columns, Schema
+from tdreplay.selecting import Slots
 from tdreplay_server.draws import generators_of
 from tdreplay_server.selection import Selection
 from tdreplay_server.table import Table
@@ -75,11 +76,8 @@ class ReplayBuffer(BaseReplayBuffer):
         rows, draw = check_batch_size(batch_size), self._next_draw(seed)
         return self._take(self._table.select_random(rows) if draw is None else self._table.select_drawn(rows, generators_of(*draw)(1)))
 
-    def sample_by_index(self, index: Index) -> TensorDict:
-        return self._take(self._table.select_slots(as_slots(index).numpy()))
-
-    def sample_by_index_fields(self, index: Index, fields: Sequence[str]) -> TensorDict:
-        return self._take(self._table.select_slots(as_slots(index).numpy(), fields))
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
+        return self._take(self._table.select_slots(slots, fields))
 
     def sample_all(self) -> TensorDict:
         return self._take(self._table.select_all())

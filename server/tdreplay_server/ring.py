@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from tdreplay.errors import MissingRowsError, SlotIndexError
 from tdreplay.limits import check_whole
+from tdreplay.selecting import Slots, in_slot_order
 
 __all__ = ["MAX_ROW_ID", "Ring", "Slots", "check_window"]
 
 MAX_ROW_ID = 1 << 62
 """Far from where 64 bits end: at a million rows a second a table reaches it after 146,000 years."""
-
-Slots = npt.NDArray[np.int64]
-"""Slots, or row ids: shape [n]."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +68,7 @@ class Ring:
 
     def in_slot_order(self, positions: Slots) -> Slots:
         """The slots at some positions of the live slots in ascending order; position 0 is the lowest live slot."""
-        start = self.oldest % self.buffer_size
-        low = max(0, start + self.size - self.buffer_size)  # So many of the live slots lie below `start`: the ring wraps.
-        return positions if start == low else np.where(positions < low, positions, positions + (start - low))
+        return in_slot_order(positions, self.buffer_size, self.oldest, self.size)
 
     def draw(self, rows: int, generator: np.random.Generator) -> Slots:
         """The slots of `rows` live rows, drawn uniformly with replacement. It draws row ids: where the window starts costs nothing."""

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load
-from tests.conftest import numbers, rows
 
+from conftest import numbers, rows
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub

@@ -54,6 +54,7 @@ class Manifest:
         buffer_size: of the table.
         rows: that are in it.
         write_count: of the table.
+        insert_count: the rows that were ever inserted into the table.
         schema: of the rows; None where there never was one.
         files: all of them but the manifest.
     """
@@ -62,6 +63,7 @@ class Manifest:
     buffer_size: int
     rows: int
     write_count: int
+    insert_count: int
     schema: Schema | None
     files: tuple[File, ...]
 
@@ -73,6 +75,7 @@ class Manifest:
             "buffer_size": self.buffer_size,
             "rows": self.rows,
             "write_count": self.write_count,
+            "insert_count": self.insert_count,
             "schema": None if self.schema is None else self.schema.to_json(),
             "files": [vars(file) for file in self.files],
         }
@@ -100,7 +103,7 @@ def write_checkpoint(target: Path, snapshotted: Callable[[Path], AbstractContext
         ring, schema = snapshot.ring, snapshot.schema
         files = tuple(File(path.name, path.stat().st_size, _sha256(path)) for path in sorted(scratch.iterdir()))
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        Manifest(created, ring.buffer_size, ring.size, ring.write_count, schema, files).write(scratch)
+        Manifest(created, ring.buffer_size, ring.size, ring.write_count, ring.insert_count, schema, files).write(scratch)
         failpoint("checkpoint-before-rename")
         put_in_place(scratch, target)
         failpoint("checkpoint-after-rename")
@@ -142,7 +145,8 @@ def _manifest(entries: Any) -> Manifest:
     files = tuple(File(Path(file["name"]).name, file["size"], file["sha256"]) for file in entries["files"])
     buffer_size, rows, write_count = (check_whole(entries[name], name, 0) for name in ("buffer_size", "rows", "write_count"))
     check_window(buffer_size, rows, write_count)
-    return Manifest(str(entries["created"]), buffer_size, rows, write_count, schema, files)
+    insert_count = check_whole(entries.get("insert_count", write_count), "insert_count", 0)  # Older versions did not know it.
+    return Manifest(str(entries["created"]), buffer_size, rows, write_count, insert_count, schema, files)
 
 
 def _signature(directory: Path) -> str:

@@ -34,8 +34,8 @@ from tdreplay_server.ring import Ring
 
 __all__ = ["FORMAT", "JOURNAL", "Journal", "JournalState", "create_journal", "read_journal"]
 
-FORMAT = 1
-"""Of the directory of a table. A newer one is refused."""
+FORMAT = 2
+"""Of the directory of a table. A newer one is refused. Format 1, which did not count inserts, is brought to this one when a table is opened."""
 JOURNAL = "journal.sqlite"
 COMMITS_TO_COMPACT = 1000
 """After so many commits the write-ahead log, of some 3 MB, is copied into the database; after more where that is larger than the log."""
@@ -45,7 +45,8 @@ PAGE_BYTES = 1024  # The smallest that suits: each commit writes two or three pa
 
 TABLES = """
 CREATE TABLE settings (
-    buffer_size INTEGER NOT NULL, generation INTEGER NOT NULL, schema TEXT, level TEXT NOT NULL, boot TEXT NOT NULL, open INTEGER NOT NULL
+    buffer_size INTEGER NOT NULL, generation INTEGER NOT NULL, schema TEXT, level TEXT NOT NULL, boot TEXT NOT NULL, open INTEGER NOT NULL,
+    insert_offset INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE ring (oldest INTEGER NOT NULL, write_count INTEGER NOT NULL);
 CREATE TABLE acknowledged (
@@ -54,6 +55,9 @@ CREATE TABLE acknowledged (
 ) WITHOUT ROWID;
 CREATE TABLE unflushed (first_row_id INTEGER PRIMARY KEY, rows INTEGER NOT NULL, digest INTEGER NOT NULL);
 """
+
+FROM_FORMAT_1 = ("ALTER TABLE settings ADD COLUMN insert_offset INTEGER NOT NULL DEFAULT 0", f"PRAGMA user_version={FORMAT}")
+"""What makes a journal of format 1 one of this version, in one transaction."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def create_journal(directory: Path, ring: Ring, schema: Schema | None = None, ac
     with _disk_errors(), closing(_connect(database)) as connection:
         connection.executescript(f"PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL; PRAGMA user_version={FORMAT}; {TABLES}")
         connection.execute("BEGIN")
-        connection.execute("INSERT INTO settings VALUES (?, 1, ?, 'none', '', 0)", (ring.buffer_size, text))
+        connection.execute("INSERT INTO settings VALUES (?, 1, ?, 'none', '', 0, ?)", (ring.buffer_size, text, ring.insert_offset))
         connection.execute("INSERT INTO ring VALUES (?, ?)", (ring.oldest, ring.write_count))
         connection.executemany("INSERT INTO acknowledged VALUES (?, ?, ?, ?, ?, ?)", acknowledged)
         connection.execute("COMMIT")
@@ -156,19 +160,24 @@ def _state(connection: sqlite3.Connection, database: Path) -> JournalState:
     found = connection.execute("PRAGMA integrity_check").fetchall()
     if found != [("ok",)]:
         raise CorruptDataError(f"{database} is broken: {found[0][0]}")
-    buffer_size, generation, schema, level, boot, was_open = connection.execute("SELECT * FROM settings").fetchone()
-    oldest, write_count = connection.execute("SELECT * FROM ring").fetchone()
+    settings = _named(connection.execute("SELECT * FROM settings"))
+    oldest, write_count = connection.execute("SELECT oldest, write_count FROM ring").fetchone()
     (writers,) = connection.execute("SELECT count(DISTINCT writer) FROM acknowledged").fetchone()
     return JournalState(
-        ring=Ring(buffer_size, min(oldest, write_count), write_count),
-        generation=generation,
-        schema=None if schema is None else Schema.from_json(json.loads(schema)),
-        level=level,
-        was_open=bool(was_open),
-        rebooted=bool(was_open) and boot != boot_id(),
+        ring=Ring(settings["buffer_size"], min(oldest, write_count), write_count, settings.get("insert_offset", 0)),
+        generation=settings["generation"],
+        schema=None if settings["schema"] is None else Schema.from_json(json.loads(settings["schema"])),
+        level=settings["level"],
+        was_open=bool(settings["open"]),
+        rebooted=bool(settings["open"]) and settings["boot"] != boot_id(),
         writers=writers,
-        unflushed=tuple(connection.execute("SELECT * FROM unflushed ORDER BY first_row_id")),
+        unflushed=tuple(connection.execute("SELECT first_row_id, rows, digest FROM unflushed ORDER BY first_row_id")),
     )
+
+
+def _named(found: sqlite3.Cursor) -> dict[str, Any]:
+    """The one row of a query: column -> value. A journal of an older format has fewer of them."""
+    return dict(zip((column for column, *_ in found.description), found.fetchone(), strict=True))
 
 
 class Journal(Ledger):
@@ -199,9 +208,16 @@ class Journal(Ledger):
             self._file = os.open(self._database, os.O_RDONLY | os.O_CLOEXEC)
             self._connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability.level]}")
             self._compact()
+            self._migrate()
             self._forget_writers()
             with self._durably():
                 self._connection.execute("UPDATE settings SET level = ?, boot = ?, open = 1", (durability.level, boot_id()))
+
+    def _migrate(self) -> None:
+        if self._connection.execute("PRAGMA user_version").fetchone() == (1,):
+            with self._durably() as execute:
+                for statement in FROM_FORMAT_1:
+                    execute(statement)
 
     def retire(self, oldest: int) -> None:
         with self._transaction() as execute:
@@ -209,6 +225,8 @@ class Journal(Ledger):
         self.retired = oldest
 
     def commit(self, ring: Ring, first: int, rows: int, number: Number | None, digest: int | None) -> None:
+        if self._new_writers >= MAX_WRITERS // 4:
+            self._forget_writers()
         with self._transaction() as execute:
             execute("UPDATE ring SET oldest = max(oldest, ?), write_count = ?", (ring.oldest, ring.write_count))
             if number is not None:
@@ -231,7 +249,8 @@ class Journal(Ledger):
     def restart(self, ring: Ring, generation: int, schema: Schema | None) -> None:
         text = None if schema is None else json.dumps(schema.to_json())
         with self._durably() as execute:
-            execute("UPDATE settings SET buffer_size = ?, generation = ?, schema = ?", (ring.buffer_size, generation, text))
+            settings = (ring.buffer_size, generation, text, ring.insert_offset)
+            execute("UPDATE settings SET buffer_size = ?, generation = ?, schema = ?, insert_offset = ?", settings)
             execute("UPDATE ring SET oldest = ?, write_count = ?", (ring.oldest, ring.write_count))
             execute("DELETE FROM unflushed")
         self.retired = ring.oldest
@@ -245,7 +264,7 @@ class Journal(Ledger):
 
     def acknowledged(self) -> list[Acknowledged]:
         with _disk_errors():
-            return self._connection.execute("SELECT * FROM acknowledged").fetchall()
+            return self._connection.execute("SELECT writer, slot, sequence, digest, first_row_id, rows FROM acknowledged").fetchall()
 
     def close(self, ring: Ring) -> None:
         """Notes that the table was closed with these live rows, and closes the journal."""
@@ -261,15 +280,16 @@ class Journal(Ledger):
         self._connection.close()
         os.close(self._file)
 
+    def _note(self, writer_id: str, entry: Entry) -> None:
+        super()._note(writer_id, entry)
+        if len(self._windows[writer_id].entries) == 1:
+            self._new_writers += 1
+
     def _remembered(self, writer_id: str) -> Window:
         window = Window()
         with _disk_errors():
             for row in self._connection.execute("SELECT sequence, digest, first_row_id, rows FROM acknowledged WHERE writer = ?", (writer_id,)):
                 window.add(Entry(*row))
-        if not window.entries:
-            self._new_writers += 1
-            if self._new_writers >= MAX_WRITERS // 4:
-                self._forget_writers()
         return window
 
     def _forget_writers(self) -> None:

@@ -113,7 +113,7 @@ class Ledger:
         Raises:
             SequenceError: the number stands for other rows, or is too far below the writer's highest to tell.
         """
-        window = self._window(number.writer_id)
+        window = self._windows.get(number.writer_id) or self._remembered(number.writer_id)
         entry = window.entries.get(number.sequence % SEQUENCE_WINDOW)
         if entry is not None and entry.sequence == number.sequence:
             if entry.digest != number.digest:
@@ -151,7 +151,7 @@ class Ledger:
             ResourceExhaustedError, StorageError: the disk is full, or failed. The rows are not in the window.
         """
         if number is not None:
-            self._window(number.writer_id).add(Entry(number.sequence, number.digest, first, rows))
+            self._note(number.writer_id, Entry(number.sequence, number.digest, first, rows))
         self.retired = max(self.retired, ring.oldest)
 
     def flushed(self, write_count: int, oldest: int) -> None:
@@ -181,14 +181,15 @@ class Ledger:
     def close(self, ring: Ring) -> None:
         """Notes that the table was closed with these live rows."""
 
-    def _window(self, writer_id: str) -> Window:
+    def _note(self, writer_id: str, entry: Entry) -> None:
+        """Takes in a block that was stored. Nothing else makes a writer known, or keeps it from being forgotten."""
         window = self._windows.get(writer_id)
         if window is None:
             window = self._windows[writer_id] = self._remembered(writer_id)
             if len(self._windows) > MAX_WRITERS:
                 self._windows.popitem(last=False)
+        window.add(entry)
         self._windows.move_to_end(writer_id)
-        return window
 
     def _remembered(self, writer_id: str) -> Window:
         """The window of a writer that is not in memory."""

@@ -59,7 +59,8 @@ def _restored(checkpoint: Path, manifest: Manifest, target: Path, buffer_size: i
 
 
 def _filled(directory: Path, checkpoint: Path, manifest: Manifest, buffer_size: int) -> Ring:
-    ring = Ring(buffer_size, manifest.write_count - min(manifest.rows, buffer_size), manifest.write_count)
+    written = manifest.write_count
+    ring = Ring(buffer_size, written - min(manifest.rows, buffer_size), written, manifest.insert_count - written)
     storage = MemmapRows(buffer_size, rows_directory(directory, 1))
     try:
         if manifest.schema is not None:

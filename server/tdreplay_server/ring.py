@@ -22,16 +22,28 @@ class Ring:
 
     A write goes in two steps: `retire` takes the slots' old rows out of the window, then the new rows are copied, then `commit` takes them in.
     So a write that breaks in between leaves no half-written row behind.
+
+    Attributes:
+        buffer_size: the slots.
+        oldest: the id of the oldest live row.
+        write_count: the id of the next row.
+        insert_offset: how many more rows were ever inserted than `write_count` says. Only a jump of the ids changes it.
     """
 
     buffer_size: int
     oldest: int = 0
     write_count: int = 0
+    insert_offset: int = 0
 
     @property
     def size(self) -> int:
         """The live rows."""
         return self.write_count - self.oldest
+
+    @property
+    def insert_count(self) -> int:
+        """The rows that were ever inserted."""
+        return self.write_count + self.insert_offset
 
     @property
     def pointer(self) -> int:
@@ -50,7 +62,7 @@ class Ring:
     def restart(self, buffer_size: int) -> Ring:
         """An empty ring of that capacity, whose next row lies in slot 0 and has a higher id than every row before."""
         start = -(-self.write_count // buffer_size) * buffer_size
-        return Ring(buffer_size, start, start)
+        return Ring(buffer_size, start, start, self.insert_count - start)
 
     def rewind(self, size: int, write_count: int) -> Ring:
         """The ring whose live rows are the ids ``[write_count - size, write_count)``.
@@ -64,7 +76,7 @@ class Ring:
             raise MissingRowsError(
                 f"the rows of ids [{first}, {write_count}) must be stored, and those {missing} are missing; load brings back no rows"
             )
-        return replace(self, oldest=first, write_count=write_count)
+        return replace(self, oldest=first, write_count=write_count, insert_offset=self.insert_count - write_count)
 
     def in_slot_order(self, positions: Slots) -> Slots:
         """The slots at some positions of the live slots in ascending order; position 0 is the lowest live slot."""

@@ -103,6 +103,7 @@ class ReplayBufferService:
             storing_device=str(state.storing_device),
             schema=None if state.schema is None else schema_to_message(state.schema),
             durability=durability_to_message(state.durability),
+            insert_count=state.insert_count,
         )
 
     def Checkpoint(self, request: Request, context: Context) -> Iterator[pb.CheckpointResponse]:

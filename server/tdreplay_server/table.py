@@ -295,7 +295,8 @@ class Table:
         """The table's state, all of it at the same moment."""
         with self._lock.read():
             ring = self._storage.ring
-            return State(ring.buffer_size, ring.size, ring.pointer, ring.write_count, self._storage.device, self._schema, self.durability)
+            device, schema, durability = self._storage.device, self._schema, self.durability
+            return State(ring.buffer_size, ring.size, ring.pointer, ring.write_count, device, schema, durability, ring.insert_count)
 
     @property
     def durability(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,10 +156,34 @@ def test_what_was_acknowledged_is_known_after_a_restart_a_reset_and_a_restore(tm
 
 
 def test_writers_that_were_silent_longest_are_forgotten_first():
-    ledger, ids = Ledger(), itertools.count()
+    ledger, ids = Ledger(), itertools.count(1)
     for writer in range(MAX_WRITERS + 10):
         ledger.commit(Ring(10), next(ids), 1, Number(f"w{writer}", 1, 7), None)
-        ledger.find(Number("w0", 1, 7))
-    assert ledger.find(Number("w0", 1, 7)) is not None
+        ledger.commit(Ring(10), next(ids), 1, Number("w0", writer + 2, 7), None)
+    assert ledger.find(Number("w0", MAX_WRITERS + 11, 7)) is not None
     assert ledger.find(Number("w1", 1, 7)) is None
     assert len({writer for writer, *_ in ledger.acknowledged()}) <= MAX_WRITERS
+
+
+def test_blocks_that_were_refused_evict_no_writer(client):
+    client.add(1, block(0), "honest")
+    refused = save({"other": np.zeros(1, np.float32)}, {"batch_shape": "[1]"})
+    for writer in range(MAX_WRITERS + 100):
+        with pytest.raises(grpc.RpcError, match="field"):
+            client.add(1, refused, f"stranger-{writer}")
+    assert client.add(1, block(0), "honest").already_stored
+    assert client.stored() == [0, 1, 2]
+
+
+def test_a_number_that_is_looked_up_makes_no_writer_known_and_costs_no_memory():
+    ledger = Ledger()
+    ledger.commit(Ring(10), 0, 1, Number("honest", 1, 7), None)
+    tracemalloc.start()
+    try:
+        for writer in range(MAX_WRITERS + 100):
+            assert ledger.find(Number(f"stranger-{writer}", 1, 7)) is None
+        assert tracemalloc.get_traced_memory()[0] < 64 << 10
+    finally:
+        tracemalloc.stop()
+    assert [writer for writer, *_ in ledger.acknowledged()] == ["honest"]
+    assert ledger.find(Number("honest", 1, 7)) is not None

@@ -28,7 +28,7 @@ from tdreplay.errors import (
 )
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, spawn_server
-from tdreplay_server.journal import read_journal
+from tdreplay_server.journal import FORMAT, read_journal
 from tdreplay_server.journal_check import write_checksums
 
 LOCAL = "127.0.0.1:0"
@@ -177,10 +177,10 @@ def test_another_capacity_is_refused_with_what_differs_and_what_to_do(filled):
 def test_a_newer_format_is_refused(filled):
     journal = filled / "tables/default/journal.sqlite"
     with sqlite3.connect(journal) as connection:
-        connection.execute("PRAGMA user_version=2")
+        connection.execute(f"PRAGMA user_version={FORMAT + 1}")
     connection.close()
     write_checksums(journal)
-    assert_refused(filled, FailedPreconditionError, "format 2, and this version knows 1")
+    assert_refused(filled, FailedPreconditionError, f"format {FORMAT + 1}, and this version knows {FORMAT}")
 
 
 @pytest.mark.parametrize("name", ["journal.sqlite", "journal.sqlite.checksums"])

@@ -1,0 +1,82 @@
+"""The rows that were ever inserted: a count that outlives resets, rewinds, restarts and checkpoints."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from conftest import numbers, rows
+from tdreplay.api import BaseReplayBuffer
+from tdreplay_client import RemoteReplayBuffer
+from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, spawn_server
+from tdreplay_server.restore import resize, restore
+
+
+def counts(buffer: BaseReplayBuffer) -> tuple[int, int]:
+    state = buffer.state()
+    return state.insert_count, state.write_count
+
+
+def test_a_reset_makes_the_row_ids_jump_and_not_the_count(make_buffer, tmp_path):
+    buffer = make_buffer(10)
+    assert counts(buffer) == (0, 0)
+    buffer.add_batch(rows(13))
+    assert counts(buffer) == (13, 13)
+    buffer.reset()
+    assert counts(buffer) == (13, 20)
+    buffer.add(rows(1)[0])
+    assert counts(buffer) == (14, 21)
+    buffer.reset(7)
+    buffer.add_batch(rows(2))
+    assert counts(buffer) == (16, 23)
+
+
+def test_a_rewind_takes_the_row_ids_back_and_not_the_count(make_buffer, tmp_path):
+    buffer = make_buffer(10)
+    buffer.add_batch(rows(4))
+    buffer.save(tmp_path / "then")
+    buffer.add_batch(rows(3))
+    buffer.load(tmp_path / "then")
+    assert counts(buffer) == (7, 4)
+    buffer.add_batch(rows(5))
+    assert counts(buffer) == (12, 9)
+
+
+def changed(buffer: BaseReplayBuffer, path: Path) -> None:
+    """Inserts 9 rows, with a reset and a rewind between them: 5 live rows, of the ids [10, 15)."""
+    buffer.add_batch(rows(3))
+    buffer.reset()
+    buffer.add_batch(rows(4))
+    buffer.save(path)
+    buffer.add(rows(1)[0])
+    buffer.load(path)
+    buffer.add(rows(1, start=4)[0])
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_it_survives_the_server(tmp_path, end):
+    config = ServerConfig(address="127.0.0.1:0", data_dir=tmp_path / "data", buffer_size=10)
+    with spawn_server(config) as server, RemoteReplayBuffer(server.address, timeout=10) as buffer:
+        changed(buffer, tmp_path / "then")
+        assert counts(buffer) == (9, 15)
+        os.kill(server.pid, end)
+    with ReplayServer(config) as again, RemoteReplayBuffer(again.address) as buffer:
+        assert counts(buffer) == (9, 15)
+        buffer.add_batch(rows(2))
+        assert counts(buffer) == (11, 17)
+
+
+def test_a_checkpoint_has_it_and_so_have_restore_and_resize(tmp_path):
+    with ReplayBuffer("cpu", "cpu", 10, directory=tmp_path / "table") as buffer:
+        changed(buffer, tmp_path / "then")
+        made = buffer.checkpoint("one")
+    restore(Path(made.path), tmp_path / "data", "restored")
+    for size in (10, 3):
+        if size != 10:
+            resize(tmp_path / "data", "restored", size)
+        with ReplayBuffer("cpu", "cpu", size, directory=tmp_path / "data" / "tables" / "restored") as buffer:
+            assert counts(buffer) == (9, 15)
+            assert numbers(buffer.sample_all())[-1] == 4 or size == 3

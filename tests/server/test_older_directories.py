@@ -1,0 +1,94 @@
+"""Directories that older versions wrote: `tests/golden` has them, as they were left by a stop and by a kill."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from conftest import files_under
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
+from tdreplay_client import RemoteReplayBuffer
+from tdreplay_server import ReplayServer, ServerConfig, spawn_server
+from tdreplay_server.journal import FORMAT
+from tdreplay_server.verify import verified
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "format-1"
+
+
+@pytest.fixture(params=["closed", "killed"])
+def data(request, tmp_path: Path) -> Path:
+    """A data directory of format 1. Its table 'golden' has 8 slots; 10 rows were inserted in five blocks, by writer-0 and writer-1 in turn."""
+    return Path(shutil.copytree(GOLDEN / request.param, tmp_path / "data"))
+
+
+def config(data: Path) -> ServerConfig:
+    return ServerConfig(address="127.0.0.1:0", data_dir=data)
+
+
+def block(k: int) -> bytes:
+    """The block of that number, from 0, of those that were inserted."""
+    number = np.arange(2 * k, 2 * k + 2)
+    return save({"number": number, "obs": np.stack([number, number + 0.5], 1).astype(np.float32)}, {"batch_shape": "[2]"})
+
+
+def add(address: str, k: int) -> pb.AddResponse:
+    with grpc.insecure_channel(address) as channel:
+        request = pb.AddRequest(table="golden", writer_id=f"writer-{k % 2}", sequence=k // 2 + 1, block=block(k))
+        return ReplayBufferServiceStub(channel).Add(request, timeout=10)
+
+
+def user_version(data: Path) -> int:
+    with closing(sqlite3.connect(data / "tables/golden/journal.sqlite")) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def test_an_older_directory_keeps_its_rows_and_writers(data):
+    for more in range(2):
+        with ReplayServer(config(data)) as server, RemoteReplayBuffer(server.address, table="golden") as buffer:
+            state, stored = buffer.state(), buffer.sample_all()
+            assert (state.size, state.write_count, state.insert_count) == (8, 10 + 2 * more, 10 + 2 * more)
+            assert sorted(stored["number"].tolist()) == list(range(2 + 2 * more, 10 + 2 * more))
+            assert (stored["obs"][:, 0] == stored["number"]).all()
+            assert all(add(server.address, k).already_stored for k in range(5))
+            assert not add(server.address, 5 + more).already_stored
+
+
+def test_it_counts_inserts_from_then_on(data):
+    with ReplayServer(config(data)) as server, RemoteReplayBuffer(server.address, table="golden") as buffer:
+        buffer.reset()
+    with ReplayServer(config(data)) as server, RemoteReplayBuffer(server.address, table="golden") as buffer:
+        assert (buffer.state().write_count, buffer.state().insert_count) == (16, 10)
+
+
+def test_verify_reads_it_and_changes_nothing(data):
+    before = files_under(data)
+    (_, line) = verified(data)
+    assert "8 rows, ids [2, 10), buffer_size 8" in line
+    assert files_under(data) == before
+
+
+def test_it_is_of_the_new_format_when_it_was_opened(data):
+    with ReplayServer(config(data)):
+        pass
+    list(verified(data))
+    assert user_version(data) == FORMAT
+
+
+def test_a_kill_after_it_was_opened_leaves_one_of_the_new_format(data):
+    with spawn_server(config(data)) as server:
+        os.kill(server.pid, signal.SIGKILL)
+    assert "8 rows, ids [2, 10)" in list(verified(data))[1]
+    with ReplayServer(config(data)) as again:
+        assert all(add(again.address, k).already_stored for k in range(5))
+    assert user_version(data) == FORMAT

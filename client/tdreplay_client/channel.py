@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import queue
 import threading
 import time
@@ -23,7 +22,6 @@ from tdreplay.errors import (
     CancelledError,
     ClosedError,
     DeadlineError,
-    ForkedError,
     InternalError,
     ReplayError,
     ServerUnavailableError,
@@ -31,6 +29,7 @@ from tdreplay.errors import (
     from_status,
 )
 from tdreplay.limits import MAX_MESSAGE_BYTES, message_options
+from tdreplay.processes import Owner, keep_in_forks
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_client.patience import SECOND_LOOK, Patience
 
@@ -45,6 +44,9 @@ T = TypeVar("T")
 class Connection:
     """A channel to one server.
 
+    Attributes:
+        owner: the process that may use it: gRPC does not survive a fork.
+
     Args:
         address: HOST:PORT or unix:PATH.
         timeout: seconds that a call may wait for the server: to answer, in a stream with the next message, or to come back.
@@ -52,12 +54,13 @@ class Connection:
 
     def __init__(self, address: str, timeout: float) -> None:
         self.address, self.timeout = address, timeout
+        self.owner = Owner(f"the buffer at {address}")
         self._channel = grpc.insecure_channel(address, options=_options())
         self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
         self._watchdog = _Watchdog()
         self._closed = threading.Event()
-        self._process = os.getpid()
-        weakref.finalize(self, self._channel.close)
+        weakref.finalize(self, _close_channel, self._channel, self.owner)
+        keep_in_forks(self)
         _open.add(self)
 
     def _multi_callable(self, method: Any) -> Callable[..., Any]:
@@ -111,10 +114,11 @@ class Connection:
         return answers
 
     def close(self) -> None:
-        """Ends all calls. Closing twice is allowed."""
-        self._closed.set()
-        self._watchdog.close()
-        self._channel.close()
+        """Ends all calls. Closing twice is allowed; in a fork of the process that opened it nothing happens."""
+        if self.owner.is_here:
+            self._closed.set()
+            self._watchdog.close()
+            self._channel.close()
 
     def check_open(self) -> None:
         """Passes where calls can be made.
@@ -122,8 +126,7 @@ class Connection:
         Raises:
             ForkedError, ClosedError: where they cannot.
         """
-        if os.getpid() != self._process:
-            raise ForkedError(f"the buffer at {self.address} was opened by process {self._process}, a fork of which this is: open one here")
+        self.owner.check()
         if self._closed.is_set():
             raise ClosedError(f"the buffer at {self.address} is closed")
 
@@ -158,6 +161,11 @@ class Connection:
         return DeadlineError(f"server {self.address} did not answer within {self.timeout} s")
 
 
+def _close_channel(channel: grpc.Channel, owner: Owner) -> None:
+    if owner.is_here:
+        channel.close()
+
+
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
@@ -184,6 +192,7 @@ class Answers(Iterator[Any]):
         self._deadline: float | None = None
         self._overdue: float | None = None  # The deadline that had passed when the time was looked at last.
         self._late = False
+        keep_in_forks(self)
         connection._watchdog.watch(self)
 
     def __next__(self) -> Any:
@@ -249,8 +258,9 @@ class Answers(Iterator[Any]):
         return active
 
     def close(self) -> None:
-        """Ends the call. Closing twice is allowed."""
-        self._call.cancel()
+        """Ends the call. Closing twice is allowed; in a fork of the process that made it nothing happens."""
+        if self._connection.owner.is_here:
+            self._call.cancel()
 
 
 def end_call(requests: queue.SimpleQueue[Any], answers: Answers) -> None:

@@ -136,6 +136,7 @@ class BatchStream(Iterator[TensorDict]):
             self._call.grant(room)
 
     def __next__(self) -> TensorDict:
+        self._connection.owner.check()
         if self._over:
             raise StopIteration
         try:

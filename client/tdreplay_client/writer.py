@@ -107,6 +107,7 @@ class Writer:
             SchemaError, CodecError: the row does not fit the writer's first one, or cannot travel. It is not added; the writer goes on.
             ReplayError: rows were not stored; they are the error's ``rows``, this one among them.
         """
+        self._connection.owner.check()
         values, row_shape = values_of(row)
         with self._changed:
             self._check_open()
@@ -127,6 +128,7 @@ class Writer:
             SchemaError, CodecError: the rows do not fit the writer's first one, or cannot travel. None is added; the writer goes on.
             ReplayError: rows were not stored; they are the error's ``rows``, these among them.
         """
+        self._connection.owner.check()
         columns, row_shape = from_rows(batch)
         schema = Schema.of(columns, row_shape)
         with self._changed:
@@ -153,13 +155,16 @@ class Writer:
             DeadlineError: it took longer. The rows are the error's ``rows``.
             ReplayError: rows were not stored; they are the error's ``rows``.
         """
+        self._connection.owner.check()
         with self._changed:
             self._check()
             self._send_staged()
             self._wait(lambda: not self._in_flight, timeout)
 
     def close(self) -> None:
-        """Ends the writer at once: rows that were not flushed may be lost. Closing twice is allowed."""
+        """Ends the writer at once: rows that were not flushed may be lost. Closing twice is allowed; in a fork of its process nothing happens."""
+        if not self._connection.owner.is_here:
+            return
         with self._changed:
             if not self._closed and not self._in_flight:
                 self._unsettled.identities.give_back(self._identity)
@@ -173,7 +178,7 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
-            if error is None:
+            if error is None and self._connection.owner.is_here:
                 self.flush()
         finally:
             self.close()

@@ -14,6 +14,7 @@ from tdreplay.columns import from_row, from_rows, to_tensordict
 from tdreplay.errors import StorageError
 from tdreplay.limits import check_batch_size
 from tdreplay.metadata import Metadata
+from tdreplay.processes import Owner
 from tdreplay.schema import Columns, Schema
 from tdreplay.selecting import Slots
 from tdreplay_server.draws import generators_of
@@ -24,7 +25,7 @@ __all__ = ["ReplayBuffer"]
 
 
 class ReplayBuffer(BaseReplayBuffer):
-    """A replay buffer in this process. See `BaseReplayBuffer` for its methods.
+    """A replay buffer in this process. See `BaseReplayBuffer` for its methods. In a fork of the process each of them is a `ForkedError`.
 
     Args:
         device: where batches go: the training device.
@@ -57,7 +58,15 @@ class ReplayBuffer(BaseReplayBuffer):
         seed: SupportsIndex | None = None,
     ) -> None:
         super().__init__(device, seed)
-        self._table = Table(storing_device, buffer_size, directory=directory, durability=durability, checkpoints=checkpoints, on_failure=on_failure)
+        self._owner = Owner("the buffer")
+        self._own_table = Table(
+            storing_device, buffer_size, directory=directory, durability=durability, checkpoints=checkpoints, on_failure=on_failure
+        )
+
+    @property
+    def _table(self) -> Table:
+        self._owner.check()  # Before any lock: another thread may have held it when this process was forked.
+        return self._own_table
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
@@ -106,5 +115,9 @@ class ReplayBuffer(BaseReplayBuffer):
         return self._table.checkpoint(name, progress=progress)
 
     def close(self) -> None:
-        """Gives the memory back, and the space of rows that lie in no directory. Closing twice is allowed; any other call is then a ClosedError."""
-        self._table.close()
+        """Gives the memory back, and the space of rows that lie in no directory. Closing twice is allowed; any other call is then a ClosedError.
+
+        In a fork of the process nothing happens: what the buffer holds is its parent's.
+        """
+        if self._owner.is_here:
+            self._own_table.close()

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing_extensions import Self
 
 from tdreplay.errors import DirectoryInUseError, InvalidArgumentError, ResourceExhaustedError
+from tdreplay.processes import OwnFile
 
 __all__ = [
     "LOCK",
@@ -39,7 +40,7 @@ NEW, OLD = ".new-", ".old-"
 
 
 class DirectoryLock:
-    """Keeps a directory for this process, until it is closed or the process ends, however that ends.
+    """Keeps a directory for this process, until it is closed or the process ends, however that ends, and whatever forks it leaves.
 
     Args:
         directory: it must be there.
@@ -49,12 +50,12 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._file = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file = OwnFile(os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.pread(self._file, 20, 0).decode("ascii", "replace").strip()
-            os.close(self._file)
+            holder = os.pread(self._file.number, 20, 0).decode("ascii", "replace").strip()
+            self.close()
             raise DirectoryInUseError(
                 f"{directory} is in use by {f'process {holder}' if holder else 'another process'}: stop that one, or name another directory"
             ) from None
@@ -67,14 +68,12 @@ class DirectoryLock:
 
     def sign(self) -> None:
         """Notes who has the directory, for whoever else wants it. Before that, nothing in it was changed."""
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        os.ftruncate(self._file.number, 0)
+        os.pwrite(self._file.number, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
         """Gives the directory back. Closing twice is allowed."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._file.close()
 
 
 def check_name(name: str, what: str) -> str:

@@ -8,7 +8,6 @@ Nothing but this module writes the database, over one connection, which is exclu
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -23,6 +22,7 @@ from typing import Any
 
 from tdreplay.errors import CodecError, CorruptDataError, FailedPreconditionError, ReplayError, ResourceExhaustedError, SchemaError, StorageError
 from tdreplay.limits import SEQUENCE_WINDOW
+from tdreplay.processes import keep_for_ever
 from tdreplay.schema import Schema
 from tdreplay_server.disk import boot_id, sync_directory
 from tdreplay_server.durability import Durability
@@ -357,7 +357,7 @@ def _keep_for_ever(connection: sqlite3.Connection) -> None:
     A connection that closes copies the log into the database, for which the checksums then do not vouch. One that is not closed leaves what a kill
     leaves. (From Python 3.12 on SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE would do.)
     """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    keep_for_ever(connection)
 
 
 def _compact(connection: sqlite3.Connection, database: Path, file: int | None, *, durable: bool) -> None:

@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from tdreplay.errors import ServerUnavailableError, StorageError
 from tdreplay.limits import message_options
+from tdreplay.processes import Owner, keep_in_forks
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.health import Health
 from tdreplay_server.logs import log
@@ -26,7 +27,7 @@ __all__ = ["ReplayServer"]
 
 
 class ReplayServer:
-    """A replay buffer server in this process. It listens from `start` (or ``with``) to `stop`.
+    """A replay buffer server in this process. It listens from `start` (or ``with``) to `stop`. A fork of the process has none.
 
     Args:
         config: its settings; None: the defaults.
@@ -47,6 +48,7 @@ class ReplayServer:
         self._address = ""
         self._on_failure = on_failure
         self._failure: StorageError | None = None
+        self._owner = Owner("the server")
 
     @property
     def address(self) -> str:
@@ -66,6 +68,10 @@ class ReplayServer:
 
     def start(self) -> Self:
         """Opens the tables and listens. Returns when calls are served."""
+        if self._address:
+            self._owner.check()
+        self._owner = Owner("the server")
+        keep_in_forks(self)
         config = self._config
         self._tables = Tables(
             config.data_dir, config.storing_device, config.buffer_size, config.max_tables, durability=config.durability, on_failure=self._failed
@@ -99,11 +105,13 @@ class ReplayServer:
     def stop(self, grace: float | None = None) -> None:
         """Says that it does not serve any more, refuses new calls, gives the running ones time to finish, ends them, and closes the tables.
 
-        Streams that wait for their client have nothing to finish: they end at once.
+        Streams that wait for their client have nothing to finish: they end at once. In a fork of the process nothing happens.
 
         Args:
             grace: seconds that running calls get; None: the setting `grace_seconds`.
         """
+        if not self._owner.is_here:
+            return
         ends = time.monotonic() + (self._config.grace_seconds if grace is None else grace)
         self._health.stop()
         self._running.stop(ends - time.monotonic())
@@ -114,6 +122,7 @@ class ReplayServer:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Blocks until the server stopped, at most `timeout` seconds. True where it was the timeout."""
+        self._owner.check()
         ran_out: bool = self._grpc.wait_for_termination(timeout)
         return ran_out
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import logging
 import sys
 
-import structlog
+from tdreplay_server.imports import process_unchanged
+
+with process_unchanged():
+    import structlog
 
 __all__ = ["log", "log_to_stderr"]
 

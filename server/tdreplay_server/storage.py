@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage
 
 from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError, StorageError
 from tdreplay.memory import Rows, as_rows, has_rows
@@ -27,6 +26,7 @@ from tdreplay_server.failpoints import failpoint
 from tdreplay_server.paging import LARGE_BYTES, FileRows, blocks_read
 from tdreplay_server.parallel import in_parts
 from tdreplay_server.ring import Ring, Slots
+from tdreplay_server.torchrl import LazyMemmapStorage, LazyTensorStorage
 
 __all__ = ["DeviceRows", "Inserts", "MemmapRows", "RowStorage", "column_file", "open_storage"]
 

@@ -12,7 +12,6 @@ from typing import SupportsIndex
 
 import numpy as np
 import torch
-from torchrl.data import TensorDictReplayBuffer
 
 from tdreplay.api import Checkpoint, EpochQuery, Progress, State
 from tdreplay.block import check_header
@@ -45,6 +44,7 @@ from tdreplay_server.selection import Selection, epoch_orders
 from tdreplay_server.snapshot import Snapshot
 from tdreplay_server.storage import Inserts, RowStorage, open_storage
 from tdreplay_server.table_directory import CHECKPOINTS, TableDirectory, rows_directory
+from tdreplay_server.torchrl import TensorDictReplayBuffer
 from tdreplay_server.torchrl_parts import UniformSampler
 
 __all__ = ["Table"]

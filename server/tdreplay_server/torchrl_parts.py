@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDictBase
-from torchrl.data.replay_buffers.samplers import Sampler
-from torchrl.data.replay_buffers.writers import Writer
 
 from tdreplay_server.ring import Ring
 from tdreplay_server.storage import Inserts, RowStorage
+from tdreplay_server.torchrl import Sampler, Writer
 
 __all__ = ["RingWriter", "UniformSampler"]
 

@@ -26,7 +26,7 @@ from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_RANK
 from tdreplay.memory import Rows
 from tdreplay.schema import DTYPE_NAMES, DTYPES, EXTRA_FIELDS, METADATA, Field, Schema
 
-__all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_booleans", "check_header", "decode", "layout"]
+__all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_header", "checked_places", "decode", "layout"]
 
 ALIGNMENT = 16
 BATCH_SHAPE = "batch_shape"
@@ -139,18 +139,24 @@ def check_header(schema: Schema) -> None:
     layout((*schema.fields, *EXTRA_FIELDS), MAX_BATCH_SIZE, schema.row_shape)
 
 
-def check_booleans(block: Block) -> None:
-    """Passes where every bool is 0 or 1, as torch takes for granted of received bytes too.
+def checked_places(block: Block, *, changing: bool) -> dict[str, Rows]:
+    """The places of a block's fields, every bool of which is 0 or 1, as torch takes for granted of received bytes too.
+
+    Args:
+        block: that came.
+        changing: whether others may write the block's memory meanwhile. Then its bools are copied, and the copies checked.
 
     Raises:
         CodecError: names the field that has another byte.
     """
+    places = block.places
     for span in block.header.spans:
         if span.dtype is torch.bool and span.size:
-            start = len(block.header.header) + span.start
-            largest = int(block.memory[start : start + span.size].max())
+            places[span.name] = rows = places[span.name].copy() if changing else places[span.name]
+            largest = int(rows.view(np.uint8).max())
             if largest > 1:
                 raise CodecError(f"field {span.name!r}: a BOOL must be 0 or 1, and one is {largest}")
+    return places
 
 
 @lru_cache(maxsize=512)

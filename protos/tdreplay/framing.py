@@ -7,14 +7,15 @@ library reads and writes it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from tdreplay.block import ALIGNMENT, Bytes
-from tdreplay.errors import CodecError, MessageTooLargeError
-from tdreplay.limits import MAX_MESSAGE_BYTES
+from tdreplay.errors import CodecError, InvalidArgumentError, MessageTooLargeError
+from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, MAX_HEAD_BYTES, MAX_MESSAGE_BYTES, check_whole
 from tdreplay.memory import new_bytes, writable
 
 __all__ = ["frame", "split"]
@@ -51,36 +52,74 @@ def frame(head: Message, block_size: int) -> tuple[bytes, Bytes]:
 def split(message: bytes, head_type: type[M]) -> tuple[M, Bytes]:
     """The fields of `message` without its block and padding, and the block: a view of the message's memory, empty where there is none.
 
+    What the protobuf runtime is going to parse is bounded first: what it makes of a message may take thirty times the message's bytes.
+
     Raises:
         CodecError: the bytes are not a message of that type.
+        InvalidArgumentError: it has more than `MAX_HEAD_BYTES` beside its block or its packed index, or more slots than `MAX_BATCH_SIZE`.
     """
     try:
         if BLOCK_FIELD not in head_type.DESCRIPTOR.fields_by_number:
+            if len(message) > MAX_HEAD_BYTES:
+                _check_long(message, head_type)
             return head_type.FromString(message), np.empty(0, np.uint8)
-        head, start, end = _walk(message)
+        head, start, end = _parted(message, head_type)
         return head_type.FromString(head), writable(message)[start:end] if end > start else np.empty(0, np.uint8)
     except (DecodeError, IndexError) as error:
         raise CodecError(f"not a {head_type.DESCRIPTOR.name}: {error}") from None
 
 
-def _walk(message: bytes) -> tuple[bytes, int, int]:
+def _parted(message: bytes, head_type: type[Message]) -> tuple[bytes, int, int]:
     """The bytes of all fields but block and padding, and where the block starts and ends. Of two blocks the last one counts, as in protobuf."""
-    head, start, end, at, fields = bytearray(), 0, 0, 0, 0
+    head, start, end = bytearray(), 0, 0
+    for key, field_start, value_start, value_end in _walk(message, MAX_FIELDS):
+        if key == BLOCK_FIELD << 3 | LENGTH_DELIMITED:
+            start, end = value_start, value_end
+        elif key >> 3 != PADDING_FIELD:
+            size = len(head) + value_end - field_start
+            if size > MAX_HEAD_BYTES and key >> 3 not in head_type.DESCRIPTOR.fields_by_number:
+                continue  # It means nothing to this version.
+            _check_head(size, head_type)
+            head += message[field_start:value_end]
+    return bytes(head), start, end
+
+
+def _check_long(message: bytes, head_type: type[Message]) -> None:
+    """Passes where a message without a block is so long for its packed index alone."""
+    index = head_type.DESCRIPTOR.fields_by_name.get("index")
+    if index is None:
+        _check_head(len(message), head_type)
+        return
+    data, slots, rest = np.frombuffer(message, np.uint8), 0, 0
+    for key, field_start, value_start, value_end in _walk(message, MAX_FIELD_NAMES):
+        if key == index.number << 3 | LENGTH_DELIMITED:
+            slots += int(np.count_nonzero(data[value_start:value_end] < 0x80))  # A varint ends there.
+        else:
+            rest += value_end - field_start
+    check_whole(slots, "the number of slots in index", 0, MAX_BATCH_SIZE)
+    _check_head(rest, head_type)
+
+
+def _check_head(size: int, head_type: type[Message]) -> None:
+    if size > MAX_HEAD_BYTES:
+        name = head_type.DESCRIPTOR.name
+        raise InvalidArgumentError(f"{name} ({size} bytes, without a block or a packed index) must be at most {MAX_HEAD_BYTES} bytes")
+
+
+def _walk(message: bytes, most: int) -> Iterator[tuple[int, int, int, int]]:
+    """Each field of a message, of at most so many: its key, where it starts, and where its value starts and ends."""
+    at = fields = 0
     while at < len(message):
         fields += 1
-        if fields > MAX_FIELDS:
-            raise DecodeError(f"more than {MAX_FIELDS} fields")
+        if fields > most:
+            raise DecodeError(f"more than {most} fields")
         field_start = at
         key, at = _read_varint(message, at)
         if key >> 32:
             raise DecodeError(f"the field number at byte {field_start} is too large")
-        number, at, value_end = key >> 3, *_value_span(message, at, key & 7)
-        if number == BLOCK_FIELD and key & 7 == LENGTH_DELIMITED:
-            start, end = at, value_end
-        elif number != PADDING_FIELD:
-            head += message[field_start:value_end]
+        value_start, value_end = _value_span(message, at, key & 7)
+        yield key, field_start, value_start, value_end
         at = value_end
-    return bytes(head), start, end
 
 
 def _value_span(message: bytes, at: int, wire_type: int) -> tuple[int, int]:

@@ -13,7 +13,9 @@ __all__ = [
     "DEFAULT_TABLE",
     "LEAST_SHARED_BYTES",
     "MAX_BATCH_SIZE",
+    "MAX_FIELD_NAMES",
     "MAX_HEADER_BYTES",
+    "MAX_HEAD_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_RANK",
     "MAX_SECONDS",
@@ -41,6 +43,12 @@ BLOCK_BYTES = 2 << 20
 
 MAX_HEADER_BYTES = 64 << 10
 """The largest safetensors header, in bytes: 900 fields of 8 dimensions fit."""
+
+MAX_HEAD_BYTES = 128 << 10
+"""The most bytes of a message beside its block, or beside its packed index: the names of all fields of any table fit."""
+
+MAX_FIELD_NAMES = 2048
+"""The most names in a request's `fields`: more than any table has fields."""
 
 MAX_RANK = 16
 """The most dimensions that a field of a block may have, the row dimension included."""

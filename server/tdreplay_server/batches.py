@@ -11,7 +11,7 @@ import numpy as np
 
 from tdreplay.block import layout
 from tdreplay.framing import frame
-from tdreplay.limits import BLOCK_BYTES, check_whole
+from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE, check_whole
 from tdreplay.schema import Field
 from tdreplay_server.selection import Selection
 from tdreplay_server.shared_memory import SharedSlots, offer
@@ -57,8 +57,12 @@ def row_bytes(fields: Iterable[Field]) -> int:
 
 
 def per_message(wanted: int, batch_size: int, fields: Iterable[Field]) -> int:
-    """How many batches go into one message, where the client wants at most so many: what fits into a block."""
-    return max(1, min(check_whole(wanted, "batches_per_message", 0), BLOCK_BYTES // max(1, batch_size * row_bytes(fields))))
+    """How many batches go into one message, where the client wants at most so many: what fits into a block, and into one batch.
+
+    Each row costs its slot and its id here, also where its fields have no bytes.
+    """
+    fitting = min(BLOCK_BYTES // max(1, batch_size * row_bytes(fields)), MAX_BATCH_SIZE // batch_size)
+    return max(1, min(check_whole(wanted, "batches_per_message", 0), fitting))
 
 
 def slot_bytes(batches: int, batch_size: int, selection: Selection) -> int:
@@ -69,6 +73,7 @@ def slot_bytes(batches: int, batch_size: int, selection: Selection) -> int:
 def blocks(table: Table, selection: Selection, response: Any, batch_rows: int) -> Iterator[bytes]:
     """The selected rows as framed messages of the type `response`, each gathered when it is asked for. `batch_rows`: the rows of one batch."""
     rows_per_block = -(-selection.rows // max(1, -(-row_bytes(selection.fields) * selection.rows // BLOCK_BYTES)))
+    rows_per_block = min(rows_per_block, MAX_BATCH_SIZE)  # Also of rows without bytes.
     for start in range(0, selection.rows, rows_per_block):
         stop = min(start + rows_per_block, selection.rows)
         block = layout(selection.fields, stop - start, selection.row_shape)

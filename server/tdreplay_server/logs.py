@@ -13,7 +13,15 @@ from tdreplay_server.imports import process_unchanged
 with process_unchanged():
     import structlog
 
+from tdreplay_server.texts import printable
+
 __all__ = ["log", "log_to_stderr"]
+
+
+def _one_line(_logger: object, _method: str, entries: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Names and texts come from the network: none of them begins a line of its own, or speaks to the terminal."""
+    return {key: value if isinstance(value, (int, float)) or value is None else printable(str(value)) for key, value in entries.items()}
+
 
 log = structlog.wrap_logger(
     logging.getLogger("tdreplay"),
@@ -23,6 +31,7 @@ log = structlog.wrap_logger(
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
         structlog.processors.format_exc_info,
+        _one_line,
         structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
     ],
 )

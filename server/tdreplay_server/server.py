@@ -143,6 +143,7 @@ def _check_unused(address: str) -> None:
 def _options() -> list[tuple[str, int]]:
     return [
         *message_options(),
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # None: what a compressed message takes is known only when it is there.
         ("grpc.so_reuseport", 0),  # A second server on the same port is an error, not a silent half of the traffic.
         # A client that vanished without a word is noticed, so that its stream slot is free again.
         ("grpc.keepalive_time_ms", 20_000),

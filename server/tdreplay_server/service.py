@@ -10,9 +10,9 @@ import grpc
 import numpy as np
 
 from tdreplay.api import EpochQuery
-from tdreplay.block import Bytes, check_booleans, decode
+from tdreplay.block import Bytes, checked_places, decode
 from tdreplay.errors import InvalidArgumentError
-from tdreplay.limits import MAX_BATCH_SIZE, check_batch_size, check_whole
+from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, check_whole
 from tdreplay.messages import durability_to_message, schema_to_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.batches import Credits, blocks, merged, per_message, slot_bytes, streamed
@@ -144,8 +144,7 @@ def _insert(table: Table, head: Any, block: Bytes, longer: bool = False) -> dict
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
         raise InvalidArgumentError(f"batch_size ({list(decoded.batch_shape)}) is empty or too large: a block must hold 1 to {MAX_BATCH_SIZE} rows")
-    check_booleans(decoded)
-    columns = decoded.places
+    columns = checked_places(decoded, changing=longer)
     number = Number.of(head.writer_id, head.sequence, columns)
     first, again = table.insert(columns, decoded.header.schema, decoded.rows, number)
     return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(table.durability), "already_stored": again}
@@ -167,6 +166,7 @@ def _drawing(table: Table, query: Any, first: int, rows: int, fields: tuple[str,
 
 
 def _fields(names: Sequence[str]) -> tuple[str, ...] | None:
+    check_whole(len(names), "the number of names in fields", 0, MAX_FIELD_NAMES)
     return tuple(names) or None
 
 

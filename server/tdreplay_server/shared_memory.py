@@ -12,9 +12,10 @@ import mmap
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -31,11 +32,13 @@ __all__ = ["SharedMemory", "SharedSlots", "offer"]
 PAGE = 4096
 LOCAL_PEERS = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
 PREFIX, SUFFIX = "tdreplay-", ".slots"
+TOTAL_SHARED_BYTES = 1 << 30
+"""Of all calls of a server together. Where no more can be had, blocks travel in messages."""
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class SharedSlots:
-    """Slots for blocks.
+    """Slots for blocks. Several threads may lend and release them.
 
     Args:
         slots: how many.
@@ -48,7 +51,8 @@ class SharedSlots:
 
     def __init__(self, slots: int, slot_bytes: int, folder: Path | None) -> None:
         self._slots, self._slot_bytes = slots, -(-slot_bytes // PAGE) * PAGE
-        self._free = list(range(slots))
+        self._free, self._lent = list(range(slots)), set[int]()
+        self._lock = threading.Lock()
         size = SHARED_SLOTS_START + self._slots * self._slot_bytes
         self._file, self._path = _anonymous(size) if folder is None else _named(folder, size)
         self._named = folder is not None
@@ -62,9 +66,11 @@ class SharedSlots:
 
     def lend(self, block_bytes: int) -> tuple[int, Bytes] | None:
         """A slot for a block of that size, which is the client's until it releases it, and its memory; None where it fits into none that is free."""
-        if block_bytes > self._slot_bytes or not self._free:
-            return None
-        slot = self._free.pop()
+        with self._lock:
+            if block_bytes > self._slot_bytes or not self._free:
+                return None
+            slot = self._free.pop()
+            self._lent.add(slot)
         return slot, self[slot][:block_bytes]
 
     def release(self, slots: Iterable[int]) -> None:
@@ -73,10 +79,12 @@ class SharedSlots:
         Raises:
             InvalidArgumentError: one of them was not.
         """
-        for slot in slots:
-            if not 0 <= slot < self._slots or slot in self._free:
-                raise InvalidArgumentError(f"released_slots ({slot}): the server has not lent it")
-            self._free.append(slot)
+        with self._lock:
+            for slot in slots:
+                if slot not in self._lent:
+                    raise InvalidArgumentError(f"released_slots ({slot}): the server has not lent it")
+                self._lent.remove(slot)
+                self._free.append(slot)
 
     def __getitem__(self, slot: int) -> Bytes:
         """The memory of a slot.
@@ -103,31 +111,65 @@ def offer(slots: SharedSlots | None) -> pb.SharedMemory:
     return pb.SharedMemory() if slots is None else slots.offer()
 
 
+class Budget:
+    """Bytes that may be taken, by any thread, and come back."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        """Takes so many; False where fewer are left."""
+        with self._lock:
+            enough = size <= self._left
+            self._left -= size if enough else 0
+            return enough
+
+    def give_back(self, size: int) -> None:
+        """Gives back what was taken."""
+        with self._lock:
+            self._left += size
+
+
 @dataclass(frozen=True)
 class SharedMemory:
-    """Makes slots for the clients that can reach them.
+    """Makes slots for the clients that can reach them, of at most `TOTAL_SHARED_BYTES` in all.
 
     Attributes:
         folder: that clients share with the server; None: those whose connection shows that they are on this host get anonymous files.
     """
 
     folder: Path | None = None
+    _budget: Budget = field(default_factory=lambda: Budget(TOTAL_SHARED_BYTES))
 
     @contextmanager
     def share(self, context: grpc.ServicerContext, wanted: int, block_bytes: int) -> Iterator[SharedSlots | None]:
         """Up to `wanted` slots for blocks of that size, where the client may reach them and they pay; else None.
 
         Raises:
-            InvalidArgumentError: the size is negative.
+            InvalidArgumentError: the size, or the number of slots, is negative.
         """
+        check_whole(wanted, "shared_slots", 0)
         pays = check_whole(block_bytes, "slot_bytes", 0) >= LEAST_SHARED_BYTES and self._may_reach(context.peer())
         slots = min(wanted, MOST_SHARED_BYTES // block_bytes) if pays else 0
-        shared = self._allocated(slots, block_bytes) if slots > 0 else None
+        with self._taken(slots * block_bytes) as enough:
+            shared = self._allocated(slots, block_bytes) if slots and enough else None
+            try:
+                yield shared
+            finally:
+                if shared is not None:
+                    shared.close()
+
+    @contextmanager
+    def _taken(self, size: int) -> Iterator[bool]:
+        enough = self._budget.take(size)
+        if not enough:
+            log.debug("all shared memory is in use, so a client's batches travel in messages", bytes=size)
         try:
-            yield shared
+            yield enough
         finally:
-            if shared is not None:
-                shared.close()
+            if enough:
+                self._budget.give_back(size)
 
     def sweep(self) -> None:
         """Removes the files of servers that were killed: nobody holds their locks. Those of other users stay."""

@@ -22,14 +22,13 @@ from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_server.logs import log
 from tdreplay_server.running import ClientGoneError, RunningCalls
+from tdreplay_server.texts import details_of
 
 __all__ = ["Request", "StreamSlots", "handlers"]
 
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 LONG_LIVED = frozenset({"AddBatch", "Sample", "SampleAll", "Epoch", "Checkpoint"})
 """The calls that last as long as the client likes, and so need a slot."""
-
-MAX_DETAILS = 1000  # The status travels in a header, and gRPC drops headers above 8 KiB.
 
 
 class Request(NamedTuple):
@@ -161,11 +160,12 @@ def _statuses(context: grpc.ServicerContext, call: str) -> Iterator[None]:
     try:
         yield
     except ReplayError as error:
-        log.info("call refused", call=call, error=type(error).__name__, details=str(error)[:MAX_DETAILS])
+        details = details_of(error)
+        log.info("call refused", call=call, error=type(error).__name__, details=details)
         context.set_trailing_metadata(((TRAILER, type(error).__name__),))
-        context.abort(error.code, str(error)[:MAX_DETAILS])
+        context.abort(error.code, details)
     except (grpc.RpcError, ClientGoneError) as error:
         log.debug("the client is gone: there is nobody to tell", call=call, error=repr(error))
     except Exception:  # noqa: BLE001 - a bug: the log gets all of it, the client none.
-        log.exception("call failed", call=call)
+        log.error("call failed", call=call, exc_info=True)  # Not `exception`: the standard library would write the traceback once more.
         context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")

@@ -51,7 +51,7 @@ BAD_ROWS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "empty batch": (lambda: rows(2)[:0], errors.InvalidArgumentError, ["[0]", "at least one row"]),
     "no batch dimension": (lambda: rows(2)[0], errors.InvalidArgumentError, ["[]", "[n, ...]"]),
     "no field": (lambda: TensorDict({}, [2]), errors.SchemaError, ["at least one field"]),
-    "not a TensorDict": (lambda: {"obs": torch.zeros(2, 3)}, errors.CodecError, ["dict", "TensorDict"]),
+    "not a TensorDict": (lambda: [rows(1), rows(1)], errors.CodecError, ["list", "TensorDict"]),
     "non-tensor data": (lambda: renamed(text=NonTensorData("hello", batch_size=[2])), errors.CodecError, ["'text'", "NonTensorData"]),
     "key with a dot": (lambda: renamed(**{"a.b": torch.zeros(2)}), errors.CodecError, ["'a.b'", "'.'"]),
     "unknown dtype": (lambda: renamed(wide=torch.zeros(2, dtype=torch.complex128)), errors.CodecError, ["'wide'", "complex128"]),

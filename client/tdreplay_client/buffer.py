@@ -7,19 +7,19 @@ from typing import Any, Literal, SupportsIndex
 
 import torch
 from google.protobuf.message import Message
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
-from tdreplay.columns import from_row, from_rows
 from tdreplay.errors import InvalidArgumentError, TableExistsError
-from tdreplay.limits import DEFAULT_TABLE, MAX_BATCH_SIZE, check_batch_size, check_whole
+from tdreplay.limits import DEFAULT_TABLE, MAX_BATCH_SIZE, check_batch_size, check_flag, check_whole
 from tdreplay.messages import durability_from_message, schema_from_message
 from tdreplay.metadata import Metadata
-from tdreplay.schema import Columns, Schema
+from tdreplay.rows import Row, given_row, given_rows
 from tdreplay.selecting import Fields, Slots, as_fields
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.batches import assemble
 from tdreplay_client.channel import Connection
+from tdreplay_client.fitting import Fitting
 from tdreplay_client.inserts import SingleInserts
 from tdreplay_client.landing import Landing
 from tdreplay_client.patience import Patience
@@ -47,6 +47,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         timeout: seconds that a call may wait for the server: to answer, in a stream with the next message, or to come back.
         transport: how rows travel, both ways. auto, shared_memory: through memory that server and client share, where they are on one host, run
             as the same user and batches are large enough to gain by it; else over gRPC. grpc: over gRPC.
+        cast: whether `add`, `add_batch` and writers convert what has another dtype than the table's field; see `BaseReplayBuffer`.
 
     Where the connection is lost, calls, writers and streams go on by themselves when the server is back; rows are stored once, however often they had
     to be sent. `reset`, `drop` and `checkpoint` are not repeated, epochs cannot be continued, and a buffer is not made where the server is not there.
@@ -71,6 +72,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         buffer_size: SupportsIndex | None = None,
         timeout: float = 30.0,
         transport: Literal["auto", "shared_memory", "grpc"] = "auto",
+        cast: bool = False,
     ) -> None:
         super().__init__(device)
         if transport not in ("auto", "shared_memory", "grpc"):
@@ -82,6 +84,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._sharing = Sharing(address, wanted=transport != "grpc")
         self._landing = Landing(self._device)
         self._unsettled = Unsettled()
+        self._fitting = Fitting(self._connection, table, cast=check_flag(cast, "cast"))
         self._inserts = SingleInserts(self._connection, table, self._sharing, self._unsettled)
         self._single_batches = SingleBatches(self._connection, table, self._landing, self._sharing)
         try:
@@ -126,15 +129,12 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
-    def add(self, row: TensorDictBase) -> None:
-        self._add(*from_row(row))
+    def add(self, row: Row) -> None:
+        self._fitting.insert(given_row(row), self._inserts.add)
 
-    def add_batch(self, batch: TensorDictBase) -> None:
+    def add_batch(self, batch: Row) -> None:
         """As in `BaseReplayBuffer`. A batch above a few MiB is stored in parts, pipelined; what is refused after the first part leaves it there."""
-        self._add(*from_rows(batch))
-
-    def _add(self, columns: Columns, row_shape: tuple[int, ...]) -> None:
-        self._inserts.add(columns, Schema.of(columns, row_shape), len(next(iter(columns.values()))))
+        self._fitting.insert(given_rows(batch), self._inserts.add)
 
     def writer(self, *, flush_rows: SupportsIndex = 64, flush_seconds: float = 0.1, max_in_flight: SupportsIndex = 16) -> Writer:
         """A writer that coalesces rows into blocks and does not wait for each: ``with buffer.writer() as writer: writer.append(row)``.
@@ -147,7 +147,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         rows, blocks = check_whole(flush_rows, "flush_rows", 1, MAX_BATCH_SIZE), check_whole(max_in_flight, "max_in_flight", 1)
         if not flush_seconds > 0:
             raise InvalidArgumentError(f"flush_seconds ({flush_seconds!r}) must be above 0 s")
-        return Writer(self._connection, self._table, self._sharing, self._unsettled, rows, flush_seconds, blocks)
+        return Writer(self._connection, self._table, self._sharing, self._unsettled, self._fitting, rows, flush_seconds, blocks)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
@@ -234,6 +234,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         """Forgets what concerns rows that the table does not hold any more."""
         self._iterator = None
         self._unsettled.clear()
+        self._fitting.forget()
 
     def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
         """As in `BaseReplayBuffer`; the directory is the server's. It may take long: `timeout` is for each sign of its progress."""

@@ -2,72 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase, is_tensor_collection
 
-from tdreplay.columns import from_row
-from tdreplay.errors import CodecError, SchemaError
+from tdreplay.errors import SchemaError
+from tdreplay.limits import shown
 from tdreplay.memory import RAW, Rows
-from tdreplay.schema import DTYPE_NAMES, Columns, Schema
+from tdreplay.rows import Given
+from tdreplay.schema import DTYPE_NAMES, Columns, Field, Schema
+from tdreplay.values import NUMPY, dense, fitted, quick_limits
 from tdreplay_client.identities import Number
 from tdreplay_client.inserts import InsertCall
 from tdreplay_client.parcels import Parcel, block_layout, rows_of, rows_per_block
 
-__all__ = ["Row", "Staging", "Values", "columns_of", "schema_of", "values_of"]
-
-Row: TypeAlias = "TensorDictBase | Mapping[str, Any]"
-"""A TensorDict without a row dimension, or a dict (nested or not) of tensors, arrays or scalars."""
-
-Values: TypeAlias = dict[str, Any]
-"""Field name -> tensor, array or scalar."""
+__all__ = ["Staging"]
 
 
-def values_of(row: Row) -> tuple[Values, tuple[int, ...]]:
-    """The fields of a row, nested names joined with '.', and its row shape.
+class _Place(NamedTuple):
+    """Where a field's values go, as an array of shape [rows, *shape]; of RAW's dtype where NumPy does not have the field's."""
 
-    Raises:
-        CodecError: a field cannot travel; the message names it.
-    """
-    if is_tensor_collection(row):  # Asked first: a TensorDict is a Mapping too.
-        columns, row_shape = from_row(row)
-        return {name: column[0] for name, column in columns.items()}, row_shape
-    if not isinstance(row, Mapping):
-        raise CodecError(f"a row ({type(row).__name__}) must be a TensorDict or a dict")
-    values: Values = {}
-    _flatten(row, "", values)
-    return values, ()
-
-
-def _flatten(row: Mapping[str, Any], prefix: str, values: Values) -> None:
-    for key, value in row.items():
-        name = f"{prefix}{key}"
-        if not isinstance(key, str) or not key or "." in key:
-            raise CodecError(f"field {name!r}: a key must be a text that is not empty and has no '.', which joins nested keys")
-        if isinstance(value, Mapping):
-            _flatten(value, f"{name}.", values)
-        else:
-            values[name] = value.detach() if isinstance(value, torch.Tensor) else value
-
-
-def schema_of(values: Values, row_shape: tuple[int, ...]) -> Schema:
-    """The schema that a first row fixes: of arrays and tensors their own dtypes, of scalars bool, int64 and float32."""
-    return Schema.of(columns_of(values), row_shape)
-
-
-def columns_of(values: Values) -> dict[str, torch.Tensor]:
-    """A row as columns of length 1, of the dtypes that `schema_of` says."""
-    return {name: _as_tensor(name, value).unsqueeze(0) for name, value in values.items()}
-
-
-def _as_tensor(name: str, value: Any) -> torch.Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CodecError(f"field {name!r}: {type(value).__name__} cannot travel: {error}") from None
+    array: Any
+    field: Field
+    numpy: np.dtype[Any] | None  # The field's dtype, where NumPy has it.
+    limits: dict[type, tuple[Any, Any]]
 
 
 class Staging:
@@ -78,6 +37,7 @@ class Staging:
         schema: of the rows.
         rows: room for so many; fewer where they would be more than a block.
         number: of the block.
+        cast: whether values of other dtypes are converted.
 
     Attributes:
         rows: that are in it.
@@ -85,13 +45,13 @@ class Staging:
         portion_rows: that came since then.
     """
 
-    def __init__(self, call: InsertCall, schema: Schema, rows: int, number: Number) -> None:
-        self._call, self._schema, self._number = call, schema, number
+    def __init__(self, call: InsertCall, schema: Schema, rows: int, number: Number, *, cast: bool = False) -> None:
+        self._call, self._schema, self._number, self._cast = call, schema, number, cast
         self._room = min(rows, rows_per_block(schema))
         self.rows = self.portion_rows = self.portions = 0
         self._parcel = call.parcel(block_layout(schema, self._room), number)
         places = self._parcel.places
-        self._arrays = {field.name: _typed(places.get(field.name), self._room, field.dtype, field.shape) for field in schema.fields}
+        self._fields = {field.name: _place(places.get(field.name), self._room, field) for field in schema.fields}
 
     @property
     def full(self) -> bool:
@@ -108,27 +68,26 @@ class Staging:
         self.portions += 1
         self.portion_rows = 0
 
-    def append(self, values: Values) -> None:
+    def append(self, row: Given) -> None:
         """Copies a row in; there must be room.
 
         Raises:
-            SchemaError: a field is missing, extra, misshapen or of another dtype. The row is not in then.
+            SchemaError: a field is missing, extra, misshapen or of another dtype, or a number does not fit. The row is not in then.
         """
-        arrays = self._arrays
-        if values.keys() != arrays.keys():
-            self._schema.check(schema_of(values, self._schema.row_shape))
-        at = self.rows
-        for name, array in arrays.items():
+        values, at = row.values, self.rows
+        if values.keys() != self._fields.keys() or row.row_shape != self._schema.row_shape:
+            self._schema.check(Schema.of(row.columns(self._schema, cast=self._cast), row.row_shape))
+        for name, (array, field, dtype, limits) in self._fields.items():
             value = values[name]
             if isinstance(value, torch.Tensor):
-                value = self._from_tensor(name, value)
-            if isinstance(value, np.ndarray | np.generic):
-                if value.dtype != array.dtype or value.shape != array.shape[1:]:
-                    self._refuse(name, f"{value.dtype}{list(value.shape)}")
-            elif not _scalar_fits(value, array):
-                self._refuse(name, f"{type(value).__name__} {value!r:.40}")
+                value = self._from_tensor(field, value)
+            elif isinstance(value, np.ndarray):
+                if value.dtype != dtype or value.shape != field.shape:
+                    value = self._converted(field, value)
+            elif not _lies_between(value, limits.get(type(value))) or field.shape:
+                value = self._converted(field, value)
             array[at] = value
-        self.rows = at + 1
+        self.rows = at + 1  # Only now: a row that was refused midway is overwritten by the next one.
         self.portion_rows += 1
 
     def extend(self, columns: Columns, rows: int) -> None:
@@ -138,15 +97,21 @@ class Staging:
         self.rows += rows
         self.portion_rows += rows
 
-    def _from_tensor(self, name: str, value: torch.Tensor) -> Any:
-        expected = self._schema.by_name[name].dtype
-        if value.dtype is not expected:
-            self._refuse(name, f"{DTYPE_NAMES.get(value.dtype, value.dtype)}{list(value.shape)}")
-        raw = value.cpu().resolve_conj().resolve_neg()
-        return raw.view(RAW.get(expected, expected)).numpy()
+    def _from_tensor(self, field: Field, value: torch.Tensor) -> Any:
+        if value.dtype is not field.dtype or value.shape != field.shape:
+            return self._converted(field, value)
+        try:
+            return _raw(value)
+        except (TypeError, RuntimeError):
+            dense(field.name, value)  # Says what is wrong with it.
+            raise
 
-    def _refuse(self, name: str, got: str) -> None:
-        raise SchemaError(f"field {name!r}: expected {self._schema.by_name[name]} in every row, got {got}")
+    def _converted(self, field: Field, value: Any) -> Any:
+        """A value that is not of the field's dtype and shape as it is, brought there where that is allowed."""
+        column = fitted(field.name, value, field, cast=self._cast, batch=False)
+        if column.dtype is not field.dtype or column.shape != field.shape:
+            raise SchemaError(f"field {field.name!r}: expected {field} in every row, got {_kind(value)}")
+        return _raw(column)
 
     def parcel(self) -> Parcel:
         """The message, with a block of the rows that are in it. Once full it is the memory itself; before that, a copy of its part."""
@@ -159,15 +124,23 @@ class Staging:
         return parcel
 
 
-def _typed(place: Rows | None, rows: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Any:
-    """A field's place as an array of its own dtype, shape [rows, *shape]."""
-    numpy_dtype = torch.empty(0, dtype=RAW.get(dtype, dtype)).numpy().dtype
-    if place is None:
-        return np.empty((rows, *shape), numpy_dtype)
-    return place.view(np.uint8).view(numpy_dtype).reshape(rows, *shape)
+def _place(place: Rows | None, rows: int, field: Field) -> _Place:
+    dtype = torch.empty(0, dtype=RAW.get(field.dtype, field.dtype), device="cpu").numpy().dtype
+    array = np.empty((rows, *field.shape), dtype) if place is None else place.view(np.uint8).view(dtype).reshape(rows, *field.shape)
+    return _Place(array, field, None if field.dtype in RAW else NUMPY[field.dtype], quick_limits(field.dtype))
 
 
-def _scalar_fits(value: Any, array: Any) -> bool:
-    """Whether a Python scalar goes into the field without a change of its kind: an int into a float field, but no float into an int field."""
-    kinds = {bool: "b", int: "iuf", float: "f", complex: "c"}.get(type(value), "")
-    return array.ndim == 1 and array.dtype.kind in kinds
+def _lies_between(value: Any, limits: tuple[Any, Any] | None) -> bool:
+    return limits is not None and limits[0] <= value <= limits[1]
+
+
+def _raw(value: torch.Tensor) -> Any:
+    """A tensor of any device and layout as an array: of RAW's dtype where NumPy does not have its own."""
+    host = value.detach().cpu().resolve_conj().resolve_neg()
+    return (host.view(RAW[host.dtype]) if host.dtype in RAW else host).numpy()
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{DTYPE_NAMES.get(value.dtype, value.dtype)}{list(value.shape)}"
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray | np.generic) else f"{type(value).__name__} {shown(value, 40)}"

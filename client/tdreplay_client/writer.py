@@ -12,20 +12,22 @@ from functools import partial
 from types import TracebackType
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from typing_extensions import Self
 
 from tdreplay.columns import from_rows
 from tdreplay.errors import ClosedError, ReplayError
 from tdreplay.limits import MAX_BATCH_SIZE
+from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.schema import Schema
 from tdreplay_client.channel import Connection, start_reader
+from tdreplay_client.fitting import Fitting
 from tdreplay_client.identities import MOST_UNACKNOWLEDGED, Number
 from tdreplay_client.inserts import InsertCall, open_inserts
 from tdreplay_client.parcels import Parcel, block_layout, rows_per_block
 from tdreplay_client.patience import SECOND_LOOK, Patience
 from tdreplay_client.shared_memory import Sharing
-from tdreplay_client.staging import Row, Staging, Values, columns_of, schema_of, values_of
+from tdreplay_client.staging import Staging
 from tdreplay_client.unsettled import Delivery, Piece, Unsettled
 
 __all__ = ["Writer"]
@@ -56,6 +58,7 @@ class Writer:
         table: the table's name.
         sharing: whether blocks go through memory that is shared with the server, where they are large enough.
         unsettled: the failed inserts of the buffer.
+        fitting: what the buffer knows of the table's rows.
         flush_rows: rows are sent when there are so many, or a block of them.
         flush_seconds: or when the oldest of them waited for so long.
         max_in_flight: portions that may wait for their acknowledgement; `append` blocks beyond that. Above 32 it means 32: the server remembers the
@@ -68,12 +71,14 @@ class Writer:
         table: str,
         sharing: Sharing,
         unsettled: Unsettled,
+        fitting: Fitting,
         flush_rows: int,
         flush_seconds: float,
         max_in_flight: int,
     ) -> None:
         connection.check_open()
         self._connection, self._table, self._sharing, self._unsettled = connection, table, sharing, unsettled
+        self._fitting = fitting
         self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
         self._most = self._max_in_flight = min(max_in_flight, MOST_UNACKNOWLEDGED)
         self._identity = unsettled.identities.take()
@@ -99,7 +104,7 @@ class Writer:
         return self._call is not None and self._call.slots > 0
 
     def append(self, row: Row) -> None:
-        """Adds one row: a TensorDict without a row dimension, or a dict (nested or not) of tensors, arrays or scalars. Its memory is copied.
+        """Adds one row: a TensorDict without a row dimension, or a dict, as `add` takes them. Its memory is copied.
 
         Blocks while `max_in_flight` blocks wait for their acknowledgement, at most the connection's timeout.
 
@@ -108,35 +113,34 @@ class Writer:
             ReplayError: rows were not stored; they are the error's ``rows``, this one among them.
         """
         self._connection.owner.check()
-        values, row_shape = values_of(row)
+        given = given_row(row)
         with self._changed:
             self._check_open()
-            if self._schema is None:
-                self._schema = schema_of(values, row_shape)
-            if self._call is None:
-                self._open_for(values, self._schema)
-            staging = self._staged(self._schema)
-            staging.append(values)
+            schema = self._schema if self._schema is not None and self._call is not None else self._open_for(given)
+            staging = self._staged(schema)
+            staging.append(given)
+            self._schema = schema  # Only now: a first row that was refused fixes nothing.
             self._check()
             if staging.full or staging.portion_rows == self._flush_rows:
                 self._end_portion(staging)
 
-    def extend(self, batch: TensorDictBase) -> None:
-        """Adds n rows: a TensorDict of batch size [n, ...], after those that were appended. Its memory is copied. Blocks as `append` does.
+    def extend(self, batch: Row) -> None:
+        """Adds n rows: a TensorDict of batch size [n, ...], or a dict, as `add_batch` takes them. Its memory is copied. Blocks as `append` does.
 
         Raises:
             SchemaError, CodecError: the rows do not fit the writer's first one, or cannot travel. None is added; the writer goes on.
             ReplayError: rows were not stored; they are the error's ``rows``, these among them.
         """
         self._connection.owner.check()
-        columns, row_shape = from_rows(batch)
-        schema = Schema.of(columns, row_shape)
+        given = given_rows(batch)
         with self._changed:
             self._check_open()
-            if self._schema is None:
-                self._schema = schema
-            self._schema.check(schema)
-            delivery = self._unsettled.claim(columns, schema, batch.batch_size[0])
+            columns = given.columns(self._schema or self._first_schema(given), cast=self._fitting.cast)
+            schema = Schema.of(columns, given.row_shape)
+            if self._schema is not None:
+                self._schema.check(schema)
+            self._schema = schema
+            delivery = self._unsettled.claim(columns, schema, given.number)
             self._rest = (delivery, delivery.done)
             try:
                 self._check()
@@ -200,13 +204,27 @@ class Writer:
             return call
         return self._call
 
-    def _open_for(self, values: Values, schema: Schema) -> None:
-        """Opens the call for a first row, which is handed back where there is none to be had."""
-        self._rest = (Delivery(columns_of(values), schema, 1), 0)
+    def _open_for(self, row: Given) -> Schema:
+        """Opens the call for a first row, which is handed back where there is none to be had, and gives the schema that it fixes."""
+        columns = row.columns(self._schema or self._first_schema(row), cast=self._fitting.cast)
+        schema = Schema.of(columns, row.row_shape)
+        self._rest = (Delivery(columns, schema, 1), 0)
         try:
             self._opened(schema, self._flush_rows)
         finally:
             self._rest = None
+        return schema
+
+    def _first_schema(self, rows: Given) -> Schema | None:
+        """The table's schema, where the first rows need it; they are handed back where the server does not say it."""
+        try:
+            return self._fitting.for_first(rows)
+        except ReplayError as error:
+            columns = rows.columns(None, cast=False)
+            self._rest = (Delivery(columns, Schema.of(columns, rows.row_shape), rows.number), 0)
+            self._error = error.with_traceback(None)
+            self._check()
+            raise
 
     def _use(self, call: InsertCall) -> InsertCall:
         """Makes it the call over which blocks go, from the first one on that was not acknowledged."""
@@ -230,7 +248,7 @@ class Writer:
         if self._staging is None:
             portion = max(rows, self._flush_rows)
             room = max(min(portion, rows_per_block(schema)), min(portion * SHARED_PORTIONS, SMALL_BYTES // max(1, schema.row_bytes)))
-            self._staging = Staging(self._opened(schema, portion), schema, room, self._identity.next())
+            self._staging = Staging(self._opened(schema, portion), schema, room, self._identity.next(), cast=self._fitting.cast)
             self._oldest = time.monotonic()
             self._changed.notify_all()
         return self._staging

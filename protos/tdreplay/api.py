@@ -12,11 +12,12 @@ from typing import SupportsIndex
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from typing_extensions import Self
 
 from tdreplay.limits import check_batch_size, check_flag, check_whole
 from tdreplay.metadata import Metadata
+from tdreplay.rows import Row
 from tdreplay.schema import Schema
 from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
 
@@ -114,20 +115,27 @@ class BaseReplayBuffer(ABC):
     # -- what an implementation provides ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def add(self, row: TensorDictBase) -> None:
-        """Stores one row: a TensorDict without a row dimension. Its memory is copied.
+    def add(self, row: Row) -> None:
+        """Stores one row: a TensorDict without a row dimension, or a dict (nested or not) of tensors, arrays, numbers and lists.
+
+        Its memory is copied. A number takes the dtype of the field, where it is of its kind or a wider one (bool; whole; real; complex) and in its
+        range. A tensor or an array has a dtype, which must be the field's. A buffer with ``cast=True`` converts any dtype, where every value keeps
+        its meaning: bools are 0 and 1, a whole number stays whole, and a finite one finite; dimensions of 1 may then differ, too. ``index`` and
+        ``row_id``, as a sampled batch has them, are left out.
 
         Raises:
-            SchemaError: it differs from the rows before it.
+            SchemaError: it differs from the rows before it, a number does not fit, or something would be lost, as an inner batch size would.
             CodecError: a field cannot be stored: non-tensor data, a key with '.', an unknown dtype.
         """
 
     @abstractmethod
-    def add_batch(self, batch: TensorDictBase) -> None:
-        """Stores n rows: a TensorDict of batch size [n, ...]. Its memory is copied. Of more than `buffer_size` rows the last ones stay.
+    def add_batch(self, batch: Row) -> None:
+        """Stores n rows: a TensorDict of batch size [n, ...], or a dict whose values have a first dimension of n. Its memory is copied.
+
+        Of more than `buffer_size` rows the last ones stay. Values are those that `add` takes.
 
         Raises:
-            SchemaError: the rows differ from those before them.
+            SchemaError: the rows differ from those before them, or as in `add`.
             CodecError: a field cannot be stored: non-tensor data, a key with '.', an unknown dtype.
             InvalidArgumentError: there is no batch dimension, or no row.
         """

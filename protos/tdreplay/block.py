@@ -67,15 +67,21 @@ class Layout:
         return len(self.header) + self.data_size
 
     @cached_property
+    def stored(self) -> tuple[Span, ...]:
+        """The spans of what is stored of a block that is inserted: all but ``index`` and ``row_id`` as a server sends them, which it adds itself."""
+        return tuple(
+            span for span in self.spans if (span.name, span.dtype, span.shape) not in {(n, torch.int64, self.batch_shape[:1]) for n in EXTRA_NAMES}
+        )
+
+    @cached_property
     def schema(self) -> Schema:
-        """What the rows of a block look like. Made once for each header that is in use.
+        """What the rows that are stored of a block look like. Made once for each header that is in use.
 
         Raises:
             SchemaError, CodecError: as `Schema.of`.
         """
-        rows = len(self.batch_shape)
-        fields = {span.name: Field(span.name, span.dtype, span.shape[1:]) for span in self.spans}
-        return Schema.made_of(fields.values(), self.batch_shape[1:rows])
+        fields = (Field(span.name, span.dtype, span.shape[1:]) for span in self.stored)
+        return Schema.made_of(fields, self.batch_shape[1:])
 
     def write_header(self, memory: Bytes) -> dict[str, Rows]:
         """Writes the header into `memory` (of `size` bytes) and gives the fields' places in it, to be filled: name -> rows of bytes.
@@ -87,8 +93,15 @@ class Layout:
 
     def places(self, memory: Bytes) -> dict[str, Rows]:
         """The fields of the block that `memory` holds, as views of it: name -> rows of bytes. A field without bytes has no place."""
+        return self._places(memory, self.spans)
+
+    def stored_places(self, memory: Bytes) -> dict[str, Rows]:
+        """As `places`, of what is stored."""
+        return self._places(memory, self.stored)
+
+    def _places(self, memory: Bytes, spans: tuple[Span, ...]) -> dict[str, Rows]:
         offset, rows = len(self.header), self.batch_shape[0]
-        return {span.name: np.ndarray(rows, np.dtype((np.void, span.size // rows)), memory, offset + span.start) for span in self.spans if span.size}
+        return {span.name: np.ndarray(rows, np.dtype((np.void, span.size // rows)), memory, offset + span.start) for span in spans if span.size}
 
     def views(self, memory: Bytes) -> dict[str, torch.Tensor]:
         """The fields of the block that `memory` holds, as views of it: name -> tensor of shape [n, ...]."""
@@ -126,8 +139,8 @@ class Block:
 
     @property
     def places(self) -> dict[str, Rows]:
-        """Field name -> rows of bytes; views of the block's memory. A field without bytes has none."""
-        return self.header.places(self.memory)
+        """Field name -> rows of bytes, of what is stored of the block; views of its memory. A field without bytes has none."""
+        return self.header.stored_places(self.memory)
 
 
 def check_header(schema: Schema) -> None:
@@ -187,7 +200,7 @@ def _header(spans: list[Span], batch_shape: tuple[int, ...]) -> bytes:
 
 def _view(memory: Bytes, span: Span, offset: int, aligned: bool) -> torch.Tensor:
     if span.size == 0:
-        return torch.empty(span.shape, dtype=span.dtype)
+        return torch.empty(span.shape, dtype=span.dtype, device="cpu")
     if not aligned or span.start % span.dtype.itemsize:
         # Copy: another encoder may leave a field unaligned, which not every processor reads.
         memory, offset = memory[offset + span.start : offset + span.start + span.size].copy(), -span.start

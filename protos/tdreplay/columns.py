@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase, is_non_tensor, is_tensor_collection
+from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase, is_non_tensor, is_tensor_collection
 
-from tdreplay.errors import CodecError, InvalidArgumentError
+from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
 from tdreplay.schema import INDEX, ROW_ID, Columns
+from tdreplay.values import dense
 
-__all__ = ["from_row", "from_rows", "to_tensordict"]
+__all__ = ["collect", "from_rows", "leaves", "to_tensordict", "without_extras"]
 
 
-def from_row(row: TensorDictBase) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
-    """One row as columns of length 1, views where possible, and its row shape (its batch size).
+def leaves(data: TensorDictBase) -> dict[str, torch.Tensor]:
+    """The tensors of a TensorDict: nested keys joined with '.' -> tensor. The server's own ``index`` and ``row_id`` are left out.
 
     Raises:
         CodecError: it is not a TensorDict, or a field cannot travel; the message names it.
+        SchemaError: the TensorDict has something that its tensors alone would not bring back; the message names it.
     """
-    columns = _leaves(row)
-    return {name: leaf.unsqueeze(0) for name, leaf in columns.items()}, tuple(row.batch_size)
+    if not is_tensor_collection(data) or is_non_tensor(data):
+        raise CodecError(f"data ({type(data).__name__}) must be a TensorDict, or a dict")
+    found: dict[str, torch.Tensor] = {}
+    collect(data, "", found)
+    return without_extras(found, tuple(data.batch_size))
+
+
+def without_extras(values: dict[str, Any], batch_size: tuple[int, ...]) -> dict[str, Any]:
+    """The values without ``index`` and ``row_id``, where these are what a sampled batch has under the names: an int64 a row."""
+    for name in (INDEX, ROW_ID):
+        if name in values and _is_extra(values[name], batch_size):
+            del values[name]
+    return values
+
+
+def _is_extra(value: Any, batch_size: tuple[int, ...]) -> bool:
+    array = value if isinstance(value, torch.Tensor) else np.asarray(value)
+    return array.dtype in (torch.int64, np.dtype(np.int64)) and tuple(array.shape) in (batch_size, batch_size[:1])
 
 
 def from_rows(batch: TensorDictBase) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
@@ -28,9 +48,10 @@ def from_rows(batch: TensorDictBase) -> tuple[dict[str, torch.Tensor], tuple[int
 
     Raises:
         CodecError: it is not a TensorDict, or a field cannot travel; the message names it.
+        SchemaError: the TensorDict has something that its tensors alone would not bring back; the message names it.
         InvalidArgumentError: it has no batch dimension, or no row.
     """
-    columns = _leaves(batch)
+    columns = leaves(batch)
     if not batch.batch_size:
         raise InvalidArgumentError("batch_size ([]) must be [n, ...]: add_batch takes n rows; for one row use add")
     if batch.batch_size[0] == 0:
@@ -62,26 +83,55 @@ def _build(nested: dict[str, Any], batch_size: torch.Size, device: torch.device)
     return TensorDict(source, batch_size=batch_size, device=device)
 
 
-def _leaves(data: TensorDictBase) -> dict[str, torch.Tensor]:
-    if not is_tensor_collection(data) or is_non_tensor(data):
-        raise CodecError(f"data ({type(data).__name__}) must be a TensorDict")
-    leaves: dict[str, torch.Tensor] = {}
-    _collect(data, "", leaves)
-    return leaves
+def collect(data: TensorDictBase, prefix: str, found: dict[str, torch.Tensor]) -> None:
+    """Adds the tensors of a TensorDict to `found`: the nested keys, joined with '.', after `prefix` -> tensor.
 
-
-def _collect(data: TensorDictBase, prefix: str, leaves: dict[str, torch.Tensor]) -> None:
-    for key in list(data.keys()):  # A TensorDict iterates over its rows, not its keys.
+    Raises:
+        CodecError: a field cannot travel; the message names it.
+        SchemaError: the TensorDict has something that its tensors alone would not bring back; the message names it.
+    """
+    for key, value in _items(data, prefix):
         name = f"{prefix}{key}"
         if not key or "." in key:
             raise CodecError(f"field {name!r}: a key must not be empty and must not contain '.', which joins nested keys")
-        value = _value(data, key, name)
-        if is_tensor_collection(value) and not is_non_tensor(value):
-            _collect(value, f"{name}.", leaves)
-        elif isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_nested:
-            leaves[name] = value.detach()
+        if isinstance(value, torch.Tensor):
+            found[name] = dense(name, value)
+        elif is_tensor_collection(value) and not is_non_tensor(value):
+            _collect_nested(value, name, data.batch_size, found)
         else:
             raise CodecError(f"field {name!r}: {type(value).__name__} cannot travel; it must be a dense tensor")
+
+
+def _collect_nested(data: TensorDictBase, name: str, batch_size: torch.Size, found: dict[str, torch.Tensor]) -> None:
+    if data.batch_size != batch_size:
+        raise SchemaError(
+            f"field {name!r}: its batch_size ({list(data.batch_size)}) must be {list(batch_size)}, as around it: another one would be lost"
+        )
+    before = len(found)
+    collect(data, f"{name}.", found)
+    if len(found) == before:
+        raise SchemaError(f"field {name!r}: an empty TensorDict cannot be stored: there is no tensor that would bring it back")
+
+
+def _items(data: TensorDictBase, prefix: str) -> Iterable[tuple[str, Any]]:
+    return _stacked(data, prefix) if isinstance(data, LazyStackedTensorDict) else data.items()
+
+
+def _stacked(data: LazyStackedTensorDict, prefix: str) -> Iterator[tuple[str, Any]]:
+    """The items of a lazy stack, whose rows have the same keys, dtypes and shapes."""
+    parts = data.tensordicts
+    common, every = (combine(*(set(part.keys()) for part in parts)) for combine in (set.intersection, set.union))
+    if common != every:
+        raise SchemaError(f"fields {sorted(prefix + key for key in every - common)}: some rows of the stack have them, and others do not")
+    for key in parts[0].keys():  # noqa: SIM118 - a TensorDict iterates over its rows, not its keys.
+        kinds = {_kind(part.get(key)) for part in parts}
+        if len(kinds) > 1:
+            raise SchemaError(f"field {prefix + key!r}: the rows of the stack differ in dtype: {sorted(kinds)}")
+        yield key, _value(data, key, prefix + key)
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, torch.Tensor) else "TensorDict"
 
 
 def _value(data: TensorDictBase, key: str, name: str) -> Any:

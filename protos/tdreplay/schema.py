@@ -136,6 +136,11 @@ class Schema:
         return {field.name: field for field in (*self.fields, *EXTRA_FIELDS)}
 
     @cached_property
+    def fields_by_name(self) -> dict[str, Field]:
+        """The fields by name, without the extra ones."""
+        return {field.name: field for field in self.fields}
+
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row, without the extra fields."""
         return sum(field.row_bytes for field in self.fields)
@@ -170,7 +175,7 @@ class Schema:
         """
         if other is self or other == self:
             return
-        expected, got = {f.name: f for f in self.fields}, {f.name: f for f in other.fields}
+        expected, got = self.fields_by_name, other.fields_by_name
         for name in sorted(expected.keys() | got.keys()):
             if name not in got:
                 raise SchemaError(f"field {name!r}: expected {expected[name]}, got none: it is missing")
@@ -192,7 +197,8 @@ def _check_storable(field: Field, siblings: Container[str]) -> None:
     if not field.name.isprintable() or len(field.name) > MAX_NAME_LENGTH:
         raise SchemaError(f"field {field.name[:80]!r}: a name must be printable and at most {MAX_NAME_LENGTH} characters long")
     if parts[0] in (INDEX, ROW_ID):
-        raise SchemaError(f"field {field.name!r} is reserved: every sampled batch gets one. Leave it out: batch.exclude('index', 'row_id')")
+        shown = f"{DTYPE_NAMES.get(field.dtype, field.dtype)}{list(field.shape)}"
+        raise SchemaError(f"field {field.name!r} is reserved: sampled batches have one, I64[], which is left out; this one is {shown}")
     if field.name == METADATA:
         raise SchemaError(f"field {field.name!r} is reserved: in a block's header it stands for no field")
     if field.dtype not in DTYPE_NAMES:

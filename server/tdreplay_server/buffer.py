@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import SupportsIndex
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
-from tdreplay.columns import from_row, from_rows, to_tensordict
+from tdreplay.columns import to_tensordict
 from tdreplay.errors import StorageError
-from tdreplay.limits import check_batch_size
+from tdreplay.limits import check_batch_size, check_flag
 from tdreplay.metadata import Metadata
 from tdreplay.processes import Owner
-from tdreplay.schema import Columns, Schema
+from tdreplay.rows import Given, Row, given_row, given_rows
+from tdreplay.schema import Schema
 from tdreplay.selecting import Slots
 from tdreplay_server.draws import generators_of
 from tdreplay_server.selection import Selection
@@ -36,6 +37,7 @@ class ReplayBuffer(BaseReplayBuffer):
         durability: what stored rows survive, given a directory: ``process``, ``interval:SECONDS`` or ``power``; see docs/durability.md.
         checkpoints: the directory for checkpoints. None: ``checkpoints`` in the directory.
         on_failure: called, from whichever thread it is, when the disk failed. From then on every call raises that error.
+        cast: whether `add` and `add_batch` convert what has another dtype than the buffer's field; see `BaseReplayBuffer`.
         seed: makes random batches reproducible, as in `BaseReplayBuffer`.
 
     Raises:
@@ -55,9 +57,11 @@ class ReplayBuffer(BaseReplayBuffer):
         durability: str = "process",
         checkpoints: Path | None = None,
         on_failure: Callable[[StorageError], object] | None = None,
+        cast: bool = False,
         seed: SupportsIndex | None = None,
     ) -> None:
         super().__init__(device, seed)
+        self._cast = check_flag(cast, "cast")
         self._owner = Owner("the buffer")
         self._own_table = Table(
             storing_device, buffer_size, directory=directory, durability=durability, checkpoints=checkpoints, on_failure=on_failure
@@ -70,14 +74,16 @@ class ReplayBuffer(BaseReplayBuffer):
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
-    def add(self, row: TensorDictBase) -> None:
-        self._insert(*from_row(row), 1)
+    def add(self, row: Row) -> None:
+        self._insert(given_row(row))
 
-    def add_batch(self, batch: TensorDictBase) -> None:
-        self._insert(*from_rows(batch), len(batch))
+    def add_batch(self, batch: Row) -> None:
+        self._insert(given_rows(batch))
 
-    def _insert(self, columns: Columns, row_shape: tuple[int, ...], rows: int) -> None:
-        self._table.insert(columns, Schema.of(columns, row_shape), rows)
+    def _insert(self, rows: Given) -> None:
+        fit = self._table.state().schema if self._cast or not rows.typed else None
+        columns = rows.columns(fit, cast=self._cast)
+        self._table.insert(columns, Schema.of(columns, rows.row_shape), rows.number)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 

@@ -133,7 +133,9 @@ class RowStorage(LazyTensorStorage):
     def select(self, slots: Slots, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Copies of the rows in `slots` (checked by the caller), on the storage's device: name -> tensor of shape [n, ...]."""
         wanted = {name: self._columns[name] for name in names}
-        mapped = {name: torch.empty((len(slots), *wanted[name].shape[1:]), dtype=wanted[name].dtype) for name in wanted if name in self._rows}
+        mapped = {
+            name: torch.empty((len(slots), *wanted[name].shape[1:]), dtype=wanted[name].dtype, device="cpu") for name in wanted if name in self._rows
+        }
         if len(slots):
             self.gather(slots, {name: as_rows(column) for name, column in mapped.items()}, threads=True)
         return {name: mapped[name] if name in mapped else self._select_one(name, slots) for name in wanted}
@@ -227,7 +229,7 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
     def _mapped(self, number: int, shape: tuple[int, ...], dtype: torch.dtype, flags: int) -> torch.Tensor:
         """A column in a file, which stays open: an error that the disk reports is reported to those who have the file open then."""
         if torch.Size(shape).numel() == 0:
-            return torch.empty(shape, dtype=dtype)  # An empty file cannot be mapped.
+            return torch.empty(shape, dtype=dtype, device="cpu")  # An empty file cannot be mapped.
         self._files[number] = file = self._opened(number, flags)
         reserve(file, torch.Size(shape).numel() * dtype.itemsize, self._place)
         mapped = MemoryMappedTensor.from_filename(f"/proc/self/fd/{file}", dtype, torch.Size(shape))

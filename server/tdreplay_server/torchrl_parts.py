@@ -29,7 +29,7 @@ class RingWriter(Writer):
     def extend(self, data: TensorDictBase) -> torch.Tensor:
         """Writes rows, of which the last `max_size` stay, and gives the slots of those, int64 of shape [kept]."""
         first, kept = self.write(dict(data.items()), len(data))
-        return torch.arange(first, first + kept).remainder_(self._storage.max_size)
+        return torch.arange(first, first + kept, device="cpu").remainder_(self._storage.max_size)
 
     def write(self, columns: Inserts, rows: int) -> tuple[int, int]:
         """Writes rows, of which the last `max_size` stay: the first one's slot, and how many stay."""

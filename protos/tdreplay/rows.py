@@ -1,0 +1,140 @@
+"""What users give -> columns: TensorDicts and dicts, one row or many, on every way in and on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase, is_non_tensor, is_tensor_collection
+
+from tdreplay.columns import collect, from_rows, leaves, without_extras
+from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
+from tdreplay.schema import INDEX, ROW_ID, Columns, Schema
+from tdreplay.values import fitted, has_dtype
+
+__all__ = ["Given", "Row", "given_row", "given_rows"]
+
+Row: TypeAlias = "TensorDictBase | Mapping[str, Any]"
+"""A TensorDict, or a dict (nested or not) of tensors, arrays, numbers or lists of these."""
+
+PLAIN = frozenset({torch.Tensor, np.ndarray, bool, int, float, np.float32, np.float64, np.int64, np.bool_})
+"""The types of most values, of which is known without a look that they are no dicts."""
+
+
+class Given(NamedTuple):
+    """Rows as a user gave them. Nothing is copied yet.
+
+    Attributes:
+        values: field name -> tensor, array, number or list: of the one row, or of all rows.
+        row_shape: the batch dimensions of a row.
+        rows: how many they are; None for one row, whose values have no dimension for it.
+    """
+
+    values: Mapping[str, Any]
+    row_shape: tuple[int, ...]
+    rows: int | None
+
+    @property
+    def number(self) -> int:
+        """How many rows they are."""
+        return 1 if self.rows is None else self.rows
+
+    @property
+    def typed(self) -> bool:
+        """Whether every value has a dtype. Numbers have none: they take that of the table's field."""
+        return all(type(value) is torch.Tensor or has_dtype(value) for value in self.values.values())
+
+    def columns(self, schema: Schema | None, *, cast: bool) -> Columns:
+        """The rows as columns of shape [n, ...], views where possible, of the schema's dtypes so far as `tdreplay.values` allows.
+
+        Raises:
+            CodecError: a field cannot be stored.
+            SchemaError: a value does not fit; the message names it and the rule.
+        """
+        fields, batch = {} if schema is None else schema.fields_by_name, self.rows is not None
+        columns = {name: fitted(name, value, fields.get(name), cast=cast, batch=batch) for name, value in self.values.items()}
+        return columns if batch else {name: column.unsqueeze(0) for name, column in columns.items()}
+
+
+def given_row(row: Row) -> Given:
+    """One row: a TensorDict without a row dimension, or a dict. The server's own ``index`` and ``row_id`` are left out.
+
+    Raises:
+        CodecError: it is neither, or a field cannot be stored.
+        SchemaError: it has something that would be lost.
+    """
+    if is_tensor_collection(row):  # Asked first: a TensorDict is a Mapping too.
+        data: TensorDictBase = row
+        return Given(leaves(data), tuple(data.batch_size), None)
+    return Given(without_extras(_flattened(row, 0), ()), (), None)
+
+
+def given_rows(batch: Row) -> Given:
+    """Some rows: a TensorDict of batch size [n, ...], or a dict whose values have a first dimension of n. As `given_row` otherwise.
+
+    Raises:
+        CodecError, SchemaError: as `given_row`.
+        InvalidArgumentError: there is no row dimension, or no row.
+    """
+    if is_tensor_collection(batch):
+        data: TensorDictBase = batch
+        return Given(*from_rows(data), data.batch_size[0])
+    values = _flattened(batch, 1)
+    count = _count(values)
+    return Given(without_extras(values, (count,)), (), count)
+
+
+def _flattened(row: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
+    """The fields of a dict, whose TensorDicts have so many batch dimensions."""
+    if not isinstance(row, Mapping):
+        raise CodecError(f"data ({type(row).__name__}) must be a TensorDict, or a dict")
+    values: dict[str, Any] = {}
+    _flatten(row, "", dimensions, values)
+    return values
+
+
+def _flatten(row: Mapping[str, Any], prefix: str, dimensions: int, values: dict[str, Any]) -> None:
+    for key, value in row.items():
+        name = f"{prefix}{key}"
+        if not isinstance(key, str) or not key or "." in key:
+            raise CodecError(f"field {name!r}: a key must be a text that is not empty and has no '.', which joins nested keys")
+        if type(value) in PLAIN:
+            values[name] = value
+        elif isinstance(value, Mapping) or (is_tensor_collection(value) and not is_non_tensor(value)):
+            _flatten_nested(value, name, dimensions, values)
+        else:
+            values[name] = value
+
+
+def _flatten_nested(value: Any, name: str, dimensions: int, values: dict[str, Any]) -> None:
+    before = len(values)
+    if not is_tensor_collection(value):
+        _flatten(value, f"{name}.", dimensions, values)
+    elif len(value.batch_size) == dimensions:
+        collect(value, f"{name}.", values)
+    else:
+        wanted = "[n]" if dimensions else "[]"
+        raise SchemaError(f"field {name!r}: its batch_size ({list(value.batch_size)}) must be {wanted}, as that of the dict around it")
+    if len(values) == before:
+        raise SchemaError(f"field {name!r}: an empty dict cannot be stored: there is no field that would bring it back")
+
+
+def _count(values: Mapping[str, Any]) -> int:
+    """How many rows a dict of fields holds."""
+    counts = {name: _length(name, value) for name, value in values.items()}
+    count = next((count for name, count in counts.items() if name not in (INDEX, ROW_ID)), 1)
+    for name, other in counts.items():
+        if other != count:
+            raise SchemaError(f"field {name!r}: it has {other} rows, and the fields before it have {count}")
+    if count == 0:
+        raise InvalidArgumentError(f"fields {sorted(values)}: the batch is empty, it must hold at least one row")
+    return count
+
+
+def _length(name: str, value: Any) -> int:
+    try:
+        return len(value)
+    except TypeError:
+        raise SchemaError(f"field {name!r}: {type(value).__name__} has no dimension for the rows; for one row use add") from None

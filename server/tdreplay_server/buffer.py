@@ -36,7 +36,7 @@ class ReplayBuffer(BaseReplayBuffer):
             may use it. None: files without names, whose space is free again after `close`, or when the process ended, however that was.
         durability: what stored rows survive, given a directory: ``process``, ``interval:SECONDS`` or ``power``; see docs/durability.md.
         checkpoints: the directory for checkpoints. None: ``checkpoints`` in the directory.
-        on_failure: called, from whichever thread it is, when the disk failed. From then on every call raises that error.
+        on_failure: called once, from a thread of its own, when the disk failed. From then on every call raises that error; `close` may be called.
         cast: whether `add` and `add_batch` convert what has another dtype than the buffer's field; see `BaseReplayBuffer`.
         seed: makes random batches reproducible, as in `BaseReplayBuffer`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,12 +15,13 @@ class DiskFailure:
     """Whether the disk of a table failed.
 
     Args:
-        on_failure: called once, from whichever thread it is, when it does.
+        on_failure: called once, from a thread of its own, when it does: whoever finds the failure holds locks, and the callback may need them.
     """
 
     def __init__(self, on_failure: Callable[[StorageError], object] | None) -> None:
         self._on_failure = on_failure
         self._error: StorageError | None = None
+        self._lock = threading.Lock()
 
     @property
     def happened(self) -> bool:
@@ -41,7 +43,11 @@ class DiskFailure:
         try:
             yield
         except StorageError as error:
-            known, self._error = self._error, self._error or error
-            if known is None and self._on_failure is not None:
-                self._on_failure(error)
+            self._note(StorageError(str(error)))
             raise
+
+    def _note(self, error: StorageError) -> None:
+        with self._lock:
+            known, self._error = self._error, self._error or error
+        if known is None and self._on_failure is not None:
+            threading.Thread(target=self._on_failure, args=(error,), name="tdreplay-failure", daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -31,7 +32,8 @@ class ReplayServer:
 
     Args:
         config: its settings; None: the defaults.
-        on_failure: called, from whichever thread it is, when the disk failed: the server is to be stopped then. It acknowledges nothing more.
+        on_failure: called once, from a thread of its own, when the disk failed: the server is to be stopped then, and may be stopped by it. It
+            acknowledges nothing more.
 
     >>> with ReplayServer(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
     ...     print(server.address)  # doctest: +SKIP
@@ -48,6 +50,7 @@ class ReplayServer:
         self._address = ""
         self._on_failure = on_failure
         self._failure: StorageError | None = None
+        self._failing = threading.Lock()
         self._owner = Owner("the server")
 
     @property
@@ -61,9 +64,10 @@ class ReplayServer:
         return self._failure
 
     def _failed(self, error: StorageError) -> None:
-        self._failure = error
+        with self._failing:  # Each table calls.
+            first, self._failure = self._failure is None, self._failure or error
         log.critical("the disk failed: nothing more is acknowledged", error=str(error))
-        if self._on_failure is not None:
+        if first and self._on_failure is not None:
             self._on_failure()
 
     def start(self) -> Self:

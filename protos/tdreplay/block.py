@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from tdreplay.errors import CodecError
-from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_RANK
+from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_RANK
 from tdreplay.memory import Rows
 from tdreplay.schema import DTYPE_NAMES, DTYPES, EXTRA_FIELDS, METADATA, Field, Schema
 
@@ -144,12 +144,17 @@ class Block:
 
 
 def check_header(schema: Schema) -> None:
-    """Passes where rows of `schema` can be sent: where the header of a block of them fits, with ``index`` and ``row_id``.
+    """Passes where rows of `schema` can be sent: where the header of the largest block that a server makes of them fits.
 
     Raises:
         CodecError: it is above `MAX_HEADER_BYTES`.
     """
-    layout((*schema.fields, *EXTRA_FIELDS), MAX_BATCH_SIZE, schema.row_shape)
+    fields = (*schema.fields, *EXTRA_FIELDS)
+    rows = min(MAX_BATCH_SIZE, max(1, MAX_MESSAGE_BYTES // sum(field.row_bytes for field in fields)))
+    try:
+        layout(fields, rows, schema.row_shape)
+    except CodecError as error:
+        raise CodecError(f"the {len(schema.fields)} fields of a row are too many: with index and row_id, as they are sent, {error}") from None
 
 
 def checked_places(block: Block, *, changing: bool) -> dict[str, Rows]:

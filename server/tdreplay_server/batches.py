@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tdreplay.block import layout
+from tdreplay.errors import InvalidArgumentError
 from tdreplay.framing import frame
 from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE, check_whole
 from tdreplay.schema import Field
@@ -46,6 +47,8 @@ class Credits:
             self._left = check_whole(request.head.credits, "credits", 0)
             if self._slots is not None:
                 self._slots.release(request.head.released_slots)
+            elif request.head.released_slots:
+                raise InvalidArgumentError(f"released_slots ({request.head.released_slots[0]}): the server shares no memory with this call")
         taken = min(most, self._left)
         self._left -= taken
         return taken

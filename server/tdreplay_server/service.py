@@ -11,7 +11,7 @@ import numpy as np
 
 from tdreplay.api import EpochQuery
 from tdreplay.block import Bytes, checked_places, decode
-from tdreplay.errors import InvalidArgumentError
+from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, TableChangedError, TableNotFoundError
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, check_whole
 from tdreplay.messages import durability_to_message, schema_to_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
@@ -58,6 +58,7 @@ class ReplayBufferService:
         table, rows, fields = self._tables[query.table], check_batch_size(query.batch_size), _fields(query.fields)
         draw = _drawing(table, query, query.first_batch, rows, fields)
         example = table.select_random(1, fields)
+        draw = draw if query.standing else _unchanging(draw, example)
         most = per_message(query.batches_per_message, rows, example.fields)
         context.send_initial_metadata(())
         with self._shared_memory.share(context, query.shared_slots, slot_bytes(most, rows, example)) as slots:
@@ -154,6 +155,7 @@ def _first(requests: Requests) -> Any:
     request = next(requests, None)
     if request is None:
         raise InvalidArgumentError("the stream ended before its first message, which holds the query")
+    check_whole(len(request.head.released_slots), "the number of released_slots in the first message", 0, 0)
     return request.head
 
 
@@ -163,6 +165,24 @@ def _drawing(table: Table, query: Any, first: int, rows: int, fields: tuple[str,
     if not query.HasField("seed"):
         return lambda batches: table.select_random(rows * batches, fields)
     return lambda batches: table.select_drawn(rows, generators(batches), fields)
+
+
+def _unchanging(draw: Callable[[int], Selection], example: Selection) -> Callable[[int], Selection]:
+    """As `draw`, while the rows look as those of `example`: a table that was reset may have others.
+
+    Batches of a standing call are calls of their own: they need not be alike.
+    """
+
+    def drawn(batches: int) -> Selection:
+        try:
+            found = draw(batches)
+        except (FieldNotFoundError, TableNotFoundError) as error:
+            raise TableChangedError(f"the table was reset or dropped while it was read: {error}") from None
+        if found.fields != example.fields or found.row_shape != example.row_shape:
+            raise TableChangedError("the table was reset while it was read, and its rows have another schema now")
+        return found
+
+    return drawn
 
 
 def _fields(names: Sequence[str]) -> tuple[str, ...] | None:

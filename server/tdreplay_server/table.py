@@ -23,6 +23,7 @@ from tdreplay.errors import (
     ResourceExhaustedError,
     StorageError,
     TableChangedError,
+    TableNotFoundError,
 )
 from tdreplay.limits import check_whole
 from tdreplay.memory import Rows
@@ -71,7 +72,7 @@ class Table:
         open_storage(where, size, None)  # Refuses a device that is not there before a directory is made.
         self._lock, self._flushing, self._checkpointing = ReadWriteLock(), threading.Lock(), threading.Lock()
         self._generation = 0
-        self._closed = False
+        self._closed = self._dropped = False
         self._failure = DiskFailure(on_failure)
         self._flusher: Flusher | None = None
         self._kept: TableDirectory | None = None
@@ -294,6 +295,7 @@ class Table:
     def state(self) -> State:
         """The table's state, all of it at the same moment."""
         with self._lock.read():
+            self._check_open()
             ring = self._storage.ring
             device, schema, durability = self._storage.device, self._schema, self.durability
             return State(ring.buffer_size, ring.size, ring.pointer, ring.write_count, device, schema, durability, ring.insert_count)
@@ -395,12 +397,15 @@ class Table:
 
     def delete(self) -> None:
         """Closes the table and removes its directory."""
+        self._dropped = True
         self.close()
         if self._kept is not None:
             take_away(self._kept.path)
 
     def _check_open(self) -> None:
         self._failure.check()
+        if self._dropped:
+            raise TableNotFoundError("the table was dropped")
         if self._closed:
             raise ClosedError("the buffer is closed")
 

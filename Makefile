@@ -14,7 +14,7 @@ BASE_IMAGE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.versi
 COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker compose --file docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install docker-engine demo bench bench-quick bench-durability crash docker-wheels docker-build docker-test docker-demo test check lint types protos protos-check format clean
+.PHONY: help install docker-engine demo bench bench-quick bench-durability bench-contention crash docker-wheels docker-build docker-test docker-demo test check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -38,6 +38,9 @@ bench-quick: install ## The same without the peers that need environments of the
 
 bench-durability: install ## Measure what each level of durability costs: two minutes.
 	$(BIN)/python -m benchmarks.durability $(ARGS)
+
+bench-contention: install ## Measure what learners and writers get while they share one server: two minutes.
+	$(BIN)/python -m benchmarks.contention $(ARGS)
 
 $(PIP_VENV)/.installed:
 	$(PYTHON) -m venv $(PIP_VENV)

@@ -28,7 +28,7 @@ from tdreplay_server.disk import boot_id, sync_directory
 from tdreplay_server.durability import Durability
 from tdreplay_server.failpoints import failpoint
 from tdreplay_server.journal_check import check_journal, write_checksums
-from tdreplay_server.ledger import MAX_WRITERS, Acknowledged, Entry, Ledger, Number, Window
+from tdreplay_server.ledger import MAX_WRITERS, Acknowledged, Entry, Ledger, Window, Written
 from tdreplay_server.logs import log
 from tdreplay_server.ring import Ring
 
@@ -224,19 +224,15 @@ class Journal(Ledger):
             execute("UPDATE ring SET oldest = ?", (oldest,))
         self.retired = oldest
 
-    def commit(self, ring: Ring, first: int, rows: int, number: Number | None, digest: int | None) -> None:
+    def commit(self, ring: Ring, blocks: Sequence[Written]) -> None:
         if self._new_writers >= MAX_WRITERS // 4:
             self._forget_writers()
         with self._transaction() as execute:
             execute("UPDATE ring SET oldest = max(oldest, ?), write_count = ?", (ring.oldest, ring.write_count))
-            if number is not None:
-                row = (number.writer_id, number.sequence % SEQUENCE_WINDOW, number.sequence, number.digest, first, rows)
-                execute("INSERT OR REPLACE INTO acknowledged VALUES (?, ?, ?, ?, ?, ?)", row)
-            if digest is not None:
-                kept = min(rows, ring.buffer_size)
-                execute("INSERT INTO unflushed VALUES (?, ?, ?)", (first + rows - kept, kept, digest))
-        super().commit(ring, first, rows, number, digest)
-        self._commits += 1
+            for block in blocks:
+                _record(execute, block, ring.buffer_size)
+        super().commit(ring, blocks)
+        self._commits += len(blocks)
         if self._commits >= max(COMMITS_TO_COMPACT, os.fstat(self._file).st_size // COMMIT_BYTES):
             self._compact_if_there_is_room()
 
@@ -338,6 +334,16 @@ class Journal(Ledger):
         self._commits, self._uncompacted = 0, True
         _compact(self._connection, self._database, self._file, durable=self.durability.reaches_disk)
         self._uncompacted = False
+
+
+def _record(execute: Any, block: Written, buffer_size: int) -> None:
+    """Notes what a block became, within a transaction."""
+    if (number := block.number) is not None:
+        row = (number.writer_id, number.sequence % SEQUENCE_WINDOW, number.sequence, number.digest, block.first_row_id, block.rows)
+        execute("INSERT OR REPLACE INTO acknowledged VALUES (?, ?, ?, ?, ?, ?)", row)
+    if block.digest is not None:
+        kept = min(block.rows, buffer_size)
+        execute("INSERT INTO unflushed VALUES (?, ?, ?)", (block.first_row_id + block.rows - kept, kept, block.digest))
 
 
 _SYNCHRONOUS = {"process": "OFF", "interval": "NORMAL", "power": "FULL"}

@@ -21,7 +21,7 @@ from tdreplay.schema import Schema
 from tdreplay_server.durability import NO_DURABILITY
 from tdreplay_server.ring import Ring
 
-__all__ = ["MAX_WRITERS", "Acknowledged", "Entry", "Ledger", "Number", "Window", "digest_of"]
+__all__ = ["MAX_WRITERS", "Acknowledged", "Entry", "Ledger", "Number", "Window", "Written", "digest_of"]
 
 Acknowledged: TypeAlias = "tuple[str, int, int, int, int, int]"
 """A numbered block: writer id, place in the window, sequence, digest, first row id, rows."""
@@ -69,6 +69,23 @@ def digest_of(columns: Mapping[str, Sequence[Rows]]) -> int:
         for part in columns[name]:
             digest.update(np.ascontiguousarray(part).view(np.uint8).data)
     return digest.intdigest() - (1 << 63)  # Signed, as SQLite's integers are.
+
+
+@dataclass(frozen=True)
+class Written:
+    """A block whose rows lie in the storage.
+
+    Attributes:
+        first_row_id: the id of its first row.
+        rows: that it has.
+        number: what it is known by, which is noted with it; None where it has no number.
+        digest: of those of its rows that stay, where they are not flushed to the disk yet.
+    """
+
+    first_row_id: int
+    rows: int
+    number: Number | None
+    digest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,21 +154,15 @@ class Ledger:
         """
         self.retired = oldest
 
-    def commit(self, ring: Ring, first: int, rows: int, number: Number | None, digest: int | None) -> None:
-        """Takes the rows up to the write count of `ring` into the window.
-
-        Args:
-            ring: after the insert.
-            first: the id of the block's first row.
-            rows: that the block has.
-            number: of the block, which is noted with it.
-            digest: of those of its rows that stay, where they are not flushed to the disk yet.
+    def commit(self, ring: Ring, blocks: Sequence[Written]) -> None:
+        """Takes the rows up to the write count of `ring`, which are those of `blocks`, into the window, together.
 
         Raises:
-            ResourceExhaustedError, StorageError: the disk is full, or failed. The rows are not in the window.
+            ResourceExhaustedError, StorageError: the disk is full, or failed. None of the rows is in the window.
         """
-        if number is not None:
-            self._note(number.writer_id, Entry(number.sequence, number.digest, first, rows))
+        for block in blocks:
+            if block.number is not None:
+                self._note(block.number.writer_id, Entry(block.number.sequence, block.number.digest, block.first_row_id, block.rows))
         self.retired = max(self.retired, ring.oldest)
 
     def flushed(self, write_count: int, oldest: int) -> None:

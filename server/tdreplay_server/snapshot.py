@@ -7,6 +7,7 @@ reached: neither waits for the other for longer than that takes.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -35,7 +36,7 @@ def rows_file(number: int) -> str:
 class Snapshot:
     """The live rows of a ring as it is now, on their way into files: one a field, row after row by ascending id.
 
-    It is made with the table's lock held alone, and so is `save_until` called.
+    It is made, and `save_until` is called, by whoever writes to the table at the time: nobody else does. Rows are overwritten after they were saved.
 
     Attributes:
         ring: whose live rows they are.
@@ -65,6 +66,7 @@ class Snapshot:
         self._row_bytes = schema.row_bytes if schema else 0
         self._files: list[tuple[Field, int]] = []
         self._error: OSError | None = None
+        self._saving = threading.Lock()
         for number, field in enumerate(schema.fields if schema else ()):
             self._files.append((field, os.open(directory / rows_file(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)))
 
@@ -88,11 +90,12 @@ class Snapshot:
     def save_until(self, row_id: int) -> None:
         """Saves the rows below `row_id`. An error is kept for `complete`: an insert that saves rows is not to blame for it."""
         stop = min(row_id, self.ring.write_count)
-        try:
-            while self._error is None and self._next < stop:
-                self._next = self._save(self._next, stop)
-        except OSError as error:
-            self._error = error
+        with self._saving:
+            try:
+                while self._error is None and self._next < stop:
+                    self._next = self._save(self._next, stop)
+            except OSError as error:
+                self._error = error
 
     def _save(self, first: int, stop: int) -> int:
         """Saves rows that lie one after the other, from `first` on, and gives the id of the next one."""

@@ -20,6 +20,7 @@ from tdreplay.errors import (
     EmptyTableError,
     FailedPreconditionError,
     MissingRowsError,
+    ReplayError,
     ResourceExhaustedError,
     StorageError,
     TableChangedError,
@@ -31,10 +32,11 @@ from tdreplay.schema import Schema
 from tdreplay_server.checkpoint import write_checkpoint
 from tdreplay_server.disk import check_name, take_away
 from tdreplay_server.durability import Durability
-from tdreplay_server.durable_writer import DurableWriter
+from tdreplay_server.durable_writer import DurableWriter, Insert, joins
 from tdreplay_server.failpoints import failpoint
 from tdreplay_server.failures import DiskFailure
 from tdreplay_server.flusher import Flusher
+from tdreplay_server.group_commit import GroupCommit
 from tdreplay_server.journal import Journal
 from tdreplay_server.ledger import Ledger, Number
 from tdreplay_server.locks import ReadWriteLock
@@ -71,6 +73,8 @@ class Table:
         level = Durability.parse(durability)
         open_storage(where, size, None)  # Refuses a device that is not there before a directory is made.
         self._lock, self._flushing, self._checkpointing = ReadWriteLock(), threading.Lock(), threading.Lock()
+        self._inserts = GroupCommit(self._insert_all, self._joins)
+        self._reads_before = 0  # When the last group was stored.
         self._generation = 0
         self._closed = self._dropped = False
         self._failure = DiskFailure(on_failure)
@@ -119,7 +123,7 @@ class Table:
         self._storage: RowStorage = open_storage(storing_device, ring.buffer_size, directory)
         self._storage.ring = ring
         # TorchRL's buffer holds the parts together; the hot paths below go to the parts.
-        self._writer = DurableWriter(self._ledger, self._flusher)
+        self._writer = DurableWriter(self._ledger, self._flusher, self._overwriting)
         self._replay = TensorDictReplayBuffer(storage=self._storage, writer=self._writer, sampler=UniformSampler())
         self._schema = None
 
@@ -143,15 +147,42 @@ class Table:
             ResourceExhaustedError: there is no space for the rows. Nothing was stored.
             StorageError: the disk failed. The table is of no use any more; its rows are safe in its directory.
         """
-        with self._lock.write(), self._failure.noted():
-            self._check_open()
-            known = None if number is None else self._ledger.find(number)
-            if known is not None:
-                return known.first_row_id, True
-            self._fit(schema)
-            first = self._storage.ring.write_count
-            self._write(columns, schema, rows, number)
-            return first, False
+        insert = Insert(columns, schema, rows, number)
+        self._inserts.put(insert)
+        return insert.outcome
+
+    def _insert_all(self, inserts: list[Insert]) -> None:
+        """Stores what several threads insert, together. Each of them finds in its `Insert` what became of it."""
+        try:
+            with self._failure.noted():
+                self._check_open()
+                fresh = [insert for insert in inserts if self._is_fresh(insert)]
+                if fresh:
+                    self._write(fresh)
+        except BaseException as error:
+            for insert in inserts:
+                insert.failed(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._reads_before = self._lock.reads
+
+    def _joins(self, group: list[Insert], insert: Insert) -> bool:
+        return joins(group, insert, readers=self._lock.reads != self._reads_before)
+
+    def _is_fresh(self, insert: Insert) -> bool:
+        """Whether a block is to be stored; where it was stored before, or cannot be, that is noted in it."""
+        try:
+            known = None if insert.number is None else self._ledger.find(insert.number)
+            if known is None:
+                self._fit(insert.schema)
+                return True
+            insert.stored(known.first_row_id, before=True)
+        except StorageError:
+            raise
+        except ReplayError as error:
+            insert.error = error
+        return False
 
     def _fit(self, schema: Schema) -> None:
         """Checks rows against the schema; the first ones fix it."""
@@ -173,14 +204,30 @@ class Table:
             failpoint("allocate-before-schema")
             self._ledger.restart(self._storage.ring, self._rows, schema)
 
-    def _write(self, columns: Inserts, schema: Schema, rows: int, number: Number | None) -> None:
-        before = self._storage.ring
-        try:
-            self._writer.insert(columns, schema, rows, number)
-        except BaseException:
-            if self._storage.ring != before:
-                self._generation += 1  # The slots that it was to overwrite may be torn: who selected them must not read them.
-            raise
+    def _write(self, inserts: list[Insert]) -> None:
+        row_id = self._storage.ring.write_count
+        self._writer.insert(inserts)
+        for insert in inserts:
+            insert.stored(row_id)
+            row_id += insert.rows
+
+    @contextmanager
+    def _overwriting(self) -> Iterator[None]:
+        """Keeps readers out."""
+        with self._lock.write():
+            before = self._storage.ring
+            try:
+                yield
+            except BaseException:
+                if self._storage.ring != before:
+                    self._generation += 1  # The slots that were to be overwritten may be torn: who selected them must not read them.
+                raise
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps everyone else out."""
+        with self._flushing, self._inserts.alone(), self._lock.write():
+            yield
 
     def _flush(self) -> None:
         """Brings to the disk what was stored so far. Others write and read meanwhile."""
@@ -190,7 +237,7 @@ class Table:
                 written = self._storage.ring.write_count
             if self._flusher is not None and written != self._flusher.flushed_to:
                 self._storage.sync()
-                with self._lock.write():
+                with self._inserts.alone():
                     self._writer.note_flushed(written)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
@@ -307,7 +354,7 @@ class Table:
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         """As `tdreplay.api.BaseReplayBuffer.reset`."""
-        with self._flushing, self._lock.write():
+        with self._alone():
             self._check_open()
             self._restart(self._storage.max_size if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID))
 
@@ -328,7 +375,7 @@ class Table:
             InvalidArgumentError: a number is out of its range.
         """
         check_window(buffer_size, size, write_count)
-        with self._flushing, self._lock.write():
+        with self._alone():
             self._check_open()
             ring = self._storage.ring
             if buffer_size != ring.buffer_size and (size or ring.size):
@@ -360,7 +407,7 @@ class Table:
     @contextmanager
     def _snapshotted(self, directory: Path) -> Iterator[Snapshot]:
         """A snapshot of the rows as they are now, into that directory."""
-        with self._lock.write():
+        with self._inserts.alone(), self._lock.read():
             self._check_open()
             reading = partial(self._reading, self._generation)
             snapshot = Snapshot(self._storage, self._schema, self._ledger.acknowledged(), directory, reading)
@@ -369,7 +416,7 @@ class Table:
         try:
             yield snapshot
         finally:
-            with self._lock.write():
+            with self._inserts.alone():
                 writer.snapshot = None
             snapshot.close()
 
@@ -377,7 +424,7 @@ class Table:
         """Gives the memory back, and the space of rows that lie in no directory. Closing twice is allowed; any other call is then a ClosedError."""
         if self._flusher is not None:
             self._flusher.close()
-        with self._flushing, self._lock.write():
+        with self._alone():
             closing, self._closed = not self._closed, True
             self._generation += 1
             try:

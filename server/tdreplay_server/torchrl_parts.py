@@ -35,15 +35,19 @@ class RingWriter(Writer):
         """Writes rows, of which the last `max_size` stay: the first one's slot, and how many stay."""
         storage = self._storage
         storage.ring = storage.ring.retire(rows)
-        first, kept = self.put(columns, rows)
+        first, kept = self.put(columns, storage.ring.write_count, rows)
         storage.ring = storage.ring.commit(rows)
         return first, kept
 
-    def put(self, columns: Inserts, rows: int) -> tuple[int, int]:
-        """Copies rows to their slots, which must have been retired: the first one's slot, and how many stay. The ring is not moved."""
+    def put(self, columns: Inserts, row_id: int, rows: int) -> tuple[int, int]:
+        """Copies rows, of which the first has that id, to their slots, which must have been retired. The ring is not moved.
+
+        Returns:
+            The slot of the first one that stays, and how many stay.
+        """
         storage = self._storage
         kept = min(rows, storage.max_size)
-        first = (storage.ring.write_count + rows - kept) % storage.max_size
+        first = (row_id + rows - kept) % storage.max_size
         low = min(kept, storage.max_size - first)  # So many go before the end of the ring; the rest begins again at slot 0.
         storage.put(
             first, first + low, columns if low == rows else {name: column[rows - kept : rows - kept + low] for name, column in columns.items()}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from contextlib import suppress
+from functools import partial
+
+import pytest
 
 from tdreplay_server.locks import ReadWriteLock
 
@@ -47,35 +52,96 @@ def test_a_writer_is_alone():
     assert inside == [0, 0]
 
 
-def test_a_waiting_writer_is_not_starved_by_new_readers():
-    lock, order = ReadWriteLock(), []
-    reading, release = threading.Event(), threading.Event()
+def started(*works):
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_readers_and_writers_that_wait_take_turns():
+    """Readers that came while a writer waits go in together after it, and before the next writer."""
+    lock, order, first_reads, may_end = ReadWriteLock(), [], threading.Event(), threading.Event()
 
     def first_reader():
         with lock.read():
-            reading.set()
-            release.wait(WAIT)
+            first_reads.set()
+            may_end.wait(WAIT)
 
-    def writer():
-        with lock.write():
-            order.append("writer")
+    def enter(name, guard):
+        with guard():
+            order.append(name)
+            time.sleep(0.01)
 
-    def late_reader():
-        with lock.read():
-            order.append("reader")
-
-    threads = [threading.Thread(target=first_reader), threading.Thread(target=writer)]
-    threads[0].start()
-    assert reading.wait(WAIT)
-    threads[1].start()
-    while not lock._writers_waiting:
-        pass
-    threads.append(threading.Thread(target=late_reader))
-    threads[2].start()
-    release.set()
+    threads = started(first_reader)
+    assert first_reads.wait(WAIT)
+    for name in ("writer 1", "writer 2", "reader", "reader", "writer 3", "reader"):
+        threads += started(partial(enter, name, lock.read if name == "reader" else lock.write))
+        time.sleep(0.1)  # Until it waits.
+    assert order == []
+    may_end.set()
     for thread in threads:
         thread.join(WAIT)
-    assert order == ["writer", "reader"]
+    assert order == ["writer 1", "reader", "reader", "reader", "writer 2", "writer 3"]
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_each_kind_gets_its_turn_beside_any_number_of_the_other(kind):
+    lock, over, waits = ReadWriteLock(), threading.Event(), []
+
+    def occupy():
+        while not over.is_set():
+            with lock.write() if kind == "read" else lock.read():
+                time.sleep(0.001)
+
+    threads = started(*[occupy] * 32)
+    for _ in range(20):
+        start = time.monotonic()
+        with lock.read() if kind == "read" else lock.write():
+            waits.append(time.monotonic() - start)
+    over.set()
+    for thread in threads:
+        thread.join(WAIT)
+    assert max(waits) < 1.0
+
+
+@pytest.mark.parametrize(("holds", "waits"), [("read", "write"), ("write", "read"), ("write", "write")])
+def test_who_is_interrupted_while_it_waits_holds_nobody_up(holds, waits):
+    lock, held, may_end = ReadWriteLock(), threading.Event(), threading.Event()
+
+    def hold():
+        with getattr(lock, holds)():
+            held.set()
+            may_end.wait(WAIT)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    threads = started(hold)
+    assert held.wait(WAIT)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt), getattr(lock, waits)():
+            pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    if holds == "read":
+        assert enters(lock.read)
+    may_end.set()
+    threads[0].join(WAIT)
+    assert all(enters(guard) for guard in (lock.read, lock.write, lock.read))
+
+
+def enters(guard):
+    def enter():
+        with guard():
+            inside.append(True)
+
+    inside = []
+    started(enter)[0].join(WAIT)
+    return inside == [True]
 
 
 def test_an_error_inside_gives_the_lock_back():

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc.experimental import ChannelOptions
 
+from tdreplay.addresses import check_address
 from tdreplay.errors import (
     TRAILER,
     CancelledError,
@@ -53,9 +54,9 @@ class Connection:
     """
 
     def __init__(self, address: str, timeout: float) -> None:
-        self.address, self.timeout = address, timeout
-        self.owner = Owner(f"the buffer at {address}")
-        self._channel = grpc.insecure_channel(address, options=_options())
+        self.address, self.timeout = check_address(address), timeout
+        self.owner = Owner(f"the buffer at {self.address}")
+        self._channel = grpc.insecure_channel(self.address, options=_options())
         self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
         self._watchdog = _Watchdog()
         self._closed = threading.Event()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tdreplay.addresses import check_address
+from tdreplay.command import command_line, failures_in_one_line, one_line
+from tdreplay.environment import environment_name, unknown_names
 from tdreplay.errors import ReplayError
-from tdreplay.limits import DEFAULT_TABLE
+from tdreplay.limits import DEFAULT_TABLE, check_seconds
 from tdreplay_client.health import serves
 
 if TYPE_CHECKING:
@@ -19,53 +22,52 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-Address = Annotated[str, typer.Option(envvar="TDREPLAY_ADDRESS", help="Of the server: HOST:PORT or unix:PATH.")]
+NAME = "tdreplay"
 LOCAL = "127.0.0.1:50051"
+VARIABLE = environment_name("address")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+Address = Annotated[str, typer.Option(help=f"Of the server: HOST:PORT or unix:PATH. [env: {VARIABLE}] [default: {LOCAL}]", show_default=False)]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long the server may take to answer, or to say how far it is.")]
 
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"tdreplay {version('tdreplay')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
-) -> None:
-    """The client of a replay buffer server."""
+app = command_line(NAME, "The client of a replay buffer server.")
 
 
 @app.command()
 def checkpoint(
     name: Annotated[str, typer.Argument(help="1 to 64 letters, digits, '_' or '-'. One of that name is replaced.")],
-    address: Address = LOCAL,
+    address: Address = "",
     table: Annotated[str, typer.Option(help="The table's name.")] = DEFAULT_TABLE,
-    timeout: Annotated[float, typer.Option(help="Seconds that the server may take for each sign of its progress.")] = 30.0,
+    timeout: Timeout = 30.0,
 ) -> None:
     """Write a checkpoint of a table to the server's disk, while traffic goes on.
 
-    Prints one line on standard output when it is whole, with its path on the server; how far it is goes to standard error, where that is a terminal.
+    Prints one line on standard output when it is whole, with its path on the server. Where standard error is a terminal, a bar there shows how far it
+    is.
     """
     from tdreplay_client.buffer import RemoteReplayBuffer  # Here: it brings torch, for which `health` has no time.
 
-    with RemoteReplayBuffer(address, table=table, timeout=timeout) as buffer, _progress() as progress:
+    with RemoteReplayBuffer(_found(address), table=table, timeout=check_seconds(timeout, "timeout")) as buffer, _progress() as progress:
         made = buffer.checkpoint(name, progress=progress)
-    typer.echo(f"checkpoint {made.path}: {made.rows} rows, {made.bytes} bytes")
+    typer.echo(f"checkpoint {one_line(made.path)}: {made.rows} rows, {made.bytes} bytes")
 
 
 @app.command()
 def health(
-    address: Address = LOCAL,
-    timeout: Annotated[float, typer.Option(help="Seconds that the server may take to answer.", min=0.001)] = 3.0,
+    address: Address = "",
+    timeout: Timeout = 3.0,
     service: Annotated[str, typer.Option(help="A gRPC service of the server; empty: the server as a whole.")] = "",
 ) -> None:
     """Ask a server whether it serves (grpc.health.v1). Exit status 0 where it does, else 1; one line says what it answered."""
-    healthy, answer = serves(address, timeout, service)
-    typer.echo(f"{address} {answer}", err=not healthy)
+    address = _found(address)
+    healthy, answer = serves(address, check_seconds(timeout, "timeout"), service)
+    typer.echo(one_line(f"{address} {answer}"), err=not healthy)
     raise typer.Exit(not healthy)
+
+
+def _found(address: str) -> str:
+    """The address to use: as given, or from the environment, or the usual one. One that is empty is not given."""
+    unknown_names(os.environ, ["address"])
+    return check_address(address or os.environ.get(VARIABLE) or LOCAL)
 
 
 @contextmanager
@@ -85,8 +87,5 @@ def _progress() -> Iterator[Progress | None]:
 
 def main() -> None:
     """Runs the command; what goes wrong is one line on standard error."""
-    try:
+    with failures_in_one_line(NAME, ReplayError, OSError):
         app()
-    except (ReplayError, OSError) as error:
-        typer.echo(f"tdreplay: {error}", err=True)
-        sys.exit(1)

@@ -16,4 +16,5 @@ __all__ = ["ReplayBuffer", "ReplayServer", "ServerConfig", "ServerProcess", "spa
 __getattr__, __dir__ = imported_when_asked(
     __name__,
     {"ReplayBuffer": "buffer", "ReplayServer": "server", "ServerConfig": "config", "ServerProcess": "spawn", "spawn_server": "spawn"},
+    extra="server",
 )

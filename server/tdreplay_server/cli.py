@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
 import threading
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
+from tdreplay.command import command_line, failures_in_one_line, one_line
+from tdreplay.environment import environment_name
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay_server.allocator import keep_freed_memory
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.garbage import loading
 from tdreplay_server.logs import log_to_stderr
+from tdreplay_server.settings_file import line_of
 from tdreplay_server.spawn import READY
 
 if TYPE_CHECKING:
@@ -26,64 +29,21 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+NAME = "tdreplay-server"
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+app = command_line(NAME, "The replay buffer server.")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"tdreplay-server {version('tdreplay')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
-) -> None:
-    """The replay buffer server."""
-
-
-def _described(name: str) -> str:
-    field = ServerConfig.model_fields[name]
-    return f"{field.description} [default: {field.default}]"
-
-
-@app.command()
-def serve(
-    config: Annotated[Path | None, typer.Option(help=_described("config"), show_default=False)] = None,
-    address: Annotated[str | None, typer.Option(help=_described("address"), show_default=False)] = None,
-    data_dir: Annotated[Path | None, typer.Option(help=_described("data_dir"), show_default=False)] = None,
-    buffer_size: Annotated[int | None, typer.Option(help=_described("buffer_size"), show_default=False)] = None,
-    storing_device: Annotated[str | None, typer.Option(help=_described("storing_device"), show_default=False)] = None,
-    durability: Annotated[str | None, typer.Option(help=_described("durability"), show_default=False)] = None,
-    max_workers: Annotated[int | None, typer.Option(help=_described("max_workers"), show_default=False)] = None,
-    max_streams: Annotated[int | None, typer.Option(help=_described("max_streams"), show_default=False)] = None,
-    max_tables: Annotated[int | None, typer.Option(help=_described("max_tables"), show_default=False)] = None,
-    shared_memory_dir: Annotated[Path | None, typer.Option(help=_described("shared_memory_dir"), show_default=False)] = None,
-    grace_seconds: Annotated[float | None, typer.Option(help=_described("grace_seconds"), show_default=False)] = None,
-    until_stdin_closes: Annotated[bool, typer.Option("--until-stdin-closes", help="Also stop when standard input closes.")] = False,
-) -> None:
+def serve(*, until_stdin_closes: bool, **given: str | None) -> None:
     """Serve replay buffers until SIGTERM or SIGINT.
 
-    Prints one line on standard output when it is ready, with the address that it listens on; its log goes to standard error. Each setting can also
-    come from the environment (TDREPLAY_ADDRESS, ...) and from a TOML file; the command line counts first, then the environment, then the file.
+    Prints one line on standard output when it is ready, with the address that it listens on. Its log goes to standard error. Each setting can also
+    come from its variable in the environment and from a TOML file. The command line counts first, then the environment, then the file. What is empty
+    is not set.
     """
-    given: dict[str, Any] = {
-        "config": config,
-        "address": address,
-        "data_dir": data_dir,
-        "buffer_size": buffer_size,
-        "storing_device": storing_device,
-        "durability": durability,
-        "max_workers": max_workers,
-        "max_streams": max_streams,
-        "max_tables": max_tables,
-        "shared_memory_dir": shared_memory_dir,
-        "grace_seconds": grace_seconds,
-    }
-    settings = ServerConfig(**{name: value for name, value in given.items() if value is not None})
     log_to_stderr()
+    settings = _settings({name: value for name, value in given.items() if value})
     keep_freed_memory()
     # Blocked in all threads, and awaited: a handler runs in the main thread alone, and a signal that another thread takes does not wake that one.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -100,6 +60,57 @@ def serve(
         raise server.failure
 
 
+def _setting_option(name: str) -> inspect.Parameter:
+    """The option of a setting, whose text is the setting's own."""
+    field = ServerConfig.model_fields[name]
+    default = "" if field.default is None else f" [default: {field.default}]"
+    kinds = {"int": "INTEGER", "float": "SECONDS", "Path": "PATH"}
+    kind = next((word for of, word in kinds.items() if of in str(field.annotation)), "TEXT")
+    option = typer.Option(f"--{name.replace('_', '-')}", help=f"{field.description} [env: {environment_name(name)}]{default}", metavar=kind)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
+
+
+def _serve_signature() -> inspect.Signature:
+    stdin = Annotated[bool, typer.Option("--until-stdin-closes", help="Also stop when standard input closes.")]
+    last = inspect.Parameter("until_stdin_closes", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=stdin)
+    return inspect.Signature([*map(_setting_option, ServerConfig.model_fields), last])
+
+
+serve.__signature__ = _serve_signature()  # type: ignore[attr-defined]  # typer reads it: the settings are named once, in ServerConfig.
+serve.__annotations__ = {}
+app.command()(serve)
+
+
+def _settings(given: dict[str, Any]) -> ServerConfig:
+    """The settings; one that cannot be is a line on standard error that says where it comes from, and ends the process with status 2."""
+    try:
+        return ServerConfig(**given)
+    except ValidationError as error:
+        problems = [_problem(given, problem) for problem in error.errors()]
+    for problem in problems:
+        typer.echo(f"{NAME}: {one_line(problem)}", err=True)
+    sys.exit(2)
+
+
+def _problem(given: dict[str, Any], problem: Any) -> str:
+    reason = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return str(reason)
+    setting = str(problem["loc"][0])
+    return f"{setting} ({str(problem['input'])[:80]!r}) from {_origin(given, setting)}: {reason}"
+
+
+def _origin(given: dict[str, Any], setting: str) -> str:
+    """Where a setting comes from, in words."""
+    if setting in given:
+        return f"--{setting.replace('_', '-')}"
+    variables = {name.upper(): name for name in os.environ if os.environ[name].strip()}
+    if environment_name(setting) in variables:
+        return variables[environment_name(setting)]
+    file = Path(given.get("config") or os.environ.get(variables.get(environment_name("config"), ""), "")).expanduser()
+    return f"{file}{line_of(file, setting)}"
+
+
 def _stop_at_end_of_input() -> None:
     sys.stdin.read()
     _stop()
@@ -109,12 +120,20 @@ def _stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-DataDir = Annotated[Path, typer.Argument(help="The data directory of a server that is not running.")]
+def _path(text: str) -> Path:
+    """A path of the command line; a ~ that the shell left is the user's home."""
+    if not text:
+        raise typer.BadParameter("a path cannot be empty")
+    return Path(text).expanduser()
+
+
+DataDir = Annotated[Path, typer.Argument(help="The data directory of a server that is not running.", parser=_path, metavar="DATA_DIR")]
+Checked = Annotated[Path, typer.Argument(help="A data directory, the directory of a table, or a checkpoint.", parser=_path, metavar="DIRECTORY")]
 Table = Annotated[str, typer.Option(help="The table's name.")]
 
 
 @app.command()
-def verify(directory: Annotated[Path, typer.Argument(help="A data directory, the directory of a table, or a checkpoint.")]) -> None:
+def verify(directory: Checked) -> None:
     """Check that a data directory or a checkpoint is what was written, and say what it holds.
 
     Of a checkpoint every byte is checked. Of a data directory every byte of the journals; its rows change all the time, and have no checksum. Nothing
@@ -129,7 +148,7 @@ def verify(directory: Annotated[Path, typer.Argument(help="A data directory, the
 
 @app.command()
 def restore(
-    checkpoint: Annotated[Path, typer.Argument(help="The directory of the checkpoint.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The directory of the checkpoint.", parser=_path, metavar="CHECKPOINT")],
     data_dir: DataDir,
     table: Table = DEFAULT_TABLE,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the table where it is there.")] = False,
@@ -158,14 +177,6 @@ def _say(what: str, ring: Ring) -> None:
 
 
 def main() -> None:
-    """Runs the command; a setting or an address that cannot be used is one line on standard error."""
-    try:
+    """Runs the command; what goes wrong is one line on standard error."""
+    with failures_in_one_line(NAME, ReplayError, OSError):
         app()
-    except ValidationError as error:
-        for problem in error.errors():
-            setting = ".".join(map(str, problem["loc"])) or "settings"
-            typer.echo(f"tdreplay-server: {setting} ({problem['input']!r}): {problem['msg']}", err=True)
-        sys.exit(2)
-    except (ReplayError, OSError) as error:
-        typer.echo(f"tdreplay-server: {error}", err=True)
-        sys.exit(1)

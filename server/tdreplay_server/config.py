@@ -3,77 +3,107 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import Self
 
+from tdreplay.addresses import check_address
+from tdreplay.environment import ENV_PREFIX, environment_name, unknown_names
 from tdreplay_server.durability import Durability
+from tdreplay_server.logs import log
+from tdreplay_server.settings_file import read_settings
 
-__all__ = ["ENV_PREFIX", "ServerConfig"]
+__all__ = ["ServerConfig"]
 
-ENV_PREFIX = "TDREPLAY_"
+
+def _expanded(path: Path) -> Path:
+    """A path that may begin with ~, as the shell leaves it in --data-dir=~/replay."""
+    if "\0" in str(path):
+        raise ValueError("a path cannot contain a null character")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} begins with ~ and a name that no user has") from None
+
+
+def _number(value: object) -> object:
+    """True is no number, though Python takes it for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _address(address: str) -> str:
+    return check_address(address, least_port=0)
+
+
+SettingPath = Annotated[Path, AfterValidator(_expanded)]
+Whole = Annotated[int, BeforeValidator(_number)]
+Seconds = Annotated[float, BeforeValidator(_number)]
 
 
 class ServerConfig(BaseSettings):
     """What a server is started with. Each setting is also read from ``TDREPLAY_<NAME>`` and from the TOML file that `config` names.
 
+    A setting that is empty is not set. In paths, a ``~`` at the start is the user's home.
+
     Raises:
-        pydantic.ValidationError (a ValueError): a setting breaks its rule; the message names both.
+        pydantic.ValidationError (a ValueError): a setting breaks its rule, or there is none of that name (in the environment and the file, too), or
+            the file cannot be read.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
-    config: Annotated[Path | None, Field(description="A TOML file with these settings.")] = None
-    address: Annotated[str, Field(description="Where to listen: HOST:PORT (port 0 picks a free one) or unix:PATH.")] = "127.0.0.1:50051"
-    data_dir: Annotated[Path | None, Field(description="Where the rows lie. Unset: files without names, which end with the server.")] = None
-    buffer_size: Annotated[int | None, Field(ge=1, description="Creates the table 'default' with this capacity, in rows, at the start.")] = None
+    config: Annotated[SettingPath | None, Field(description="A TOML file with these settings.")] = None
+    address: Annotated[str, Field(description="Where to listen: HOST:PORT (port 0 picks a free one) or unix:PATH."), AfterValidator(_address)] = (
+        "127.0.0.1:50051"
+    )
+    data_dir: Annotated[
+        SettingPath | None, Field(description="The directory that keeps the rows. Without one, the rows are lost when the server ends.")
+    ] = None
+    buffer_size: Annotated[
+        Whole | None, Field(ge=1, lt=1 << 63, description="Creates the table 'default' at the start, with room for so many rows.")
+    ] = None
     storing_device: Annotated[str, Field(description="Where the rows of new tables lie: cpu, or cuda:N.")] = "cpu"
     durability: Annotated[
-        str, Field(description="What acknowledged rows survive: process (its death), interval:SECONDS (and a loss of power, but for those), power.")
+        str,
+        Field(
+            description="What acknowledged rows survive: process (the death of the server), interval:SECONDS (that, and a loss of power,"
+            " but for the rows of the last seconds) or power (both)."
+        ),
     ] = "process"
-    max_workers: Annotated[int, Field(ge=2, le=4096, description="Calls that are served at once.")] = 128
-    max_streams: Annotated[int, Field(ge=1, description="Long-lived streams among them; one more is refused. Below max_workers.")] = 48
-    max_tables: Annotated[int, Field(ge=1, description="Tables that clients may create.")] = 256
+    max_workers: Annotated[Whole, Field(ge=2, le=4096, description="Calls that are served at once.")] = 128
+    max_streams: Annotated[Whole, Field(ge=1, description="Long-lived streams among them; one more is refused. Below max_workers.")] = 48
+    max_tables: Annotated[Whole, Field(ge=1, description="How many tables there may be.")] = 256
     shared_memory_dir: Annotated[
-        Path | None,
+        SettingPath | None,
         Field(
             description="A folder that clients in other containers share with the server, such as /dev/shm: large batches go through files in it."
-            " Unset: clients of this host, user and PID namespace share memory."
+            " Without one, clients of this host, user and PID namespace share memory."
         ),
     ] = None
-    grace_seconds: Annotated[float, Field(ge=0, le=3600, description="That running calls get to finish when the server is told to stop.")] = 5.0
-
-    @field_validator("config")
-    @classmethod
-    def _config_is_there(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_file():
-            raise ValueError(f"{path} is not a file")
-        return path
-
-    @field_validator("shared_memory_dir", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, path: object) -> object:
-        """As a compose file writes a variable that is not set."""
-        return None if path == "" else path
+    grace_seconds: Annotated[
+        Seconds, Field(ge=0, le=3600, description="How long running calls may go on when the server is told to stop, in seconds.")
+    ] = 5.0
 
     @field_validator("shared_memory_dir")
     @classmethod
     def _folder_is_there(cls, path: Path | None) -> Path | None:
-        if path is not None and not os.access(path, os.W_OK | os.X_OK):
+        if path is not None and not (path.is_dir() and os.access(path, os.W_OK | os.X_OK)):
             raise ValueError(f"{path} is not a folder that this process can write to")
         return path
 
-    @field_validator("address")
+    @field_validator("data_dir")
     @classmethod
-    def _address_is_one(cls, address: str) -> str:
-        host_port = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):(\d{1,5})", address)
-        if not re.fullmatch(r"unix:\S+", address) and not (host_port and int(host_port[2]) < 1 << 16):
-            raise ValueError("must be HOST:PORT or unix:PATH")
-        return address
+    def _data_dir_is_no_file(cls, path: Path | None) -> Path | None:
+        if path is not None and path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is not a directory")
+        return path
 
     @field_validator("storing_device")
     @classmethod
@@ -83,9 +113,12 @@ class ServerConfig(BaseSettings):
         import torch  # Here: it takes a second, and servers without a GPU do not need it to know their settings.
 
         try:
-            return str(torch.device(name))
+            device = torch.device(name)
         except RuntimeError:
             raise ValueError("must be cpu or cuda:N") from None
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError("must be cpu or cuda:N")
+        return str(device)
 
     @field_validator("durability")
     @classmethod
@@ -121,7 +154,29 @@ class ServerConfig(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Code and command line, then the environment, then the TOML file."""
-        path = init_settings().get("config") or os.environ.get(f"{ENV_PREFIX}CONFIG")
-        sources = (init_settings, env_settings)
-        return (*sources, TomlConfigSettingsSource(settings_cls, Path(path))) if path else sources
+        """Code and command line, then the environment, then the TOML file: of each what is not empty."""
+        given, environment = _set(init_settings()), _set(env_settings())
+        file = given.get("config") or environment.get("config")
+        try:
+            _check_environment(cls.model_fields)
+            in_file = _set(read_settings(_expanded(Path(file)), cls.model_fields)) if isinstance(file, (str, Path)) else {}
+        except ValueError as error:
+            raise ValidationError.from_exception_data(cls.__name__, [_problem(error)]) from None
+        return tuple(InitSettingsSource(settings_cls, init_kwargs=settings) for settings in (given, environment, in_file))
+
+
+def _problem(error: ValueError) -> InitErrorDetails:
+    """What is wrong with the settings as a whole, for a ValidationError."""
+    return {"type": PydanticCustomError("settings", "{reason}", {"reason": str(error)}), "input": None}
+
+
+def _check_environment(settings: Collection[str]) -> None:
+    unknown = unknown_names(os.environ, settings)
+    if unknown:
+        known = " ".join(map(environment_name, settings))
+        log.warning("variables that are not settings of the server are ignored", names=" ".join(unknown), settings=known)
+
+
+def _set(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what is empty, as a compose file writes a variable that is not set."""
+    return {name: value for name, value in settings.items() if not (isinstance(value, str) and not value.strip())}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from concurrent import futures
 from types import TracebackType
 
 import grpc
+import torch
 from typing_extensions import Self
 
 from tdreplay.errors import ServerUnavailableError, StorageError
@@ -17,10 +17,12 @@ from tdreplay.limits import message_options
 from tdreplay.processes import Owner, keep_in_forks
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.health import Health
+from tdreplay_server.listening import check_free
 from tdreplay_server.logs import log
 from tdreplay_server.running import RunningCalls
 from tdreplay_server.service import ReplayBufferService
 from tdreplay_server.shared_memory import SharedMemory
+from tdreplay_server.storage import check_device
 from tdreplay_server.tables import Tables
 from tdreplay_server.wire import StreamSlots, handlers
 
@@ -40,6 +42,7 @@ class ReplayServer:
 
     Raises:
         ServerUnavailableError: the address cannot be listened on.
+        InvalidArgumentError: the storing device is not there.
         FailedPreconditionError: the data directory has other settings, or is of a newer version. Nothing in it changes.
         DirectoryInUseError: another server has the data directory.
         CorruptDataError: what is in the data directory is not what was written.
@@ -77,6 +80,8 @@ class ReplayServer:
         self._owner = Owner("the server")
         keep_in_forks(self)
         config = self._config
+        check_free(config.address)
+        check_device(torch.device(config.storing_device))
         self._tables = Tables(
             config.data_dir, config.storing_device, config.buffer_size, config.max_tables, durability=config.durability, on_failure=self._failed
         )
@@ -100,7 +105,6 @@ class ReplayServer:
 
     def _listen(self, address: str) -> str:
         try:
-            _check_unused(address)
             port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise ServerUnavailableError(f"address {address} cannot be listened on: {error}") from None
@@ -135,13 +139,6 @@ class ReplayServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
-
-
-def _check_unused(address: str) -> None:
-    """Raises RuntimeError where a server listens on a Unix socket: gRPC would take the path away from it."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        if address.startswith("unix:") and not probe.connect_ex(address.removeprefix("unix:").removeprefix("//")):
-            raise RuntimeError("another server listens there")
 
 
 def _options() -> list[tuple[str, int]]:

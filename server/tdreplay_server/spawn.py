@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import IO
 
 import tdreplay
+from tdreplay.environment import environment_name
 from tdreplay.errors import ServerUnavailableError
 from tdreplay.processes import Owner, OwnFile
-from tdreplay_server.config import ENV_PREFIX, ServerConfig
+from tdreplay_server.config import ServerConfig
 
 __all__ = ["READY", "ServerProcess", "spawn_server"]
 
@@ -82,7 +83,7 @@ def _started(config: ServerConfig, lifeline: int, errors: IO[str]) -> subprocess
     try:
         return subprocess.Popen(
             [sys.executable, "-c", PROGRAM, os.pathsep.join(folders), "serve", "--until-stdin-closes"],
-            env={**os.environ, **_environment(config)},
+            env=_environment(config),
             stdin=lifeline,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -93,8 +94,11 @@ def _started(config: ServerConfig, lifeline: int, errors: IO[str]) -> subprocess
 
 
 def _environment(config: ServerConfig) -> dict[str, str]:
-    settings = config.model_dump(exclude_none=True, exclude_unset=True)
-    return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in settings.items()}
+    """This process' environment, with these settings and no others: what came from a file or a variable is in `config` already."""
+    names = {name: environment_name(name) for name in ServerConfig.model_fields}
+    inherited = {name: value for name, value in os.environ.items() if name.upper() not in names.values()}
+    settings = config.model_dump(exclude_none=True, exclude={"config"})
+    return inherited | {names[name]: str(value) for name, value in settings.items()}
 
 
 def _ready_address(child: subprocess.Popen[bytes], errors: IO[str], timeout: float) -> str:

@@ -28,7 +28,7 @@ from tdreplay_server.parallel import in_parts
 from tdreplay_server.ring import Ring, Slots
 from tdreplay_server.torchrl import LazyMemmapStorage, LazyTensorStorage
 
-__all__ = ["DeviceRows", "Inserts", "MemmapRows", "RowStorage", "column_file", "open_storage"]
+__all__ = ["DeviceRows", "Inserts", "MemmapRows", "RowStorage", "check_device", "column_file", "open_storage"]
 
 Inserts: TypeAlias = "Mapping[str, torch.Tensor | Rows]"
 """Columns that are to be stored: tensors, or what came over the wire as it came. A field without bytes may be missing among the latter."""
@@ -321,8 +321,16 @@ def open_storage(device: torch.device, buffer_size: int, directory: Path | None)
     Raises:
         InvalidArgumentError: the device is neither, or it is not there.
     """
-    if device.type == "cpu":
-        return MemmapRows(buffer_size, directory)
-    if device.type == "cuda" and torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count():
-        return DeviceRows(buffer_size, device)
+    check_device(device)
+    return MemmapRows(buffer_size, directory) if device.type == "cpu" else DeviceRows(buffer_size, device)
+
+
+def check_device(device: torch.device) -> None:
+    """Passes where rows can lie on the device.
+
+    Raises:
+        InvalidArgumentError: they cannot.
+    """
+    if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        return
     raise InvalidArgumentError(f"storing_device ({device}) must be cpu, or a CUDA device of this machine, which has {torch.cuda.device_count()}")

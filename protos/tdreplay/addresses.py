@@ -1,0 +1,39 @@
+"""Where a server is: HOST:PORT, [IPv6]:PORT or unix:PATH."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tdreplay.errors import InvalidArgumentError
+
+__all__ = ["check_address"]
+
+MOST_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path, without the one that ends it (unix(7))."""
+
+
+def check_address(address: str, least_port: int = 1) -> str:
+    """The address, where it is one. A ~ at the start of a socket's path becomes the user's home. `least_port`: 0 where a server picks a free port.
+
+    Raises:
+        InvalidArgumentError: where it is none, with the value and the rule. gRPC would take a port of 65536 + p for p, and a name alone for port 443.
+    """
+    socket = re.fullmatch(r"unix:(?://(?=/))?([^\s\0]+)", address)
+    if socket:
+        return f"unix:{_socket_path(socket[1])}"
+    host_port = re.fullmatch(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:/\0\[\]]+):([0-9]{1,5})", address)
+    if host_port is None or not least_port <= int(host_port[2]) < 1 << 16:
+        raise InvalidArgumentError(f"address ({address[:120]!r}) must be HOST:PORT, [IPv6]:PORT or unix:PATH, with a port from {least_port} to 65535")
+    return address
+
+
+def _socket_path(text: str) -> Path:
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise InvalidArgumentError(f"address ('unix:{text}') begins with ~ and a name that no user has") from None
+    if len(os.fsencode(path)) > MOST_SOCKET_PATH:
+        raise InvalidArgumentError(f"address (unix:{path}): a Unix socket's path has {MOST_SOCKET_PATH} bytes at most, not {len(os.fsencode(path))}")
+    return path

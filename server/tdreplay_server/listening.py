@@ -1,0 +1,87 @@
+"""Whether a server can listen at an address, and who does already."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from tdreplay.errors import ServerUnavailableError
+
+__all__ = ["check_free"]
+
+
+def check_free(address: str) -> None:
+    """Passes where a server can listen there.
+
+    Raises:
+        ServerUnavailableError: it cannot; the message says why, and for an address that is in use by which process, where that can be told.
+    """
+    try:
+        if address.startswith("unix:"):
+            _check_socket(Path(address.removeprefix("unix:")))
+        else:
+            _check_port(*_host_and_port(address))
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if isinstance(error.errno, int) and error.errno > 0 else str(error.strerror)
+        owner = _owner(address) if error.errno == errno.EADDRINUSE else ""
+        raise ServerUnavailableError(f"address {address} cannot be listened on: {reason}{owner}") from None
+
+
+def _check_socket(path: Path) -> None:
+    """GRPC would take the path away from a server that listens there; a socket whose server is gone may be replaced."""
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX) as probe:
+            if not probe.connect_ex(str(path)):
+                raise OSError(errno.EADDRINUSE, "")
+    elif path.exists():
+        raise OSError(errno.EADDRINUSE, "")
+    elif not path.parent.exists():
+        raise OSError(errno.ENOENT, "")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, "")
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _check_port(host: str, port: int) -> None:
+    for family, kind, protocol, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # As gRPC does: connections that end do not keep a port.
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(where)
+            probe.listen(1)
+
+
+def _owner(address: str) -> str:
+    """Who listens there, in words; empty where this process may not see it."""
+    inode = _inode(address)
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if inode and os.readlink(link) == f"socket:[{inode}]":
+                name = (link.parents[1] / "comm").read_text().strip()
+                return f" by process {link.parents[1].name} ({name!r})"
+    return ""
+
+
+def _inode(address: str) -> str:
+    """Of the socket that listens there: proc(5) has its format."""
+    if address.startswith("unix:"):
+        path = str(Path(address.removeprefix("unix:")))
+        sockets = [line.split() for line in _lines("/proc/net/unix")]
+        return next((cells[6] for cells in sockets if len(cells) > 7 and cells[7] == path and cells[3] == "00010000"), "")
+    port = f"{_host_and_port(address)[1]:04X}"
+    sockets = [line.split() for name in ("/proc/net/tcp", "/proc/net/tcp6") for line in _lines(name)]
+    return next((cells[9] for cells in sockets if cells[1].endswith(f":{port}") and cells[3] == "0A"), "")
+
+
+def _lines(path: str) -> list[str]:
+    with suppress(OSError):
+        return Path(path).read_text().splitlines()[1:]
+    return []

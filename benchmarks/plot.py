@@ -37,6 +37,7 @@ INSERTS: Bars = (
     (RAY, "add_batch"),
     (BARE, "add_batch"),
 )
+BARE_IS = "Bare gRPC sends zeros in plain messages, one call or batch after the other, and stores nothing: something to compare with, not a limit."
 WORDS = {
     "stream": "stream",
     "sample": "sample",
@@ -56,7 +57,7 @@ def draw(path: Path, figures: Figures, machine: str) -> None:
         _panel(axes[0], figures, "small", bars, f"{title}: small rows, 165 B")
         _panel(axes[1], figures, "image", bars, f"{title}: image rows, 56 kB")
     figure.suptitle("Rows a second, median of the rounds (logarithmic: each line is ten times the one before)", fontsize=13)
-    figure.supxlabel(f"{machine}; loopback, server and client on the same cores. Bare gRPC moves the bytes alone: a bound.", fontsize=9, color=GREY)
+    figure.supxlabel(f"{machine}; loopback, server and client on the same cores.\n{BARE_IS}", fontsize=9, color=GREY)
     figure.savefig(path, dpi=110)
 
 

@@ -1,4 +1,4 @@
-"""The same bytes over bare gRPC, with no replay behind them: what a Python service over gRPC cannot beat."""
+"""The same bytes over bare gRPC, in plain messages, with no replay behind them: what a service costs that does nothing to save copies."""
 
 from __future__ import annotations
 

@@ -23,8 +23,7 @@ LIMITS = (
     "One client at a time, but for the four learners; nobody writes while somebody reads.",
     "Reverb holds 10,000 small and 4,000 image rows, the others 100,000 and 10,000: it takes rows in slowly, and fewer rows are in its favour.",
     "Reverb's stream is the faster one of 1 and 2 workers. TorchRL's buffers have no prefetching here, which is their default.",
-    "Bare gRPC sends zeros in plain messages, one call or batch after the other, and stores nothing."
-    " It is to compare with, and no limit: what saves copies passes it.",
+    "Bare gRPC sends zeros in plain messages and stores nothing. It is to compare with, and no limit: what saves copies passes it.",
     "Content is random, and cannot be compressed. Timing excludes the checks; all figures are medians of the rounds.",
 )
 

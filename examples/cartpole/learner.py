@@ -30,8 +30,8 @@ TARGET_RATE = 0.01
 MAX_GRADIENT_NORM = 10.0
 
 UPDATES_PER_PUSH = 16
-UPDATES_PER_REPORT = 64
-UPDATES_PER_EVALUATION = 256
+UPDATES_PER_REPORT = 16
+UPDATES_PER_EVALUATION = 64
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,14 @@ class Report:
         updates: gradient updates; each took one batch.
         seconds: since the first batch was asked for.
         waiting: seconds of them spent waiting for a batch.
+        evaluating: seconds of them spent playing greedy episodes.
         evaluation: of the weights of this moment; None where there was none.
     """
 
     updates: int
     seconds: float
     waiting: float
+    evaluating: float
     evaluation: Evaluation | None
 
 
@@ -60,9 +62,9 @@ def learn(address: str, seed: int) -> Iterator[Report]:
     evaluator = Evaluator(seed)
     with open_transitions(address) as buffer, PublishedWeights(address) as weights:
         dqn, pace = DoubleDQN(first_network(weights, seed)), Pace(buffer, weights)
-        yield Report(0, 0.0, 0.0, evaluator.evaluate(dqn.network, buffer.state().write_count))
+        yield Report(0, 0.0, 0.0, 0.0, evaluator.evaluate(dqn.network, buffer.state().insert_count))
         pace.await_warm_up()
-        batches = TimedBatches(stream(buffer, seed))
+        batches, evaluating = TimedBatches(stream(buffer, seed)), 0.0
         for updates, batch in enumerate(batches, 1):
             dqn.update(batch)
             if updates % UPDATES_PER_PUSH == 0:
@@ -70,8 +72,10 @@ def learn(address: str, seed: int) -> Iterator[Report]:
                 weights.publish(dqn.network)
             if updates % UPDATES_PER_REPORT == 0:
                 due = updates % UPDATES_PER_EVALUATION == 0
-                evaluation = evaluator.evaluate(dqn.network, buffer.state().write_count) if due else None
-                yield Report(updates, batches.seconds, batches.waiting, evaluation)
+                before = batches.seconds
+                evaluation = evaluator.evaluate(dqn.network, buffer.state().insert_count) if due else None
+                evaluating += batches.seconds - before
+                yield Report(updates, batches.seconds, batches.waiting, evaluating, evaluation)
 
 
 def first_network(weights: PublishedWeights, seed: int) -> nn.Sequential:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from examples.cartpole.tables import PublishedWeights
 from tdreplay_client import RemoteReplayBuffer
 
-__all__ = ["ROWS_PER_PUSH", "Pace"]
+__all__ = ["ROWS_PER_PUSH", "WARM_UP_ROWS", "Pace"]
 
 ROWS_PER_PUSH = 32
 WARM_UP = 32
 """Batches that are there before the learner begins."""
+WARM_UP_ROWS = WARM_UP * ROWS_PER_PUSH
 AHEAD = 2
 """Batches that the actors may push before the learner takes note of them."""
 PATIENCE = 60.0

@@ -11,7 +11,7 @@ from tdreplay_client import RemoteReplayBuffer
 
 __all__ = ["Training"]
 
-NOTHING_YET = Report(updates=0, seconds=0.0, waiting=0.0, evaluation=None)
+NOTHING_YET = Report(updates=0, seconds=0.0, waiting=0.0, evaluating=0.0, evaluation=None)
 
 
 @dataclass
@@ -23,7 +23,6 @@ class Training:
         began: when it did, by the monotonic clock.
         rows: stored now.
         pushed: rows that the actors ever pushed.
-        pushing_since: what `seconds` was when the last look found none of them.
         report: the learner's last one.
         evaluations: all of them, in order.
     """
@@ -32,7 +31,6 @@ class Training:
     began: float
     rows: int = 0
     pushed: int = 0
-    pushing_since: float = 0.0
     report: Report = NOTHING_YET
     evaluations: list[Evaluation] = field(default_factory=list)
 
@@ -63,9 +61,7 @@ class Training:
             ServerUnavailableError: it is not there.
         """
         state = self.buffer.state()
-        self.rows, self.pushed = state.size, state.write_count
-        if not self.pushed:
-            self.pushing_since = self.seconds
+        self.rows, self.pushed = state.size, state.insert_count
 
     def take(self, report: Report) -> None:
         """Notes what the learner reports."""

@@ -13,15 +13,18 @@ from typing import TypeVar
 import numpy as np
 
 from tdreplay.block import Bytes
-from tdreplay.errors import ReplayError
+from tdreplay.errors import CodecError, ReplayError
 from tdreplay.limits import SHARED_SLOTS_START
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.channel import Answers
+from tdreplay_client.foreign_memory import NONCE_BYTES, open_memory
 
 __all__ = ["MappedSlots", "Sharing", "mapped"]
 
 log = logging.getLogger("tdreplay")
 T = TypeVar("T")
+
+MOST_SLOTS = 1 << 16
 
 
 class Sharing:
@@ -49,7 +52,7 @@ class Sharing:
 
 
 class MappedSlots:
-    """The slots that a server offers, mapped into this process.
+    """The slots that a server offers, mapped into this process. Whatever the server says of them is checked before it is used.
 
     Attributes:
         slots: how many there are.
@@ -60,40 +63,54 @@ class MappedSlots:
         reserve: how many are never lent to the user.
 
     Raises:
-        OSError: the file cannot be opened from here, or is another one: the server runs as another user, in another container, or on another host.
+        OSError: the memory cannot be had from here, or it may be something else than a server's memory; see `open_memory`.
+        CodecError: the offer is none.
     """
 
     def __init__(self, offer: pb.SharedMemory, reserve: int = 2) -> None:
         self.slots, self.slot_bytes = offer.slots, offer.slot_bytes
-        size = SHARED_SLOTS_START + offer.slots * offer.slot_bytes
-        file = os.open(offer.path, os.O_RDWR | os.O_CLOEXEC)
+        if not (1 <= self.slots <= MOST_SLOTS and self.slot_bytes >= 1 and len(offer.nonce) == NONCE_BYTES):
+            raise CodecError(f"an offer of {self.slots} slots of {self.slot_bytes} bytes, with a nonce of {len(offer.nonce)} bytes, is none")
+        size = SHARED_SLOTS_START + self.slots * self.slot_bytes
+        file = open_memory(offer.path, size, offer.nonce)
         try:
-            if os.fstat(file).st_size != size:
-                raise OSError(f"{offer.path} has {os.fstat(file).st_size} bytes, not {size}")
             self._memory = np.frombuffer(mmap.mmap(file, size), np.uint8)
         finally:
             os.close(file)
-        if self._memory[: len(offer.nonce)].tobytes() != offer.nonce:
-            raise OSError(f"{offer.path} is not the server's memory")
         self._reserve, self._borrowed = reserve, 0
         # Changed by finalizers, which may run in any thread and at any moment: one operation of a deque or a set is safe then, a lock is not.
         self._returned: deque[int] = deque()
+        self._in_use: set[int] = set()
         self._lent: set[int] = set()
 
     def block(self, slot: int) -> Bytes:
-        """The memory of a slot."""
+        """The memory of a slot.
+
+        Raises:
+            CodecError: there is none of that number.
+        """
+        if not 0 <= slot < self.slots:
+            raise CodecError(f"slot ({slot}) must be one of the {self.slots} that the server offered")
         start = SHARED_SLOTS_START + slot * self.slot_bytes
         return self._memory[start : start + self.slot_bytes]
 
     def borrow(self, slot: int) -> Bytes:
-        """The memory of a slot that the server lends. It may be given back to the server when nothing refers to this memory any more."""
+        """The memory of a slot that the server lends. It may be given back to the server when nothing refers to this memory any more.
+
+        Raises:
+            CodecError: there is none of that number, or it was not given back since the server lent it last.
+        """
         memory = self.block(slot)
+        if slot in self._in_use:
+            raise CodecError(f"slot ({slot}): the server lends it twice")
+        self._in_use.add(slot)
         self._borrowed += 1
         weakref.finalize(memory, self._give_back, slot).atexit = False
         return memory
 
     def _give_back(self, slot: int) -> None:
         self._lent.discard(slot)
+        self._in_use.discard(slot)
         self._returned.append(slot)
 
     def lend(self, slot: int) -> bool:

@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 import secrets
+import stat
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ import numpy as np
 from tdreplay.block import Bytes
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import LEAST_SHARED_BYTES, MOST_SHARED_BYTES, SHARED_SLOTS_START, check_whole
+from tdreplay.processes import Owner
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.logs import log
 
@@ -56,6 +58,7 @@ class SharedSlots:
         size = SHARED_SLOTS_START + self._slots * self._slot_bytes
         self._file, self._path = _anonymous(size) if folder is None else _named(folder, size)
         self._named = folder is not None
+        self._owner = Owner("the shared memory")
         self._memory = np.frombuffer(mmap.mmap(self._file, size), np.uint8)
         self._nonce = secrets.token_bytes(16)
         self._memory[: len(self._nonce)] = np.frombuffer(self._nonce, np.uint8)
@@ -99,7 +102,7 @@ class SharedSlots:
 
     def close(self) -> None:
         """Gives the memory back, once the client has unmapped it too."""
-        if self._named:
+        if self._named and self._owner.is_here:
             with suppress(FileNotFoundError):  # Others can write to the folder as well.
                 os.unlink(self._path)
         os.close(self._file)
@@ -172,11 +175,10 @@ class SharedMemory:
                 self._budget.give_back(size)
 
     def sweep(self) -> None:
-        """Removes the files of servers that were killed: nobody holds their locks. Those of other users stay."""
+        """Removes the files of servers that were killed: nobody holds their locks. Those of other users stay, and so does what is no file."""
         for path in self.folder.glob(f"{PREFIX}*{SUFFIX}") if self.folder is not None else ():
-            with suppress(FileNotFoundError, PermissionError, BlockingIOError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+            with suppress(OSError):  # Whatever else others put there is nothing to this server.
+                _remove_abandoned(path)
 
     def _may_reach(self, peer: str) -> bool:
         """Who shares a folder cannot be told from an address: the client finds out, and does without where it does not."""
@@ -208,8 +210,27 @@ def _named(folder: Path, size: int) -> tuple[int, str]:
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         os.posix_fallocate(file, 0, size)
+        if not os.fstat(file).st_nlink:
+            raise FileNotFoundError(f"{path}: a server that started removed it before it was locked")
     except OSError:
-        os.unlink(path)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
         os.close(file)
         raise
     return file, path
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes a file of this user that nobody has locked.
+
+    Raises:
+        OSError: it is locked, or cannot be opened as a file: a link, a socket, another user's.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # To open a pipe would wait for its other end.
+    try:
+        status = os.fstat(file)
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    finally:
+        os.close(file)

@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,9 +18,8 @@ from tensordict import TensorDict
 
 from conftest import rows
 from tdreplay.errors import InvalidArgumentError, SchemaError
-from tdreplay.v1.replay_buffer_pb2 import AddBatchRequest, SampleRequest, SharedMemory
+from tdreplay.v1.replay_buffer_pb2 import AddBatchRequest, SampleRequest
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_client.shared_memory import MappedSlots
 from tdreplay_server import ReplayServer, ServerConfig, spawn_server
 
 N, WIDTH = 64, 64 << 10
@@ -271,16 +271,6 @@ for _ in range(3):
     assert done.stderr.count("batches travel over gRPC") == 1
 
 
-def test_a_file_that_is_not_the_servers_is_not_mapped(tmp_path):
-    file = tmp_path / "file"
-    file.write_bytes(bytes(4096 + 8192))
-    good = {"path": str(file), "nonce": bytes(16), "slots": 2, "slot_bytes": 4096}
-    MappedSlots(SharedMemory(**good))
-    for wrong in ({"nonce": b"x" * 16}, {"slots": 3}, {"path": "/proc/1/fd/999999"}):
-        with pytest.raises(OSError, match=r"not|No such"):
-            MappedSlots(SharedMemory(**{**good, **wrong}))
-
-
 def test_memory_is_given_back_when_a_stream_ends(big):
     def maps() -> int:
         return Path("/proc/self/maps").read_text().count("memfd:tdreplay")
@@ -314,45 +304,88 @@ def test_rows_of_small_tables_still_stream(address, table):
 # -- in a folder that containers share ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """One of which server and client were told."""
+    monkeypatch.setenv("TDREPLAY_SHARED_MEMORY_DIR", str(tmp_path))
+    return tmp_path
+
+
 def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("tdreplay-*"))
 
 
-def test_in_a_folder_both_ways_go_through_files_that_are_gone_after_the_calls(tmp_path):
-    config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)
+def test_in_a_folder_both_ways_go_through_files_that_are_gone_after_the_calls(folder):
+    config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=folder)
     with ReplayServer(config) as server, RemoteReplayBuffer(server.address, buffer_size=N, timeout=10) as buffer:
         buffer.add_batch(numbered(0, N))
         assert buffer._inserts._call.slots > 0
         with buffer.stream(16) as batches:
             assert batches.shared
             assert set(numbers_of(batches, 20)) <= set(range(N))
-            assert {file.stat().st_mode & 0o777 for file in files(tmp_path)} == {0o600}
-            assert len(files(tmp_path)) == 2
-    assert files(tmp_path) == []
+            assert {file.stat().st_mode & 0o777 for file in files(folder)} == {0o600}
+            assert len(files(folder)) == 2
+    assert files(folder) == []
+
+
+def test_a_client_that_was_not_told_of_the_folder_takes_messages(tmp_path):
+    config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)
+    with ReplayServer(config) as server, RemoteReplayBuffer(server.address, buffer_size=N, timeout=10) as buffer:
+        buffer.add_batch(numbered(0, N))
+        with buffer.stream(16) as batches:
+            assert not batches.shared
+            assert set(numbers_of(batches, 20)) <= set(range(N))
+
+
+def test_a_client_finds_the_folder_where_it_has_it(tmp_path, monkeypatch):
+    (tmp_path / "servers").mkdir()
+    (tmp_path / "clients").symlink_to(tmp_path / "servers")
+    monkeypatch.setenv("TDREPLAY_SHARED_MEMORY_DIR", str(tmp_path / "clients"))
+    config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path / "servers")
+    with ReplayServer(config) as server, RemoteReplayBuffer(server.address, buffer_size=N, timeout=10) as buffer:
+        buffer.add_batch(numbered(0, N))
+        with buffer.stream(16) as batches:
+            assert batches.shared
 
 
 def numbers_of(batches, count: int) -> list[int]:
     return [number for _ in range(count) for number in next(batches)["n"].tolist()]
 
 
-def test_what_a_killed_server_left_in_the_folder_is_removed_and_what_another_one_uses_is_not(tmp_path):
-    with ReplayServer(ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)) as living:
-        with spawn_server(ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)) as killed:
+@pytest.mark.timeout(60)
+def test_what_is_no_file_of_a_server_is_left_alone_in_the_folder(tmp_path):
+    names = {kind: tmp_path / f"tdreplay-{kind}.slots" for kind in ("pipe", "folder", "socket", "link", "broken")}
+    (tmp_path / "file").write_bytes(b"kept")
+    os.mkfifo(names["pipe"])
+    names["folder"].mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(names["socket"]))
+    names["link"].symlink_to(tmp_path / "file")
+    names["broken"].symlink_to(tmp_path / "nowhere")
+    (tmp_path / "tdreplay-left.slots").write_bytes(b"")
+    with ReplayServer(ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)):
+        assert files(tmp_path) == sorted(names.values())
+    assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+def test_what_a_killed_server_left_in_the_folder_is_removed_and_what_another_one_uses_is_not(folder):
+    with ReplayServer(ServerConfig(address="127.0.0.1:0", shared_memory_dir=folder)) as living:
+        with spawn_server(ServerConfig(address="127.0.0.1:0", shared_memory_dir=folder)) as killed:
             with RemoteReplayBuffer(killed.address, buffer_size=N, timeout=1) as buffer:
                 buffer.add_batch(numbered(0, N))
-                (left,) = files(tmp_path)
+                (left,) = files(folder)
                 os.kill(killed.pid, signal.SIGKILL)
         with RemoteReplayBuffer(living.address, buffer_size=N, timeout=10) as buffer:
             buffer.add_batch(numbered(0, N))
-            (used,) = set(files(tmp_path)) - {left}
-            with ReplayServer(ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)):
-                assert files(tmp_path) == [used]
+            (used,) = set(files(folder)) - {left}
+            with ReplayServer(ServerConfig(address="127.0.0.1:0", shared_memory_dir=folder)):
+                assert files(folder) == [used]
 
 
-def test_where_the_folder_is_gone_batches_travel_in_messages(tmp_path):
-    config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=tmp_path)
+def test_where_the_folder_is_gone_batches_travel_in_messages(folder):
+    config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=folder)
     with ReplayServer(config) as server, RemoteReplayBuffer(server.address, buffer_size=N, timeout=10) as buffer:
-        shutil.rmtree(tmp_path)
+        shutil.rmtree(folder)
         buffer.add_batch(numbered(0, N))
         with buffer.stream(16) as batches:
             assert not batches.shared

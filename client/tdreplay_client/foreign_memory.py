@@ -1,0 +1,91 @@
+"""A server's memory, opened. A server names it by a path, and may name any: so nothing is opened here but what can only be memory of a server's.
+
+That is one of two things. A file without a name, sealed by the process that made it: no file that somebody keeps is like that, and it cannot shrink
+under its reader. Or a file in the folder that this process was told it shares with servers; there the folder is the one that this process knows, and
+not the server's path. Either must be this user's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+from pathlib import Path
+
+__all__ = ["FOLDER", "NONCE_BYTES", "open_memory"]
+
+FOLDER = "TDREPLAY_SHARED_MEMORY_DIR"
+"""The environment variable that names the folder. Servers read it too."""
+NONCE_BYTES = 16
+ANONYMOUS = re.compile(r"/proc/[0-9]{1,10}/fd/[0-9]{1,10}")
+ANONYMOUS_NAME = "/memfd:tdreplay (deleted)"
+NAMED = re.compile(r"tdreplay-[A-Za-z0-9_]{1,64}\.slots")
+
+
+def open_memory(path: str, size: int, nonce: bytes) -> int:
+    """The descriptor of the file at `path`, open for reading and writing.
+
+    Args:
+        path: as the server says it.
+        size: that the file must have, in bytes.
+        nonce: its first bytes.
+
+    Raises:
+        OSError: it cannot be opened from here, or is none of these: the server runs as another user, in another container, or on another host.
+    """
+    shown, anonymous = f"{path[:200]!r}", ANONYMOUS.fullmatch(path) is not None
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC) if anonymous else _found_in_folder(Path(path).name, shown)
+    try:
+        if not (_is_private_file(found) and (_has_no_name(found) if anonymous else _has_one_name(found))):
+            raise OSError(f"{shown} is not memory that a server of this user shares")
+        if os.fstat(found).st_size != size:
+            raise OSError(f"{shown} has {os.fstat(found).st_size} bytes, not {size}")
+        file = os.open(f"/proc/self/fd/{found}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+    try:
+        if anonymous and not _is_sealed(file):
+            raise OSError(f"{shown} is not sealed")
+        if os.pread(file, len(nonce), 0) != nonce:
+            raise OSError(f"{shown} is not the server's memory: it begins with another nonce")
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+# What is found is not opened before it was looked at (O_PATH): to open a device or a pipe may do something. From then on it is known by its
+# descriptor, so that nobody can put something else in its place.
+
+
+def _found_in_folder(name: str, shown: str) -> int:
+    folder = os.environ.get(FOLDER)
+    if not folder:
+        raise OSError(f"{shown} has a name, and {FOLDER} names no folder that this process shares with servers")
+    if not NAMED.fullmatch(name):
+        raise OSError(f"{shown} is not named as a server's memory is")
+    directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def _is_private_file(found: int) -> bool:
+    status = os.fstat(found)
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def _has_no_name(found: int) -> bool:
+    return os.fstat(found).st_nlink == 0 and os.readlink(f"/proc/self/fd/{found}") == ANONYMOUS_NAME
+
+
+def _has_one_name(found: int) -> bool:
+    status = os.fstat(found)
+    return status.st_nlink == 1 and stat.S_IMODE(status.st_mode) == 0o600
+
+
+def _is_sealed(file: int) -> bool:
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    return fcntl.fcntl(file, fcntl.F_GET_SEALS) & seals == seals

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import torch
 from google.protobuf.message import Message
 from tensordict import TensorDict
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
+from tdreplay.devices import parse_device
 from tdreplay.errors import InvalidArgumentError, TableExistsError
-from tdreplay.limits import DEFAULT_TABLE, MAX_BATCH_SIZE, check_batch_size, check_flag, check_whole
+from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, check_batch_size, check_flag, check_whole
 from tdreplay.messages import durability_from_message, schema_from_message
 from tdreplay.metadata import Metadata
 from tdreplay.rows import Row, given_row, given_rows
@@ -24,7 +25,7 @@ from tdreplay_client.inserts import SingleInserts
 from tdreplay_client.landing import Landing
 from tdreplay_client.patience import Patience
 from tdreplay_client.shared_memory import Sharing
-from tdreplay_client.stream import BatchStream, SingleBatches
+from tdreplay_client.stream import BatchStream, Draw, SingleBatches
 from tdreplay_client.unsettled import Unsettled
 from tdreplay_client.writer import Writer
 
@@ -39,18 +40,23 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     """A table of a tdreplay server. See `BaseReplayBuffer` for its methods.
 
     Args:
-        address: of the server: HOST:PORT or unix:PATH.
+        address: of the server: HOST:PORT, [IPV6]:PORT or unix:PATH.
         device: where batches go: the training device.
         table: the table's name.
         storing_device: where the table's rows lie. None: wherever the server has them.
         buffer_size: the capacity, in rows: creates the table, or checks that the existing one has it. None: the table is there.
-        timeout: seconds that a call may wait for the server: to answer, in a stream with the next message, or to come back.
+        timeout: seconds that a call may wait for the server: to answer, in a stream with the next message, to come back, or, at the beginning, to be
+            there. None, inf: without a limit (a year).
         transport: how rows travel, both ways. auto, shared_memory: through memory that server and client share, where they are on one host, run
             as the same user and batches are large enough to gain by it; else over gRPC. grpc: over gRPC.
+        seed: makes random batches, streams and shuffled epochs reproducible, as in `BaseReplayBuffer`.
         cast: whether `add`, `add_batch` and writers convert what has another dtype than the table's field; see `BaseReplayBuffer`.
 
     Where the connection is lost, calls, writers and streams go on by themselves when the server is back; rows are stored once, however often they had
-    to be sent. `reset`, `drop` and `checkpoint` are not repeated, epochs cannot be continued, and a buffer is not made where the server is not there.
+    to be sent. `reset`, `drop` and `checkpoint` are not repeated, and epochs cannot be continued.
+
+    A buffer can be pickled and copied: the copy has the same arguments and a connection of its own, from its first call on. It creates no table, and
+    begins its seed anew.
 
     Every method may also raise `ServerUnavailableError` (the server cannot be reached, and did not come back in time), `DeadlineError` (it does not
     answer) and `ClosedError`. After the first two it is unknown whether rows were stored. Give this buffer the same rows again (a row to `add`, a
@@ -70,38 +76,58 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         table: str = DEFAULT_TABLE,
         storing_device: torch.device | str | None = None,
         buffer_size: SupportsIndex | None = None,
-        timeout: float = 30.0,
+        timeout: SupportsFloat | None = DEFAULT_TIMEOUT,
         transport: Literal["auto", "shared_memory", "grpc"] = "auto",
         cast: bool = False,
+        seed: SupportsIndex | None = None,
     ) -> None:
-        super().__init__(device)
+        where = None if storing_device is None else parse_device(storing_device, "storing_device")
+        size = None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)
+        self._open(address, device, table, where, timeout, transport, cast, seed)
+        try:
+            self._connection.repeated(lambda patience: self._agree(size, patience))
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _open(
+        self,
+        address: str,
+        device: torch.device | str,
+        table: str,
+        storing_device: torch.device | None,
+        timeout: SupportsFloat | None,
+        transport: Literal["auto", "shared_memory", "grpc"],
+        cast: bool,
+        seed: SupportsIndex | None,
+    ) -> None:
+        super().__init__(device, seed)
         if transport not in ("auto", "shared_memory", "grpc"):
             raise InvalidArgumentError(f"transport ({transport!r}) must be auto, shared_memory or grpc")
-        if not timeout > 0:
-            raise InvalidArgumentError(f"timeout ({timeout!r}) must be above 0 s")
-        self._table = table
         self._connection = Connection(address, timeout)
-        self._sharing = Sharing(address, wanted=transport != "grpc")
+        self._table, self._transport = table, transport
+        self._wanted_device = storing_device
+        self._storing_device: torch.device | None = None  # Of the table, once it is known.
+        self._sharing = Sharing(self.address, wanted=transport != "grpc")
         self._landing = Landing(self._device)
         self._unsettled = Unsettled()
         self._fitting = Fitting(self._connection, table, cast=check_flag(cast, "cast"))
         self._inserts = SingleInserts(self._connection, table, self._sharing, self._unsettled)
         self._single_batches = SingleBatches(self._connection, table, self._landing, self._sharing)
-        try:
-            self._agree(storing_device, buffer_size)
-        except BaseException:
-            self._connection.close()
-            raise
 
-    def _agree(self, storing_device: torch.device | str | None, buffer_size: SupportsIndex | None) -> None:
-        where = "" if storing_device is None else str(torch.device(storing_device))
+    def _agree(self, buffer_size: int | None, patience: Patience) -> None:
+        wanted = self._wanted_device
         if buffer_size is not None:
-            size = check_whole(buffer_size, "buffer_size", 1)
-            self._connection.unary("CreateTable", pb.CreateTableRequest(table=self._table, buffer_size=size, storing_device=where))
-            return
-        there = self._described().storing_device
-        if there != torch.device(where or there):
-            raise TableExistsError(f"table {self._table!r} is there with storing_device {there}, not {where}")
+            where = "" if wanted is None else str(wanted)
+            self._connection.unary("CreateTable", pb.CreateTableRequest(table=self._table, buffer_size=buffer_size, storing_device=where), patience)
+        there = self._described(patience).storing_device
+        if buffer_size is None and wanted not in (None, there):
+            raise TableExistsError(f"table {self._table!r} is there with storing_device {there}, not {wanted}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The address, the table and the arguments. What is made of them connects at its first call, and creates no table."""
+        arguments = (self._device, self._table, self._wanted_device, self._connection.timeout, self._transport, self._fitting.cast, self._seed)
+        return _opened, (type(self), self.address, *arguments)
 
     @property
     def address(self) -> str:
@@ -114,17 +140,18 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         return self._table
 
     @staticmethod
-    def tables(address: str, *, timeout: float = 30.0) -> list[str]:
+    def tables(address: str, *, timeout: SupportsFloat | None = DEFAULT_TIMEOUT) -> list[str]:
         """The names of all tables of the server at `address`, sorted."""
         connection = Connection(address, timeout)
         try:
-            return list(connection.unary("ListTables", pb.ListTablesRequest()).tables)
+            return list(connection.repeated(lambda patience: connection.unary("ListTables", pb.ListTablesRequest(), patience)).tables)
         finally:
             connection.close()
 
     def drop(self) -> None:
         """Removes the table and its rows from the server."""
         self._connection.unary("DropTable", pb.DropTableRequest(table=self._table))
+        self._storing_device = None
         self._begin_anew()
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
@@ -151,12 +178,12 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
-    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None) -> TensorDict:
-        size, draw = check_batch_size(batch_size), self._next_draw(seed)
-        return self._connection.repeated(lambda patience: self._random_batch(size, draw, patience))
+    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
+        size, draw, rows = check_batch_size(batch_size), self._next_draw(seed), check_flag(wait, "wait")
+        return self._connection.repeated(lambda patience: self._random_batch(size, draw, seed is None, patience), for_rows=rows)
 
-    def _random_batch(self, size: int, draw: tuple[int, int] | None, patience: Patience) -> TensorDict:
-        batch = None if draw else self._single_batches.take(size, patience)
+    def _random_batch(self, size: int, draw: Draw, standing: bool, patience: Patience) -> TensorDict:
+        batch = self._single_batches.take(size, draw, patience) if standing else None
         if batch is None:
             numbers: Any = {} if draw is None else {"seed": draw[0], "batch": draw[1]}
             request = pb.SampleBatchRequest(table=self._table, batch_size=size, **numbers)
@@ -192,30 +219,49 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         )
         return self._stream(request, READ_AHEAD)
 
-    def stream(self, batch_size: SupportsIndex, *, prefetch: SupportsIndex = 2, fields: Fields | None = None) -> BatchStream:
+    def stream(
+        self,
+        batch_size: SupportsIndex,
+        *,
+        prefetch: SupportsIndex = 2,
+        fields: Fields | None = None,
+        seed: SupportsIndex | None = None,
+        wait: bool = True,
+    ) -> BatchStream:
         """Random batches without end, the next ones already on their way and on `device`. It goes on by itself after the server was lost.
 
         Args:
             batch_size: rows per batch, drawn uniformly with replacement.
             prefetch: how many batches may be on their way at any time: a batch is at most so many batches old when it is taken.
             fields: as in `sample_by_index_fields`; None: all of them.
+            seed: batch number k of the stream is batch number k of the seed, after a lost connection too: the same seed gives the same batches, as
+                long as the table holds the same rows. None: where the buffer has a seed, each of its streams gets one that follows from it.
+            wait: for the first row of an empty table, at most `timeout` seconds. False: an empty table is an EmptyTableError at once.
         """
         size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
-        query = pb.SampleRequest(table=self._table, batch_size=size, fields=as_fields(fields))
-        return self._stream(query, ahead)
+        names, rows = as_fields(fields), check_flag(wait, "wait")
+        number = self._next_order() if seed is None else check_whole(seed, "seed", 0)
+        query = pb.SampleRequest(table=self._table, batch_size=size, fields=names, seed=number)
+        return self._stream(query, ahead, wait=rows)
 
-    def _stream(self, query: Any, prefetch: int) -> BatchStream:
-        return BatchStream(self._connection, query, self._landing, prefetch, self._sharing)
+    def _stream(self, query: Any, prefetch: int, *, wait: bool = False) -> BatchStream:
+        return BatchStream(self._connection, query, self._landing, prefetch, self._sharing, wait=wait)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
     def state(self) -> State:
         return self._connection.repeated(self._described)
 
+    @property
+    def storing_device(self) -> torch.device:
+        self._connection.owner.check()
+        return self._storing_device or self.state().storing_device
+
     def _described(self, patience: Patience | None = None) -> State:
         answer = self._connection.unary("Describe", pb.DescribeRequest(table=self._table), patience)
         schema = schema_from_message(answer.schema) if answer.HasField("schema") else None
-        device, durability = torch.device(answer.storing_device), durability_from_message(answer.durability)
+        self._storing_device = device = torch.device(answer.storing_device)
+        durability = durability_from_message(answer.durability)
         inserted = answer.insert_count if answer.HasField("insert_count") else answer.write_count  # An older server does not say.
         return State(answer.buffer_size, answer.size, answer.pointer, answer.write_count, device, schema, durability, inserted)
 
@@ -256,3 +302,10 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._inserts.close()
         self._single_batches.close()
         self._connection.close()
+
+
+def _opened(kind: type[RemoteReplayBuffer], address: str, *arguments: Any) -> RemoteReplayBuffer:
+    """A buffer like the one that was pickled or copied, with a connection of its own."""
+    buffer = kind.__new__(kind)
+    buffer._open(address, *arguments)
+    return buffer

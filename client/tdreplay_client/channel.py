@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import atexit
-import json
+import logging
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from grpc.experimental import ChannelOptions
 
-from tdreplay.addresses import check_address
 from tdreplay.errors import (
     TRAILER,
     CancelledError,
     ClosedError,
     DeadlineError,
+    EmptyTableError,
     InternalError,
     ReplayError,
     ServerUnavailableError,
     StreamLimitError,
     from_status,
 )
-from tdreplay.limits import MAX_MESSAGE_BYTES, message_options
+from tdreplay.limits import check_seconds
 from tdreplay.processes import Owner, keep_in_forks
 from tdreplay.v1 import replay_buffer_pb2
+from tdreplay_client.addresses import check_target
+from tdreplay_client.channel_options import channel_options
 from tdreplay_client.patience import SECOND_LOOK, Patience
 
 __all__ = ["Answers", "Connection", "end_call", "start_reader"]
 
+log = logging.getLogger("tdreplay")
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 EXIT_SECONDS = 1.0
 NOTICE_SECONDS = 0.2
@@ -50,13 +52,17 @@ class Connection:
 
     Args:
         address: HOST:PORT or unix:PATH.
-        timeout: seconds that a call may wait for the server: to answer, in a stream with the next message, or to come back.
+        timeout: seconds that a call may wait for the server: to answer, in a stream with the next message, or to come back. None: a year.
+
+    Raises:
+        InvalidArgumentError: one of them breaks its rule.
     """
 
-    def __init__(self, address: str, timeout: float) -> None:
-        self.address, self.timeout = check_address(address), timeout
+    def __init__(self, address: str, timeout: SupportsFloat | None) -> None:
+        self.address, self.timeout = check_target(address), check_seconds(timeout, "timeout")
         self.owner = Owner(f"the buffer at {self.address}")
-        self._channel = grpc.insecure_channel(self.address, options=_options())
+        self._away, self._noting = False, threading.Lock()
+        self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
         self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
         self._watchdog = _Watchdog()
         self._closed = threading.Event()
@@ -72,28 +78,53 @@ class Connection:
         call: Callable[..., Any] = make(f"/{SERVICE.full_name}/{method.name}", request_serializer=_serialize, response_deserializer=decode)
         return call
 
-    def repeated(self, attempt: Callable[[Patience], T]) -> T:
+    def repeated(self, attempt: Callable[[Patience], T], *, for_rows: bool = False) -> T:
         """What `attempt` gives: made again while the server cannot be reached, until its patience is over.
 
-        It must be something that may be done twice. A server that came back may have no room for streams yet; that is waited for too.
+        It must be something that may be done twice. A server that came back may have no room for streams yet; that is waited for too, and so are
+        the first rows of the table, `for_rows`.
 
         Raises:
             ServerUnavailableError: the server did not come back in time.
             DeadlineError: it was there, and did not answer in time.
+            EmptyTableError: no row came in time.
             ClosedError: the connection was closed meanwhile.
         """
         patience = Patience(self.timeout)
         while True:
             try:
-                return attempt(patience)
-            except ServerUnavailableError as error:
-                patience.lost = str(error)
-            except (StreamLimitError, DeadlineError):
-                if not patience.lost:
+                result = attempt(patience)
+            except ReplayError as error:
+                if not self._worth_another(error, patience, for_rows):
                     raise
-            if patience.over:
+            else:
+                self._note(away=False)
+                return result
+            if patience.lost and patience.over:
                 raise ServerUnavailableError(patience.lost)
             self._closed.wait(patience.pause())
+
+    def _worth_another(self, error: ReplayError, patience: Patience, for_rows: bool) -> bool:
+        """Whether an attempt that ended so is made again, if there is time left."""
+        if isinstance(error, ServerUnavailableError):
+            patience.lost = str(error)
+            self._note(away=True, why=patience.lost)
+            return True
+        if isinstance(error, EmptyTableError):
+            patience.lost = ""
+            return for_rows and not patience.over
+        return bool(patience.lost) and isinstance(error, (StreamLimitError, DeadlineError))
+
+    def _note(self, *, away: bool, why: str = "") -> None:
+        """Logs one line when the server went away, and one when it is back, however many calls and threads notice it."""
+        if away is self._away or self._closed.is_set():
+            return
+        with self._noting:
+            changed, self._away = self._away is not away, away
+        if changed and away:
+            log.warning("%s; calls wait up to %g s for it", why, self.timeout)
+        elif changed:
+            log.warning("server %s is back", self.address)
 
     def wait(self, seconds: float) -> None:
         """Waits for so long, or until the connection is closed."""
@@ -315,38 +346,3 @@ _ARITY = {False: "unary", True: "stream"}
 
 def _serialize(request: Message | bytes) -> bytes:
     return request if isinstance(request, bytes) else request.SerializeToString()
-
-
-IDEMPOTENT = ("Add", "SampleBatch", "SampleByIndex", "SampleAll", "Describe", "CreateTable", "ListTables")
-"""The calls with one request that gRPC may send again by itself: inserts are numbered, so that they are stored once."""
-
-# Short: what lasts longer, as a server that starts again does, is `Connection.repeated`'s, which knows how much time is left.
-RETRIES = {"maxAttempts": 5, "initialBackoff": "0.02s", "maxBackoff": "0.1s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}
-SERVICE_CONFIG = json.dumps(
-    {"methodConfig": [{"name": [{"service": SERVICE.full_name, "method": method} for method in IDEMPOTENT], "retryPolicy": RETRIES}]}
-)
-
-
-def _options() -> list[tuple[str, int | str]]:
-    return [
-        *message_options(),
-        # Reads an answer in the thread that asks for it: 42 us a message instead of 74.
-        (ChannelOptions.SingleThreadedUnaryStream, 1),
-        # A connection of its own, not one that is shared with other buffers in the process, which would share its flow control.
-        ("grpc.use_local_subchannel_pool", 1),
-        # A server that is started again is found within a second or so.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1000),
-        ("grpc.max_reconnect_backoff_ms", 1000),
-        # So is one that comes back at another address: gRPC asks for a name no more than twice a minute otherwise.
-        ("grpc.dns_min_time_between_resolutions_ms", 1000),
-        # A network that is dead, and a host that is gone, are noticed.
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.enable_retries", 1),
-        ("grpc.service_config", SERVICE_CONFIG),
-        # Without it requests above 256 KiB are sent once.
-        ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES + (1 << 20)),
-    ]

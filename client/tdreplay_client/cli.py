@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tdreplay.addresses import check_address
 from tdreplay.command import command_line, failures_in_one_line, one_line
 from tdreplay.environment import environment_name, unknown_names
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE, check_seconds
+from tdreplay_client.addresses import check_target
 from tdreplay_client.health import serves
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def health(
 def _found(address: str) -> str:
     """The address to use: as given, or from the environment, or the usual one. One that is empty is not given."""
     unknown_names(os.environ, ["address"])
-    return check_address(address or os.environ.get(VARIABLE) or LOCAL)
+    return check_target(address or os.environ.get(VARIABLE) or LOCAL)
 
 
 @contextmanager
@@ -87,5 +88,6 @@ def _progress() -> Iterator[Progress | None]:
 
 def main() -> None:
     """Runs the command; what goes wrong is one line on standard error."""
+    logging.getLogger("tdreplay").addHandler(logging.NullHandler())  # The client's log would be a second one.
     with failures_in_one_line(NAME, ReplayError, OSError):
         app()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 from tensordict import TensorDict
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tdreplay.devices import check_device
 from tdreplay.errors import ForkedError
-from tdreplay.limits import DEFAULT_TABLE
-from tdreplay_client.buffer import RemoteReplayBuffer
+from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, check_batch_size, check_seconds, check_whole
+from tdreplay.seeds import derived_seed
+from tdreplay.selecting import Fields, as_fields
+from tdreplay_client.addresses import check_target
+from tdreplay_client.buffer import MAX_PREFETCH, RemoteReplayBuffer
 
 __all__ = ["ReplayDataset", "as_is"]
 
@@ -25,33 +29,42 @@ def as_is(batch: TensorDict) -> TensorDict:
 class ReplayDataset(IterableDataset[TensorDict]):
     """Random batches of a table without end; `loader` makes the DataLoader for them.
 
-    Each iteration opens a connection and a stream of its own. gRPC does not survive a fork: a forked worker raises `ForkedError`, a spawned one
-    works. A stream whose server is lost goes on when it is back, within `timeout`.
+    Each iteration opens a connection and a stream of its own, which waits for the table's first row. gRPC does not survive a fork: a forked worker
+    raises `ForkedError`, a spawned one works. A stream whose server is lost goes on when it is back, within `timeout`.
 
     Args:
         address: of the server.
         batch_size: rows per batch, drawn uniformly with replacement.
         prefetch: how many batches may be on their way at any time.
-        fields: which fields come; None: all of them, ``index`` and ``row_id``.
+        fields: as in `RemoteReplayBuffer.stream`; None: all of them, ``index`` and ``row_id``.
         device: where batches go.
         table: the table's name.
         timeout: seconds that a call may wait for the server: to answer, or to come back.
+        seed: each iteration brings the batches of this seed, as `RemoteReplayBuffer.stream` does; worker w of a DataLoader those of a seed that
+            follows from it and w. None: batches differ.
+
+    Raises:
+        InvalidArgumentError: an argument breaks its rule.
     """
 
     def __init__(
         self,
         address: str,
-        batch_size: int,
+        batch_size: SupportsIndex,
         *,
-        prefetch: int = 2,
-        fields: Sequence[str] | None = None,
+        prefetch: SupportsIndex = 2,
+        fields: Fields | None = None,
         device: torch.device | str = "cpu",
         table: str = DEFAULT_TABLE,
-        timeout: float = 30.0,
+        timeout: SupportsFloat | None = DEFAULT_TIMEOUT,
+        seed: SupportsIndex | None = None,
     ) -> None:
         super().__init__()
-        self._connect: dict[str, Any] = {"address": address, "device": device, "table": table, "timeout": timeout}
-        self._stream: dict[str, Any] = {"batch_size": batch_size, "prefetch": prefetch, "fields": fields}
+        seconds, where = check_seconds(timeout, "timeout"), check_device(device, "device")
+        self._connect: dict[str, Any] = {"address": check_target(address), "device": where, "table": table, "timeout": seconds}
+        size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
+        self._stream: dict[str, Any] = {"batch_size": size, "prefetch": ahead, "fields": as_fields(fields)}
+        self._seed = None if seed is None else check_whole(seed, "seed", 0)
         self._process = os.getpid()
 
     def __iter__(self) -> Iterator[TensorDict]:
@@ -60,8 +73,12 @@ class ReplayDataset(IterableDataset[TensorDict]):
                 f"the dataset was made by process {self._process}, of which this worker is a fork, and gRPC does not survive a fork: "
                 'pass multiprocessing_context="spawn" to the DataLoader'
             )
-        with RemoteReplayBuffer(**self._connect) as buffer, buffer.stream(**self._stream) as batches:
+        with RemoteReplayBuffer(**self._connect) as buffer, buffer.stream(**self._stream, seed=self._worker_seed()) as batches:
             yield from batches
+
+    def _worker_seed(self) -> int | None:
+        worker = get_worker_info()
+        return self._seed if self._seed is None or worker is None else derived_seed(self._seed, worker.id)
 
     def loader(self, num_workers: int = 0) -> DataLoader[TensorDict]:
         """A DataLoader of these batches as they are, in this process or in spawned workers, each with a stream of its own."""

@@ -18,7 +18,7 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.channel import Connection, end_call
 from tdreplay_client.identities import Identity, Number
 from tdreplay_client.parcels import Parcel, block_layout, framed, rows_per_block
-from tdreplay_client.patience import Patience
+from tdreplay_client.patience import Patience, jittered
 from tdreplay_client.shared_memory import MappedSlots, Sharing, mapped
 from tdreplay_client.unsettled import Delivery, Unsettled
 
@@ -172,7 +172,7 @@ class SingleInserts:
             _pipelined(call, delivery, identity)
         except StreamLimitError:  # The first thing that a call is told: none of the rows was looked at.
             self.close()
-            self._not_before = time.monotonic() + RETRY_SECONDS
+            self._not_before = time.monotonic() + jittered(RETRY_SECONDS)
             return False
         except BaseException:
             self.close()

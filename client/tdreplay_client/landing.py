@@ -60,7 +60,7 @@ class Landing:
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Fresh memory of the host for a column: pinned where it goes on to CUDA."""
-        return torch.empty(shape, dtype=dtype, pin_memory=self._copies is not None)
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=self._copies is not None)
 
     def copy(self, column: torch.Tensor) -> torch.Tensor:
         """A copy of a column in such memory."""

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import time
 
-__all__ = ["SECOND_LOOK", "Patience"]
+__all__ = ["SECOND_LOOK", "Patience", "jittered"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two attempts to reach a server: the first pause, and what it grows to."""
 
 SECOND_LOOK = 0.1
 """Seconds after a deadline for what came in time while this process stood still: in a full garbage collection, or because it was paused."""
+
+_random = random.SystemRandom()  # Not the interpreter's generator: clients that seed that alike would still come together.
+
+
+def jittered(seconds: float) -> float:
+    """Half of `seconds`, and a random part of the other half: clients that lost their server at one moment do not come back at one moment.
+
+    This is "equal jitter" of Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
+    """
+    return seconds / 2 + _random.uniform(0, seconds / 2)
 
 
 class Patience:
@@ -46,7 +57,7 @@ class Patience:
         return self.left < FIRST_PAUSE
 
     def pause(self) -> float:
-        """Seconds to wait before the next attempt. They grow, but leave time for it."""
-        pause = min(self._pause, self.left / 2)
+        """Seconds to wait before the next attempt. They grow, differ from client to client, and leave time for it."""
+        pause = min(jittered(self._pause), self.left / 2)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         return pause

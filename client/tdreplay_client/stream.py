@@ -14,16 +14,20 @@ from google.protobuf.message import Message
 from tensordict import TensorDict
 from typing_extensions import Self
 
+from tdreplay.copying import OfOneProcess
 from tdreplay.errors import DeadlineError, ReplayError, ServerUnavailableError, StreamLimitError
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.batches import assemble
 from tdreplay_client.channel import Connection, end_call, start_reader
 from tdreplay_client.landing import Arrival, Landing
-from tdreplay_client.patience import SECOND_LOOK, Patience
+from tdreplay_client.patience import SECOND_LOOK, Patience, jittered
 from tdreplay_client.shared_memory import MappedSlots, Sharing, mapped
 
 __all__ = ["BatchCall", "BatchStream", "SingleBatches"]
+
+Draw = tuple[int, int] | None
+"""What a random batch is drawn by: a seed, and the number of the batch among those of the seed; None: by chance."""
 
 RETRY_SECONDS = 5.0
 JOIN_SECONDS = 5.0
@@ -82,7 +86,7 @@ class BatchCall:
 _CALLS: dict[Any, tuple[str, type[Message]]] = {pb.SampleRequest: ("Sample", pb.SampleResponse), pb.EpochRequest: ("Epoch", pb.EpochResponse)}
 
 
-class BatchStream(Iterator[TensorDict]):
+class BatchStream(OfOneProcess, Iterator[TensorDict]):
     """Batches of a table, the next ones already on their way, and on the device.
 
     It ends with the call's last batch, with `close` (or ``with``), or when nothing refers to it any more. A stream of random batches goes on after
@@ -99,16 +103,19 @@ class BatchStream(Iterator[TensorDict]):
         landing: where batches go.
         prefetch: how many batches may be on their way, or wait here, at any time.
         sharing: whether shared memory is used.
+        wait: for the table's first row, for as long as the connection's timeout.
 
     Raises:
         ReplayError: the server refused the query.
     """
 
-    def __init__(self, connection: Connection, query: Any, landing: Landing, prefetch: int, sharing: Sharing) -> None:
+    _instead = "it belongs to a connection of this process. Give the other process the buffer, and open a stream there"
+
+    def __init__(self, connection: Connection, query: Any, landing: Landing, prefetch: int, sharing: Sharing, *, wait: bool = False) -> None:
         self._connection, self._query, self._landing, self._prefetch, self._sharing = connection, query, landing, prefetch, sharing
         self._goes_on = isinstance(query, pb.SampleRequest)
         self._over = self._lost = False
-        connection.repeated(self._open)
+        connection.repeated(self._open, for_rows=wait)
 
     def _open(self, patience: Patience) -> None:
         """Opens a call, grants the first batches, and starts to read them."""
@@ -162,6 +169,8 @@ class BatchStream(Iterator[TensorDict]):
             finally:
                 del arrival  # Its traceback holds this frame: together they would keep the shared memory mapped.
         self._due -= 1
+        if self._goes_on:
+            self._query.first_batch += 1  # Where the stream goes on over another call.
         batch = arrival.take()
         del arrival  # With it goes a slot whose batch was copied.
         self._grant()
@@ -221,9 +230,12 @@ class SingleBatches:
         self._batches: Iterator[Arrival] | None = None
         self._call: BatchCall | None = None
         self._end: Any = None
+        self._next: Draw = None  # Of the batches, the one that the call brings next.
 
-    def take(self, batch_size: int, patience: Patience) -> TensorDict | None:
+    def take(self, batch_size: int, draw: Draw, patience: Patience) -> TensorDict | None:
         """A batch; None where it takes a call of its own: the first one of its size, or when another thread uses the call, or it failed.
+
+        `draw`: the seed and the number of the batch, where it has them. The call goes on with the next number; another one takes another call.
 
         Raises:
             DeadlineError: the server does not answer.
@@ -232,14 +244,14 @@ class SingleBatches:
         if time.monotonic() < self._not_before or not self._lock.acquire(blocking=False):
             return None
         try:
-            return self._taken(batch_size, patience)
+            return self._taken(batch_size, draw, patience)
         except DeadlineError:
             self.close()
             raise
         except ReplayError as error:  # A call of its own will say what is wrong; the table may be another one by now.
             self.close()
             if isinstance(error, StreamLimitError):
-                self._not_before = time.monotonic() + RETRY_SECONDS
+                self._not_before = time.monotonic() + jittered(RETRY_SECONDS)
             return None
         except BaseException:
             self.close()
@@ -247,23 +259,25 @@ class SingleBatches:
         finally:
             self._lock.release()
 
-    def _taken(self, batch_size: int, patience: Patience) -> TensorDict | None:
+    def _taken(self, batch_size: int, draw: Draw, patience: Patience) -> TensorDict | None:
         if batch_size != self._asked_for:
             self.close()
             self._asked_for = batch_size
             return None
-        if self._call is None or not self._call.answers.active:
+        if self._call is None or not self._call.answers.active or draw != self._next:
             self.close()
-            self._open(batch_size, patience)
+            self._open(batch_size, draw, patience)
         if self._call is None or self._batches is None:
             return None
         self._call.answers.patience = patience
         self._call.grant(1)
+        self._next = None if draw is None else (draw[0], draw[1] + 1)
         arrival = next(self._batches, None)
         return None if arrival is None else arrival.take()
 
-    def _open(self, batch_size: int, patience: Patience) -> None:
-        query = pb.SampleRequest(table=self._table, batch_size=batch_size, standing=True)
+    def _open(self, batch_size: int, draw: Draw, patience: Patience) -> None:
+        numbers: Any = {} if draw is None else {"seed": draw[0], "first_batch": draw[1]}
+        query = pb.SampleRequest(table=self._table, batch_size=batch_size, standing=True, **numbers)
         self._call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, patience))
         self._batches = self._call.batches(self._call.answers, self._landing)
         self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers)

@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from typing_extensions import Self
 
 from tdreplay.columns import from_rows
+from tdreplay.copying import OfOneProcess
 from tdreplay.errors import ClosedError, ReplayError
 from tdreplay.limits import MAX_BATCH_SIZE
 from tdreplay.rows import Given, Row, given_row, given_rows
@@ -40,7 +41,7 @@ SMALL_BYTES = 256 << 10
 """The most of them, and the most bytes, in a message that is shared."""
 
 
-class Writer:
+class Writer(OfOneProcess):
     """Appends rows to a table without waiting for each. One thread appends; the rows of one writer are stored in the order in which they came.
 
     Rows are stored when `flush` returns (or the ``with`` block ends without an error), each of them once. Where the connection is lost, the writer
@@ -64,6 +65,8 @@ class Writer:
         max_in_flight: portions that may wait for their acknowledgement; `append` blocks beyond that. Above 32 it means 32: the server remembers the
             numbers of so many blocks, and as many again.
     """
+
+    _instead = "it belongs to a connection of this process. Give the other process the buffer, and open a writer there"
 
     def __init__(
         self,

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import SupportsIndex
 
-import numpy as np
 import torch
 from tensordict import TensorDict
 from typing_extensions import Self
 
+from tdreplay.devices import check_device
 from tdreplay.limits import check_batch_size, check_flag, check_whole
 from tdreplay.metadata import Metadata
 from tdreplay.rows import Row
 from tdreplay.schema import Schema
+from tdreplay.seeds import derived_seed
 from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
 
 __all__ = ["BaseReplayBuffer", "Checkpoint", "EpochQuery", "Progress", "State"]
@@ -107,7 +108,7 @@ class BaseReplayBuffer(ABC):
     """
 
     def __init__(self, device: torch.device | str, seed: SupportsIndex | None = None) -> None:
-        self._device = torch.device(device)
+        self._device = check_device(device, "device")
         self._seed = None if seed is None else check_whole(seed, "seed", 0)
         self._batches, self._orders = itertools.count(), itertools.count()  # Of the seed: `next` takes a number at once, in any thread.
         self._iterator: Iterator[TensorDict] | None = None
@@ -141,12 +142,13 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None) -> TensorDict:
+    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
         """`batch_size` rows drawn uniformly at random, with replacement: a TensorDict of batch size [batch_size, ...].
 
         Args:
             batch_size: how many rows.
             seed: the same seed gives the same rows, as long as the buffer holds the same ones. None: the buffer's own seed, where it has one.
+            wait: for the first row, where there is none: as long as `timeout` of a remote buffer says, in process 30 s.
 
         Raises:
             EmptyTableError: there is no row.
@@ -212,9 +214,7 @@ class BaseReplayBuffer(ABC):
 
     def _next_order(self) -> int | None:
         """The seed of the next random orders; None where the buffer has no seed."""
-        if self._seed is None:
-            return None
-        return int(np.random.SeedSequence((self._seed, next(self._orders))).generate_state(1, np.uint64)[0] >> 1)
+        return None if self._seed is None else derived_seed(self._seed, next(self._orders))
 
     def sample_by_index(self, index: Index) -> TensorDict:
         """The rows that `index` names, in that order. A row may come twice.
@@ -244,9 +244,9 @@ class BaseReplayBuffer(ABC):
         slots, shape = as_slots(index, self.state)
         return shaped(self._by_slots(slots, as_fields(fields)), shape)
 
-    def sample_random(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None) -> TensorDict:
+    def sample_random(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
         """The same as `sample_batch`."""
-        return self.sample_batch(batch_size, seed=seed)
+        return self.sample_batch(batch_size, seed=seed, wait=wait)
 
     def create_epoch_iterator(
         self,
@@ -331,17 +331,17 @@ class BaseReplayBuffer(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where batches go."""
+        """Where batches go. No call."""
         return self._device
 
     @property
+    @abstractmethod
     def storing_device(self) -> torch.device:
-        """Where the rows lie."""
-        return self.state().storing_device
+        """Where the rows lie. It never changes in the life of a table, so that it is asked for once: reading it costs no call."""
 
     @property
     def buffer_size(self) -> int:
-        """The capacity, in rows."""
+        """The capacity, in rows. Asked for each time, as all that follows: `reset` changes it, another client's too."""
         return self.state().buffer_size
 
     @property

@@ -11,6 +11,7 @@ from tdreplay.errors import InvalidArgumentError
 __all__ = [
     "BLOCK_BYTES",
     "DEFAULT_TABLE",
+    "DEFAULT_TIMEOUT",
     "LEAST_SHARED_BYTES",
     "MAX_BATCH_SIZE",
     "MAX_FIELD_NAMES",
@@ -34,6 +35,9 @@ __all__ = [
 
 DEFAULT_TABLE = "default"
 """The table of a call that names none."""
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds that a call waits where nothing else is said."""
 
 MAX_MESSAGE_BYTES = 64 << 20
 """The largest message, and so the largest row, in bytes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import SupportsIndex
@@ -11,8 +12,10 @@ from tensordict import TensorDict
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
 from tdreplay.columns import to_tensordict
-from tdreplay.errors import StorageError
-from tdreplay.limits import check_batch_size, check_flag
+from tdreplay.copying import OfOneProcess
+from tdreplay.devices import parse_device
+from tdreplay.errors import EmptyTableError, StorageError
+from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_flag
 from tdreplay.metadata import Metadata
 from tdreplay.processes import Owner
 from tdreplay.rows import Given, Row, given_row, given_rows
@@ -24,8 +27,11 @@ from tdreplay_server.table import Table
 
 __all__ = ["ReplayBuffer"]
 
+POLL_SECONDS = 0.02
+"""Between two looks for the first row."""
 
-class ReplayBuffer(BaseReplayBuffer):
+
+class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     """A replay buffer in this process. See `BaseReplayBuffer` for its methods. In a fork of the process each of them is a `ForkedError`.
 
     Args:
@@ -47,6 +53,8 @@ class ReplayBuffer(BaseReplayBuffer):
         CorruptDataError: what is in the directory is not what was written.
     """
 
+    _instead = "its rows belong to this process. Serve them (tdreplay_server.spawn_server): a RemoteReplayBuffer can be given to other processes"
+
     def __init__(
         self,
         device: torch.device | str,
@@ -61,11 +69,10 @@ class ReplayBuffer(BaseReplayBuffer):
         seed: SupportsIndex | None = None,
     ) -> None:
         super().__init__(device, seed)
+        self._storing_device = where = parse_device(storing_device, "storing_device")
         self._cast = check_flag(cast, "cast")
         self._owner = Owner("the buffer")
-        self._own_table = Table(
-            storing_device, buffer_size, directory=directory, durability=durability, checkpoints=checkpoints, on_failure=on_failure
-        )
+        self._own_table = Table(where, buffer_size, directory=directory, durability=durability, checkpoints=checkpoints, on_failure=on_failure)
 
     @property
     def _table(self) -> Table:
@@ -87,9 +94,16 @@ class ReplayBuffer(BaseReplayBuffer):
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
-    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None) -> TensorDict:
+    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
         rows, draw = check_batch_size(batch_size), self._next_draw(seed)
-        return self._take(self._table.select_random(rows) if draw is None else self._table.select_drawn(rows, generators_of(*draw)(1)))
+        end = time.monotonic() + DEFAULT_TIMEOUT if check_flag(wait, "wait") else 0.0
+        while True:
+            try:
+                return self._take(self._table.select_random(rows) if draw is None else self._table.select_drawn(rows, generators_of(*draw)(1)))
+            except EmptyTableError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(POLL_SECONDS)
 
     def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
         return self._take(self._table.select_slots(slots, fields))
@@ -104,6 +118,11 @@ class ReplayBuffer(BaseReplayBuffer):
         """The selected rows as a TensorDict on `device`, in memory of its own."""
         columns = {name: column.to(self._device) for name, column in self._table.take(selection).items()}
         return to_tensordict(columns, (selection.rows, *selection.row_shape), self._device)
+
+    @property
+    def storing_device(self) -> torch.device:
+        self._owner.check()
+        return self._storing_device
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 

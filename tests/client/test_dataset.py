@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from conftest import numbers, rows
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.seeds import derived_seed
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
 from tdreplay_server import ServerConfig, spawn_server
 
@@ -32,6 +34,35 @@ def test_a_dataset_can_be_iterated_again(filled):
     dataset = ReplayDataset(filled, 4, fields=["action"])
     for _ in range(3):
         assert set(next(iter(dataset)).keys()) == {"action"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_seeded_data_loader_brings_the_batches_of_its_seed_and_each_worker_others(filled, workers):
+    seeds = [derived_seed(7, worker) for worker in range(workers)] or [7]
+    with RemoteReplayBuffer(filled) as buffer:
+        streams = [buffer.stream(16, seed=seed) for seed in seeds]
+        expected = [numbers(next(batches)) for _ in range(4) for batches in streams]
+    loaded = ReplayDataset(filled, 16, seed=7).loader(workers)
+    assert [numbers(batch) for batch in itertools.islice(loaded, len(expected))] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"prefetch": 0}, "prefetch"),
+        ({"prefetch": 10**6}, "prefetch"),
+        ({"fields": []}, "fields"),
+        ({"fields": [3]}, "fields"),
+        ({"device": "cuda:99"}, "device"),
+        ({"timeout": "long"}, "timeout"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_a_dataset_refuses_what_it_cannot_do_before_it_is_iterated(arguments, word):
+    with pytest.raises(InvalidArgumentError, match=word):
+        ReplayDataset("127.0.0.1:1", **{"batch_size": 4, **arguments})
 
 
 FORKED_WORKER = """

@@ -58,7 +58,7 @@ def test_a_refusal_is_one_line_on_standard_error(filled, arguments, words):
 def test_a_server_that_is_not_there_is_one_line_that_names_it():
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    done = run("checkpoint", "name", "--address", address)
+    done = run("checkpoint", "name", "--address", address, "--timeout", "1")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert address in done.stderr
 

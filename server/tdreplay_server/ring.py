@@ -74,7 +74,7 @@ class Ring:
         if size and (first < self.oldest or write_count > self.write_count):
             missing = f"[{first}, {write_count})" if not self.size else f"outside [{self.oldest}, {self.write_count})"
             raise MissingRowsError(
-                f"the rows of ids [{first}, {write_count}) must be stored, and those {missing} are missing; load brings back no rows"
+                f"the rows of ids [{first}, {write_count}) must be stored, and those {missing} are missing; no row is brought back"
             )
         return replace(self, oldest=first, write_count=write_count, insert_offset=self.insert_count - write_count)
 

@@ -144,7 +144,7 @@ def _insert(table: Table, head: Any, block: Bytes, longer: bool = False) -> dict
     """Stores a block, and says what it became: the fields of the answer."""
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
-        raise InvalidArgumentError(f"batch_size ({list(decoded.batch_shape)}) is empty or too large: a block must hold 1 to {MAX_BATCH_SIZE} rows")
+        raise InvalidArgumentError(f"batch_shape ({list(decoded.batch_shape)}): a block must hold 1 to {MAX_BATCH_SIZE} rows")
     columns = checked_places(decoded, changing=longer)
     number = Number.of(head.writer_id, head.sequence, columns)
     first, again = table.insert(columns, decoded.header.schema, decoded.rows, number)

@@ -137,7 +137,7 @@ class AddRequest(google.protobuf.message.Message):
     """
     sequence: builtins.int
     """The block's number among those of its writer, from 1 up. Numbers need not come in order, but one that is 64 or more below the writer's highest is
-    refused. The same number with other rows is FAILED_PRECONDITION.
+    refused: send no number s before all numbers up to s - 64 are acknowledged. The same number with other rows is FAILED_PRECONDITION.
     """
     padding: builtins.bytes
     """Any bytes: lets a sender align the block in memory. Ignored."""
@@ -210,7 +210,9 @@ class AddBatchRequest(google.protobuf.message.Message):
     slot_bytes: builtins.int
     """The size of each slot, in bytes. First message only."""
     slot: builtins.int
-    """Set: the block lies in this slot of the shared memory, not in this message. The slot is the client's again when the rows are acknowledged."""
+    """Set: the block lies in this slot of the shared memory, not in this message. What follows the block in the slot is ignored. The slot is the client's
+    again when the rows are acknowledged. INVALID_ARGUMENT where the server offered no memory.
+    """
     standing: builtins.bool
     """The call is held open between single inserts, to save their set-up, and the client can do without it: the server has little room for such calls,
     and refuses it where there is none left. First message only.
@@ -355,7 +357,7 @@ class SampleRequest(google.protobuf.message.Message):
 
     @property
     def released_slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Slots of the shared memory that the client does not need any more. Not in the first message."""
+        """Slots of the shared memory that the client does not need any more. Not in the first message. INVALID_ARGUMENT where the client does not have one."""
 
     def __init__(
         self,
@@ -394,8 +396,8 @@ class SampleResponse(google.protobuf.message.Message):
     first_row: builtins.int
     """The place of this block's first row in the batch. The batch is whole when its last row came."""
     slot: builtins.int
-    """Set: the block lies in this slot of the shared memory, not in this message. The slot is the client's until it releases it. Where no slot is free,
-    a block comes in its message.
+    """Set: the block lies in this slot of the shared memory, not in this message. Its header says how long it is. The slot is the client's until it
+    releases it. Where no slot is free, a block comes in its message.
     """
     padding: builtins.bytes
     """Any bytes: aligns the block in memory. Ignore it."""
@@ -646,7 +648,7 @@ class EpochRequest(google.protobuf.message.Message):
 
     @property
     def released_slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Slots of the shared memory that the client does not need any more. Not in the first message."""
+        """Slots of the shared memory that the client does not need any more. Not in the first message. INVALID_ARGUMENT where the client does not have one."""
 
     def __init__(
         self,
@@ -686,8 +688,8 @@ class EpochResponse(google.protobuf.message.Message):
     first_row: builtins.int
     """The place of this block's first row in the batch. The batch is whole when its last row came."""
     slot: builtins.int
-    """Set: the block lies in this slot of the shared memory, not in this message. The slot is the client's until it releases it. Where no slot is free,
-    a block comes in its message.
+    """Set: the block lies in this slot of the shared memory, not in this message. Its header says how long it is. The slot is the client's until it
+    releases it. Where no slot is free, a block comes in its message.
     """
     padding: builtins.bytes
     """Any bytes: aligns the block in memory. Ignore it."""

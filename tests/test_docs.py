@@ -159,8 +159,8 @@ def test_the_protocol_names_the_limits():
     assert rows["the dimensions of a field in a block"].startswith(f"{limits.MAX_RANK}, ")
     assert rows["batch_size, the slots in one SampleByIndex"].endswith(f"{limits.MAX_BATCH_SIZE:,}")
     assert rows["open standing calls"].endswith(f", {ServerConfig().max_standing}")
-    assert f"{limits.MOST_SHARED_BYTES >> 20} MiB" in rows["the slots of one stream together"]
-    assert f"{limits.LEAST_SHARED_BYTES >> 10} KiB" in rows["the slots of one stream together"]
+    assert f"{limits.MOST_SHARED_BYTES >> 20} MiB" in rows["the slots of one stream together, and of all streams"]
+    assert f"{limits.LEAST_SHARED_BYTES >> 10} KiB" in rows["the slots of one stream together, and of all streams"]
     window = limits.SEQUENCE_WINDOW
     assert rows["the numbers of a writer that the server knows"] == f"{window}: its highest and the {window - 1} below it"
     assert rows["open AddBatch, Sample, SampleAll, Epoch and Checkpoint calls"].endswith(

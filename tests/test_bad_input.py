@@ -243,6 +243,14 @@ GOOD = {"format": 1, "buffer_size": 10, "data_size": 6, "pointer": 6, "write_cou
         json.dumps({**GOOD, "pointer": 5}),
         json.dumps({**GOOD, "buffer_size": 0}),
         json.dumps({**GOOD, "write_count": 1e3}),
+        json.dumps({**GOOD, "format": True}),
+        json.dumps({**GOOD, "format": 1.0}),
+        json.dumps({**GOOD, "buffer_size": True}),
+        json.dumps({**GOOD, "buffer_size": float("inf")}),
+        json.dumps({**GOOD, "write_count": float("nan")}),
+        json.dumps({**GOOD, "write_count": 2**63, "buffer_size": 2**64}),
+        '{"buffer_size": ' + "9" * 5000 + "}",
+        "[" * 100_000,
     ],
 )
 def test_load_of_a_broken_file_is_refused(buffer, tmp_path, text):

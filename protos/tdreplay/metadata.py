@@ -51,9 +51,10 @@ class Metadata:
         source = metadata_path(path)
         try:
             entries: Any = json.loads(source.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: a hundred thousand brackets, say.
             raise InvalidArgumentError(f"{source} is not JSON: {error}") from None
-        if not isinstance(entries, dict) or entries.get("format") != FORMAT:
+        form = entries.get("format") if isinstance(entries, dict) else None
+        if type(form) is not int or form != FORMAT:  # True and 1.0 are equal to 1.
             raise InvalidArgumentError(f"{source} must be a JSON object with format {FORMAT}")
         return cls._checked(entries, source)
 

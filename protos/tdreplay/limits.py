@@ -17,6 +17,7 @@ __all__ = [
     "MAX_FIELD_NAMES",
     "MAX_HEADER_BYTES",
     "MAX_HEAD_BYTES",
+    "MAX_INT64",
     "MAX_MESSAGE_BYTES",
     "MAX_RANK",
     "MAX_SECONDS",
@@ -73,6 +74,9 @@ MOST_SHARED_BYTES = 64 << 20
 """Of the slots of one stream together."""
 
 
+MAX_INT64 = (1 << 63) - 1
+"""The largest number of a message, and of an id."""
+
 SEQUENCE_WINDOW = 64
 """Of so many of a writer's highest numbers a server knows what became of their blocks. A writer has fewer blocks than that on their way at once."""
 
@@ -97,7 +101,7 @@ def check_batch_size(batch_size: SupportsIndex, name: str = "batch_size") -> int
     return check_whole(batch_size, name, 1, MAX_BATCH_SIZE)
 
 
-def check_whole(value: SupportsIndex, name: str, least: int, most: int = (1 << 63) - 1) -> int:
+def check_whole(value: SupportsIndex, name: str, least: int, most: int = MAX_INT64) -> int:
     """`value` as an int, where it is a whole number from `least` to `most`; NumPy's and torch's integers are, True is not.
 
     Raises:
@@ -105,7 +109,7 @@ def check_whole(value: SupportsIndex, name: str, least: int, most: int = (1 << 6
     """
     whole = value if type(value) is int else None if _of_kind(value, "bool") else _index(value)
     if whole is None or not least <= whole <= most:
-        upper = f" to {most}" if most < (1 << 63) - 1 or (whole or 0) > most else " up"
+        upper = f" to {most}" if most < MAX_INT64 or (whole or 0) > most else " up"
         raise InvalidArgumentError(f"{name} ({shown(value)}) must be a whole number from {least}{upper}")
     return whole
 

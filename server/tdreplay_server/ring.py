@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tdreplay.errors import MissingRowsError, SlotIndexError
-from tdreplay.limits import check_whole
+from tdreplay.errors import FailedPreconditionError, MissingRowsError, SlotIndexError
+from tdreplay.limits import MAX_INT64, check_whole
 from tdreplay.selecting import Slots, in_slot_order
 
 __all__ = ["MAX_ROW_ID", "Ring", "Slots", "check_window"]
 
 MAX_ROW_ID = 1 << 62
 """Far from where 64 bits end: at a million rows a second a table reaches it after 146,000 years."""
+
+SMALL_JUMP = 1 << 32
+"""By so many a reset may always take the row ids forward."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,25 @@ class Ring:
         return replace(self, oldest=min(max(self.oldest, self.write_count + rows - self.buffer_size), self.write_count))
 
     def commit(self, rows: int) -> Ring:
-        """The ring with the next `rows` rows, of which at most `buffer_size` are live."""
+        """The ring with the next `rows` rows, of which at most `buffer_size` are live.
+
+        Raises:
+            FailedPreconditionError: there are no more ids.
+        """
         written = self.write_count + rows
+        if written > MAX_INT64:
+            raise FailedPreconditionError(f"the next {rows} rows would get ids from {self.write_count} on, and the last is {MAX_INT64 - 1}")
         return replace(self, oldest=max(self.oldest, written - self.buffer_size), write_count=written)
 
     def restart(self, buffer_size: int) -> Ring:
-        """An empty ring of that capacity, whose next row lies in slot 0 and has a higher id than every row before."""
+        """An empty ring of that capacity, whose next row lies in slot 0 and has a higher id than every row before.
+
+        Raises:
+            InvalidArgumentError: the capacity is so large that the ids would jump to where they end.
+        """
         start = -(-self.write_count // buffer_size) * buffer_size
+        most = max(MAX_ROW_ID + MAX_ROW_ID // 2, self.write_count + SMALL_JUMP)
+        check_whole(start, f"the next row id after a reset to buffer_size {buffer_size}", 0, min(most, MAX_INT64))
         return Ring(buffer_size, start, start, self.insert_count - start)
 
     def rewind(self, size: int, write_count: int) -> Ring:

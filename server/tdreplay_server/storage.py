@@ -19,6 +19,7 @@ import torch
 from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
 
 from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError, StorageError
+from tdreplay.limits import check_whole
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Schema
 from tdreplay_server.disk import reserve
@@ -62,8 +63,9 @@ class RowStorage(LazyTensorStorage):
             ResourceExhaustedError: it cannot be had.
         """
         try:
+            check_whole(self.max_size * schema.row_bytes, "their number of bytes", 0)
             self._take_columns(schema, self._new_column)
-        except (RuntimeError, OSError, MemoryError, ResourceExhaustedError) as error:
+        except (RuntimeError, OSError, MemoryError, ResourceExhaustedError, InvalidArgumentError) as error:
             self.discard()
             size = self.max_size * schema.row_bytes
             raise ResourceExhaustedError(

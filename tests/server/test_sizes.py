@@ -88,6 +88,17 @@ def test_small_batches_of_no_bytes_share_messages_up_to_the_rows_of_one_batch(st
     assert [len(load(answer.block)["z"]) for answer in answers(stub.Sample, query)] == [1 << 20, 1 << 20]
 
 
+def test_a_random_order_of_many_rows_takes_no_list_of_them(stub, rows_of_no_bytes):
+    for _ in range(127):
+        add(stub, rows_of_no_bytes, 1 << 20)
+    query = pb.EpochRequest(table=rows_of_no_bytes, batch_size=1000, fields=["index"], credits=3, shuffle=True, seed=1)
+    found: list[Any] = []
+    assert grown_mib(lambda: found.extend(answers(stub.Epoch, query))) < 200  # A list would take a gigabyte.
+    index = np.concatenate([load(answer.block)["index"] for answer in found])
+    assert len(set(index.tolist())) == 3000
+    assert index.std() > (128 << 20) / 5
+
+
 # -- messages ---------------------------------------------------------------------------------------------------------------------------------
 
 

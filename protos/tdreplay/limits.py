@@ -132,6 +132,8 @@ def check_flag(value: object, name: str) -> bool:
     Raises:
         InvalidArgumentError: where it is not, with the value and the rule.
     """
+    if type(value) is bool:
+        return value
     if not _of_kind(value, "bool") or getattr(value, "ndim", 0) != 0:
         raise InvalidArgumentError(f"{name} ({shown(value)}) must be True or False")
     return bool(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from tensordict import LazyStackedTensorDict, MemoryMappedTensor, TensorDict, te
 
 from conftest import numbers, rows
 from tdreplay.api import BaseReplayBuffer
-from tdreplay.block import layout
+from tdreplay.block import decode, layout
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
 from tdreplay.schema import DTYPES, EXTRA_FIELDS, Field
 from tdreplay.v1.replay_buffer_pb2 import AddRequest
@@ -326,6 +327,73 @@ def test_a_row_of_another_batch_size_is_refused_by_a_writer(address, table):
         writer.append(TensorDict({"x": torch.ones(3, 2)}, [3]))
         writer.flush()
         assert buffer.sample_all().batch_size == (2, 3)
+
+
+# -- names of dimensions ----------------------------------------------------------------------------------------------------------------------
+
+
+def named(*names: str | None) -> TensorDict:
+    return TensorDict({"x": torch.arange(12.0).view(4, 3), "n": TensorDict({"y": torch.zeros(4, 3)}, [4, 3])}, [4, 3], names=list(names))
+
+
+@pytest.mark.parametrize("names", [("env", "time"), (None, "time"), ("env", None)])
+def test_names_of_dimensions_come_back(make_buffer, names):
+    buffer = make_buffer(20)
+    buffer.add_batch(named(*names))
+    buffer.add_batch(named(None, None))
+    buffer.add(named(*names)[0])
+    assert (buffer.state().schema.dim_names, len(buffer)) == (names, 9)
+    for batch in (buffer.sample_all(), buffer.sample_batch(5), buffer.sample_by_index([1, 2]), next(iter(buffer.create_epoch_iterator(3)))):
+        assert batch.names == batch["n"].names == list(names)
+
+
+def test_names_of_dimensions_come_back_from_streams_and_writers(address, table):
+    with RemoteReplayBuffer(address, table=table, buffer_size=20) as buffer:
+        with buffer.writer() as writer:
+            writer.extend(named("env", "time"))
+            writer.append(named("env", "time")[0])
+        with buffer.stream(5) as batches:
+            assert next(batches).names == ["env", "time"]
+        assert buffer.sample_all().names == ["env", "time"]
+
+
+@pytest.mark.parametrize(("first", "then"), [((None, None), ("env", None)), (("env", "time"), ("time", "env")), ((None, "time"), (None, "step"))])
+def test_names_that_would_be_lost_are_refused(make_buffer, first, then):
+    buffer = make_buffer(20)
+    buffer.add_batch(named(*first))
+    with pytest.raises(SchemaError, match=r"names of the dimensions.*got .*names = None"):
+        buffer.add_batch(named(*then))
+    assert len(buffer) == 4
+
+
+def test_names_of_an_inner_tensordict_alone_are_refused(make_buffer):
+    batch = named(None, None)
+    batch._tensordict["n"] = TensorDict({"y": torch.zeros(4, 3)}, [4, 3], names=["env", "time"])
+    buffer = make_buffer(20)
+    with pytest.raises(SchemaError, match=r"'n'.*names.*env"):
+        buffer.add_batch(batch)
+
+
+def test_names_of_dimensions_outlive_the_process(tmp_path):
+    with ReplayBuffer("cpu", "cpu", 10, directory=tmp_path / "rows") as buffer:
+        buffer.add_batch(named("env", "time"))
+    with ReplayBuffer("cpu", "cpu", 10, directory=tmp_path / "rows") as buffer:
+        assert buffer.sample_all().names == ["env", "time"]
+
+
+@pytest.mark.parametrize("names", ["x", "{}", '["a"]', '["a", "a"]', '["a", 1]', '["a\\n", null]', '["", null]', 5])
+def test_a_block_whose_names_of_dimensions_cannot_be_is_refused(names):
+    memory = block_with_names(names)
+    with pytest.raises(CodecError, match="dim_names"):
+        decode(memory)
+
+
+def block_with_names(names: Any) -> np.ndarray:
+    made = layout((Field("x", torch.float32, (3,)),), 4, (3,), ("env", "time"))
+    entries = json.loads(made.header[8:])
+    entries["__metadata__"]["dim_names"] = names
+    text = json.dumps(entries).encode()
+    return np.frombuffer(len(text).to_bytes(8, "little") + text + bytes(made.data_size), np.uint8)
 
 
 # -- the server's own fields ------------------------------------------------------------------------------------------------------------------

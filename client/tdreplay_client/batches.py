@@ -30,14 +30,14 @@ def assemble(messages: Iterator[bytes], message_type: type[Message], landing: La
     """
     for message in messages:
         head, block = _decoded(message, message_type, slots)
-        columns, batch_size = block.columns, (head.batch_rows, *block.batch_shape[1:])
+        columns, batch_size, names = block.columns, (head.batch_rows, *block.batch_shape[1:]), block.header.dim_names
         lent = slots if slots is not None and landing.on_host and head.HasField("slot") else None
         if head.first_row == 0 and block.rows % max(1, head.batch_rows) == 0:
             parts = _parts(columns, block.rows // head.batch_rows, head.batch_rows)
-            yield from (replace(landing.bring(part, batch_size), slot=0 if lent is None else head.slot, slots=lent) for part in parts)
+            yield from (replace(landing.bring(part, batch_size, names), slot=0 if lent is None else head.slot, slots=lent) for part in parts)
             del parts
         else:
-            yield landing.bring(_joined(head, columns, messages, message_type, landing), batch_size)
+            yield landing.bring(_joined(head, columns, messages, message_type, landing), batch_size, names)
         del message, block, columns  # While the next message is awaited, this one's memory is its batches' alone.
 
 

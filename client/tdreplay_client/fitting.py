@@ -50,7 +50,7 @@ class Fitting:
 
     def _store(self, rows: Given, schema: Schema | None, store: Callable[[Columns, Schema, int], None]) -> None:
         columns = rows.columns(schema, cast=self.cast)
-        stored = Schema.of(columns, rows.row_shape)
+        stored = rows.schema(columns)
         store(columns, stored, rows.number)
         self._known = stored
 

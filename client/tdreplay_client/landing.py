@@ -9,7 +9,7 @@ from tensordict import TensorDict
 
 from tdreplay.columns import to_tensordict
 from tdreplay.memory import copy_rows
-from tdreplay.schema import Columns
+from tdreplay.schema import Columns, DimNames
 from tdreplay_client.shared_memory import MappedSlots
 
 __all__ = ["Arrival", "Landing"]
@@ -68,15 +68,15 @@ class Landing:
         copy_rows(column, copied)
         return copied
 
-    def bring(self, columns: Columns, batch_size: tuple[int, ...]) -> Arrival:
+    def bring(self, columns: Columns, batch_size: tuple[int, ...], dim_names: DimNames = ()) -> Arrival:
         """The batch of these columns of the host's memory, which it takes over: on the CPU they are the batch."""
         if self._copies is None:
-            return Arrival(to_tensordict({name: column.to(self._device) for name, column in columns.items()}, batch_size, self._device))
+            return Arrival(to_tensordict({name: column.to(self._device) for name, column in columns.items()}, batch_size, self._device, dim_names))
         with torch.cuda.stream(self._copies):
             moved = {name: self._pinned(column).to(self._device, non_blocking=True) for name, column in columns.items()}
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._copies)
-        return Arrival(to_tensordict(moved, batch_size, self._device), copied)
+        return Arrival(to_tensordict(moved, batch_size, self._device, dim_names), copied)
 
     def _pinned(self, column: torch.Tensor) -> torch.Tensor:
         return column if column.is_pinned() else self.copy(column)

@@ -57,7 +57,8 @@ class Parcel:
     def rows(self) -> TensorDict:
         """A copy of the rows."""
         block = decode(self.memory)
-        return to_tensordict({name: column.clone() for name, column in block.columns.items()}, block.batch_shape, torch.device("cpu"))
+        columns = {name: column.clone() for name, column in block.columns.items()}
+        return to_tensordict(columns, block.batch_shape, torch.device("cpu"), block.header.dim_names)
 
 
 def rows_of(column: torch.Tensor) -> Rows:
@@ -81,7 +82,7 @@ def block_layout(schema: Schema, rows: int) -> Layout:
     Raises:
         CodecError: its header is above the limit.
     """
-    return layout(schema.fields, rows, schema.row_shape)
+    return layout(schema.fields, rows, schema.row_shape, schema.dim_names)
 
 
 def rows_per_block(schema: Schema, block_bytes: int = BLOCK_BYTES) -> int:

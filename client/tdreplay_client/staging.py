@@ -75,8 +75,8 @@ class Staging:
             SchemaError: a field is missing, extra, misshapen or of another dtype, or a number does not fit. The row is not in then.
         """
         values, at = row.values, self.rows
-        if values.keys() != self._fields.keys() or row.row_shape != self._schema.row_shape:
-            self._schema.check(Schema.of(row.columns(self._schema, cast=self._cast), row.row_shape))
+        if values.keys() != self._fields.keys() or row.row_shape != self._schema.row_shape or row.dim_names:
+            self._schema.check(row.schema(row.columns(self._schema, cast=self._cast)))
         for name, (array, field, dtype, limits) in self._fields.items():
             value = values[name]
             if isinstance(value, torch.Tensor):

@@ -86,7 +86,11 @@ class Delivery:
     def batches(self, start: int) -> list[TensorDict]:
         """A copy of the rows from `start` on, if there are any."""
         rest = {name: column[start:].to("cpu", copy=True) for name, column in self.columns.items()}
-        return [to_tensordict(rest, (self.rows - start, *self.schema.row_shape), torch.device("cpu"))] if start < self.rows else []
+        return (
+            [to_tensordict(rest, (self.rows - start, *self.schema.row_shape), torch.device("cpu"), self.schema.dim_names)]
+            if start < self.rows
+            else []
+        )
 
     def acknowledge(self) -> Piece:
         """Notes that the next block is stored."""

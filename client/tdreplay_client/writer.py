@@ -15,7 +15,6 @@ import torch
 from tensordict import TensorDict
 from typing_extensions import Self
 
-from tdreplay.columns import from_rows
 from tdreplay.copying import OfOneProcess
 from tdreplay.errors import ClosedError, ReplayError
 from tdreplay.limits import MAX_BATCH_SIZE
@@ -139,9 +138,8 @@ class Writer(OfOneProcess):
         with self._changed:
             self._check_open()
             columns = given.columns(self._schema or self._first_schema(given), cast=self._fitting.cast)
-            schema = Schema.of(columns, given.row_shape)
-            if self._schema is not None:
-                self._schema.check(schema)
+            schema = self._schema or given.schema(columns)
+            schema.check(given.schema(columns))
             self._schema = schema
             delivery = self._unsettled.claim(columns, schema, given.number)
             self._rest = (delivery, delivery.done)
@@ -210,7 +208,8 @@ class Writer(OfOneProcess):
     def _open_for(self, row: Given) -> Schema:
         """Opens the call for a first row, which is handed back where there is none to be had, and gives the schema that it fixes."""
         columns = row.columns(self._schema or self._first_schema(row), cast=self._fitting.cast)
-        schema = Schema.of(columns, row.row_shape)
+        schema = self._schema or row.schema(columns)
+        schema.check(row.schema(columns))
         self._rest = (Delivery(columns, schema, 1), 0)
         try:
             self._opened(schema, self._flush_rows)
@@ -224,7 +223,7 @@ class Writer(OfOneProcess):
             return self._fitting.for_first(rows)
         except ReplayError as error:
             columns = rows.columns(None, cast=False)
-            self._rest = (Delivery(columns, Schema.of(columns, rows.row_shape), rows.number), 0)
+            self._rest = (Delivery(columns, rows.schema(columns), rows.number), 0)
             self._error = error.with_traceback(None)
             self._check()
             raise
@@ -416,7 +415,8 @@ class Writer(OfOneProcess):
 
 def _delivery(rows: TensorDict, numbered: list[tuple[Number, int]]) -> Delivery:
     """These rows, of which the first ones were cut into blocks of so many, of these numbers."""
-    columns, row_shape = from_rows(rows)
+    given = given_rows(rows)
+    columns = given.columns(None, cast=False)
     stops = list(itertools.accumulate(count for _, count in numbered))
     pieces = [Piece(number, stop - count, stop) for (number, count), stop in zip(numbered, stops, strict=True)]
-    return Delivery(columns, Schema.of(columns, row_shape), len(rows), pieces=pieces)
+    return Delivery(columns, given.schema(columns), len(rows), pieces=pieces)

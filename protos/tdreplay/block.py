@@ -24,12 +24,13 @@ import torch
 from tdreplay.errors import CodecError
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_RANK
 from tdreplay.memory import Rows
-from tdreplay.schema import DTYPE_NAMES, DTYPES, EXTRA_FIELDS, METADATA, Field, Schema
+from tdreplay.schema import DTYPE_NAMES, DTYPES, EXTRA_FIELDS, METADATA, DimNames, Field, Schema, check_dim_names
 
 __all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_header", "checked_places", "decode", "layout"]
 
 ALIGNMENT = 16
 BATCH_SHAPE = "batch_shape"
+DIM_NAMES = "dim_names"
 EXTRA_NAMES = frozenset(field.name for field in EXTRA_FIELDS)  # One number a row, also where a row is a batch itself.
 Bytes = npt.NDArray[np.uint8]
 
@@ -54,12 +55,14 @@ class Layout:
         batch_shape: the rows, then the row shape.
         spans: in the order in which they lie.
         data_size: bytes of all tensors.
+        dim_names: of the dimensions of `batch_shape`; () where none has one.
     """
 
     header: bytes
     batch_shape: tuple[int, ...]
     spans: tuple[Span, ...]
     data_size: int
+    dim_names: DimNames = ()
 
     @property
     def size(self) -> int:
@@ -81,7 +84,7 @@ class Layout:
             SchemaError, CodecError: as `Schema.of`.
         """
         fields = (Field(span.name, span.dtype, span.shape[1:]) for span in self.stored)
-        return Schema.made_of(fields, self.batch_shape[1:])
+        return Schema.made_of(fields, self.batch_shape[1:], self.dim_names)
 
     def write_header(self, memory: Bytes) -> dict[str, Rows]:
         """Writes the header into `memory` (of `size` bytes) and gives the fields' places in it, to be filled: name -> rows of bytes.
@@ -152,7 +155,7 @@ def check_header(schema: Schema) -> None:
     fields = (*schema.fields, *EXTRA_FIELDS)
     rows = min(MAX_BATCH_SIZE, max(1, MAX_MESSAGE_BYTES // sum(field.row_bytes for field in fields)))
     try:
-        layout(fields, rows, schema.row_shape)
+        layout(fields, rows, schema.row_shape, schema.dim_names)
     except CodecError as error:
         raise CodecError(f"the {len(schema.fields)} fields of a row are too many: with index and row_id, as they are sent, {error}") from None
 
@@ -178,7 +181,7 @@ def checked_places(block: Block, *, changing: bool) -> dict[str, Rows]:
 
 
 @lru_cache(maxsize=512)
-def layout(fields: tuple[Field, ...], rows: int, row_shape: tuple[int, ...]) -> Layout:
+def layout(fields: tuple[Field, ...], rows: int, row_shape: tuple[int, ...], dim_names: DimNames = ()) -> Layout:
     """The layout of a block of `rows` rows with these fields; made once for each combination that is in use.
 
     Raises:
@@ -189,11 +192,12 @@ def layout(fields: tuple[Field, ...], rows: int, row_shape: tuple[int, ...]) -> 
         spans.append(Span(field.name, field.dtype, (rows, *field.shape), start, rows * field.row_bytes))
         start += rows * field.row_bytes
     batch_shape = (rows, *row_shape)
-    return Layout(_header(spans, batch_shape), batch_shape, tuple(spans), start)
+    return Layout(_header(spans, batch_shape, dim_names), batch_shape, tuple(spans), start, dim_names)
 
 
-def _header(spans: list[Span], batch_shape: tuple[int, ...]) -> bytes:
-    entries: dict[str, Any] = {METADATA: {BATCH_SHAPE: json.dumps(batch_shape)}}
+def _header(spans: list[Span], batch_shape: tuple[int, ...], dim_names: DimNames) -> bytes:
+    names = {DIM_NAMES: json.dumps(dim_names, ensure_ascii=False)} if dim_names else {}
+    entries: dict[str, Any] = {METADATA: {BATCH_SHAPE: json.dumps(batch_shape), **names}}
     for span in spans:
         entries[span.name] = {"dtype": DTYPE_NAMES[span.dtype], "shape": span.shape, "data_offsets": (span.start, span.start + span.size)}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
@@ -244,7 +248,9 @@ def _parse(header: bytes) -> Layout:
         raise CodecError(f"not a block: the header is not JSON: {str(error)[:100]}") from None
     if not isinstance(entries, dict):
         raise CodecError("not a block: the header must be a JSON object")
-    batch_shape = _batch_shape(entries.pop(METADATA, None))
+    metadata = entries.pop(METADATA, None)
+    batch_shape = _batch_shape(metadata)
+    dim_names = _dim_names(metadata.get(DIM_NAMES, "[]"), len(batch_shape))
     spans = sorted((_span(name, entry) for name, entry in entries.items()), key=lambda span: (span.start, span.size))
     end = 0
     for span in spans:
@@ -254,7 +260,7 @@ def _parse(header: bytes) -> Layout:
         if span.shape[: len(expected)] != expected:
             raise CodecError(f"not a block: field {span.name!r} of shape {list(span.shape)} must start with the batch shape {list(expected)}")
         end += span.size
-    return Layout(header, batch_shape, tuple(spans), end)
+    return Layout(header, batch_shape, tuple(spans), end, dim_names)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -273,6 +279,13 @@ def _batch_shape(metadata: Any) -> tuple[int, ...]:
     if not _is_shape(shape) or not shape:
         raise CodecError(f"not a block: {METADATA}.{BATCH_SHAPE} ({str(text)[:100]!r}) must be a JSON list of at least one whole number")
     return tuple(shape)
+
+
+def _dim_names(text: Any, dimensions: int) -> DimNames:
+    try:
+        return check_dim_names(json.loads(text), dimensions)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CodecError(f"not a block: {METADATA}.{DIM_NAMES}: {str(error)[:200]}") from None
 
 
 def _span(name: str, entry: Any) -> Span:

@@ -10,7 +10,7 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase, is_non_tensor, is_tensor_collection
 
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
-from tdreplay.schema import INDEX, ROW_ID, Columns
+from tdreplay.schema import INDEX, ROW_ID, Columns, DimNames
 from tdreplay.values import dense
 
 __all__ = ["collect", "from_rows", "leaves", "to_tensordict", "without_extras"]
@@ -59,7 +59,7 @@ def from_rows(batch: TensorDictBase) -> tuple[dict[str, torch.Tensor], tuple[int
     return columns, tuple(batch.batch_size[1:])
 
 
-def to_tensordict(columns: Columns, batch_size: tuple[int, ...], device: torch.device) -> TensorDict:
+def to_tensordict(columns: Columns, batch_size: tuple[int, ...], device: torch.device, dim_names: DimNames = ()) -> TensorDict:
     """The TensorDict with these columns, names with '.' nested again; it takes the tensors over, without a copy.
 
     Where rows are batches themselves, ``index`` and ``row_id`` are expanded to the whole batch size, as TorchRL does.
@@ -71,7 +71,10 @@ def to_tensordict(columns: Columns, batch_size: tuple[int, ...], device: torch.d
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = column if name not in (INDEX, ROW_ID) or len(batch_size) == 1 else _expanded(column, batch_size)
-    return _build(nested, torch.Size(batch_size), device)
+    made = _build(nested, torch.Size(batch_size), device)
+    if dim_names:
+        made.names = list(dim_names)
+    return made
 
 
 def _expanded(column: torch.Tensor, batch_size: tuple[int, ...]) -> torch.Tensor:
@@ -97,16 +100,18 @@ def collect(data: TensorDictBase, prefix: str, found: dict[str, torch.Tensor]) -
         if isinstance(value, torch.Tensor):
             found[name] = dense(name, value)
         elif is_tensor_collection(value) and not is_non_tensor(value):
-            _collect_nested(value, name, data.batch_size, found)
+            _collect_nested(value, name, data, found)
         else:
             raise CodecError(f"field {name!r}: {type(value).__name__} cannot travel; it must be a dense tensor")
 
 
-def _collect_nested(data: TensorDictBase, name: str, batch_size: torch.Size, found: dict[str, torch.Tensor]) -> None:
-    if data.batch_size != batch_size:
+def _collect_nested(data: TensorDictBase, name: str, around: TensorDictBase, found: dict[str, torch.Tensor]) -> None:
+    if data.batch_size != around.batch_size:
         raise SchemaError(
-            f"field {name!r}: its batch_size ({list(data.batch_size)}) must be {list(batch_size)}, as around it: another one would be lost"
+            f"field {name!r}: its batch_size ({list(data.batch_size)}) must be {list(around.batch_size)}, as around it: another one would be lost"
         )
+    if data.names != around.names and any(name not in (None, outer) for name, outer in zip(data.names, around.names, strict=True)):
+        raise SchemaError(f"field {name!r}: the names of its dimensions ({data.names}) must be {around.names}, as around it: others would be lost")
     before = len(found)
     collect(data, f"{name}.", found)
     if len(found) == before:

@@ -29,7 +29,7 @@ def durability_from_message(value: int) -> str:
 def schema_to_message(schema: Schema) -> pb.Schema:
     """The message that describes `schema`."""
     fields = [pb.FieldSpec(name=field.name, dtype=DTYPE_NAMES[field.dtype], shape=field.shape) for field in schema.fields]
-    return pb.Schema(fields=fields, row_shape=schema.row_shape)
+    return pb.Schema(fields=fields, row_shape=schema.row_shape, dim_names=[name or "" for name in schema.dim_names])
 
 
 def schema_from_message(message: pb.Schema) -> Schema:
@@ -41,4 +41,5 @@ def schema_from_message(message: pb.Schema) -> Schema:
     unknown = sorted({field.dtype for field in message.fields} - DTYPES.keys())
     if unknown:
         raise CodecError(f"the table's schema names dtypes that this version does not know: {unknown}")
-    return Schema(tuple(Field(field.name, DTYPES[field.dtype], tuple(field.shape)) for field in message.fields), tuple(message.row_shape))
+    fields = tuple(Field(field.name, DTYPES[field.dtype], tuple(field.shape)) for field in message.fields)
+    return Schema(fields, tuple(message.row_shape), tuple(name or None for name in message.dim_names))

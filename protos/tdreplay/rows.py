@@ -11,7 +11,7 @@ from tensordict import TensorDictBase, is_non_tensor, is_tensor_collection
 
 from tdreplay.columns import collect, from_rows, leaves, without_extras
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
-from tdreplay.schema import INDEX, ROW_ID, Columns, Schema
+from tdreplay.schema import INDEX, ROW_ID, Columns, DimNames, Schema, check_dim_names
 from tdreplay.values import fitted, has_dtype
 
 __all__ = ["Given", "Row", "given_row", "given_rows"]
@@ -30,11 +30,13 @@ class Given(NamedTuple):
         values: field name -> tensor, array, number or list: of the one row, or of all rows.
         row_shape: the batch dimensions of a row.
         rows: how many they are; None for one row, whose values have no dimension for it.
+        dim_names: the names of the batch dimensions, the rows' own first; () where none has one.
     """
 
     values: Mapping[str, Any]
     row_shape: tuple[int, ...]
     rows: int | None
+    dim_names: DimNames = ()
 
     @property
     def number(self) -> int:
@@ -57,6 +59,14 @@ class Given(NamedTuple):
         columns = {name: fitted(name, value, fields.get(name), cast=cast, batch=batch) for name, value in self.values.items()}
         return columns if batch else {name: column.unsqueeze(0) for name, column in columns.items()}
 
+    def schema(self, columns: Columns) -> Schema:
+        """The schema of the rows, given their columns.
+
+        Raises:
+            SchemaError, CodecError: as `Schema.of`.
+        """
+        return Schema.of(columns, self.row_shape, self.dim_names)
+
 
 def given_row(row: Row) -> Given:
     """One row: a TensorDict without a row dimension, or a dict. The server's own ``index`` and ``row_id`` are left out.
@@ -67,7 +77,7 @@ def given_row(row: Row) -> Given:
     """
     if is_tensor_collection(row):  # Asked first: a TensorDict is a Mapping too.
         data: TensorDictBase = row
-        return Given(leaves(data), tuple(data.batch_size), None)
+        return Given(leaves(data), tuple(data.batch_size), None, _dim_names([None, *data.names]))
     return Given(without_extras(_flattened(row, 0), ()), (), None)
 
 
@@ -80,10 +90,14 @@ def given_rows(batch: Row) -> Given:
     """
     if is_tensor_collection(batch):
         data: TensorDictBase = batch
-        return Given(*from_rows(data), data.batch_size[0])
+        return Given(*from_rows(data), data.batch_size[0], _dim_names(data.names))
     values = _flattened(batch, 1)
     count = _count(values)
     return Given(without_extras(values, (count,)), (), count)
+
+
+def _dim_names(names: list[str | None]) -> DimNames:
+    return check_dim_names(names, len(names)) if any(names) else ()
 
 
 def _flattened(row: Mapping[str, Any], dimensions: int) -> dict[str, Any]:

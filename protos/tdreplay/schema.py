@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from tdreplay.errors import CodecError, FieldNotFoundError, SchemaError
 from tdreplay.limits import MAX_MESSAGE_BYTES, MAX_RANK, check_whole, shown
 
-__all__ = ["DTYPES", "EXTRA_FIELDS", "INDEX", "ROW_ID", "Columns", "Field", "Schema"]
+__all__ = ["DTYPES", "EXTRA_FIELDS", "INDEX", "ROW_ID", "Columns", "DimNames", "Field", "Schema", "check_dim_names"]
 
 Columns = Mapping[str, torch.Tensor]
 """Field name -> tensor of shape [n, *field shape], the same n in all of them."""
+
+DimNames: TypeAlias = "tuple[str | None, ...]"
+"""The names of the batch dimensions: one for each, or none at all."""
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -79,23 +83,25 @@ class Schema:
     Attributes:
         fields: sorted by name.
         row_shape: the batch dimensions after the first; () unless a row is itself a batch, as a trajectory segment is.
+        dim_names: of the batch dimensions, the rows' own first; None: it has no name. () where none has one.
     """
 
     fields: tuple[Field, ...]
     row_shape: tuple[int, ...] = ()
+    dim_names: DimNames = ()
 
     @classmethod
-    def of(cls, columns: Columns, row_shape: tuple[int, ...] = ()) -> Schema:
+    def of(cls, columns: Columns, row_shape: tuple[int, ...] = (), dim_names: DimNames = ()) -> Schema:
         """The schema of the rows in `columns`.
 
         Raises:
             SchemaError: a field has a reserved name, or there is none at all.
             CodecError: a field cannot be stored.
         """
-        return _schema_of(tuple((name, column.dtype, column.shape[1:]) for name, column in columns.items()), row_shape)
+        return _schema_of(tuple((name, column.dtype, column.shape[1:]) for name, column in columns.items()), row_shape, dim_names)
 
     @classmethod
-    def made_of(cls, fields: Iterable[Field], row_shape: tuple[int, ...] = ()) -> Schema:
+    def made_of(cls, fields: Iterable[Field], row_shape: tuple[int, ...] = (), dim_names: DimNames = ()) -> Schema:
         """The schema with these fields, in any order.
 
         Raises:
@@ -107,7 +113,7 @@ class Schema:
             raise SchemaError("a row needs at least one field, and this one has none")
         for field in named.values():
             _check_storable(field, named)
-        schema = cls(tuple(named[name] for name in sorted(named)), row_shape)
+        schema = cls(tuple(named[name] for name in sorted(named)), row_shape, dim_names)
         if schema.row_bytes > MAX_MESSAGE_BYTES - (1 << 20):
             raise SchemaError(f"a row ({schema.row_bytes} bytes) must be at most {MAX_MESSAGE_BYTES - (1 << 20)} bytes, so that it fits a message")
         return schema
@@ -115,7 +121,8 @@ class Schema:
     def to_json(self) -> dict[str, Any]:
         """The schema as JSON values, for files."""
         fields = [{"name": field.name, "dtype": DTYPE_NAMES[field.dtype], "shape": list(field.shape)} for field in self.fields]
-        return {"fields": fields, "row_shape": list(self.row_shape)}
+        names = {"dim_names": list(self.dim_names)} if self.dim_names else {}
+        return {"fields": fields, "row_shape": list(self.row_shape), **names}
 
     @classmethod
     def from_json(cls, entries: Any) -> Schema:
@@ -126,7 +133,8 @@ class Schema:
         """
         try:
             fields = [Field(str(entry["name"]), DTYPES[entry["dtype"]], _shape(entry["shape"])) for entry in entries["fields"]]
-            return cls.made_of(fields, _shape(entries["row_shape"]))
+            row_shape = _shape(entries["row_shape"])
+            return cls.made_of(fields, row_shape, check_dim_names(entries.get("dim_names", []), 1 + len(row_shape)))
         except (TypeError, KeyError, ValueError) as error:
             raise CodecError(f"not a schema: {type(error).__name__} {error}") from None
 
@@ -183,7 +191,30 @@ class Schema:
                 raise SchemaError(f"field {name!r}: expected none, got {got[name]}: the table has {sorted(expected)}")
             if got[name] != expected[name]:
                 raise SchemaError(f"field {name!r}: expected {expected[name]} in every row, got {got[name]}")
-        raise SchemaError(f"batch_size: expected [n, *{list(self.row_shape)}], got [n, *{list(other.row_shape)}]")
+        if other.row_shape != self.row_shape:
+            raise SchemaError(f"batch_size: expected [n, *{list(self.row_shape)}], got [n, *{list(other.row_shape)}]")
+        self._check_dim_names(other.dim_names)
+
+    def _check_dim_names(self, names: DimNames) -> None:
+        """Passes where no name would be lost: a dimension without one takes that of the table."""
+        if any(name is not None and name != own for name, own in itertools.zip_longest(names, self.dim_names)):
+            expected = list(self.dim_names) or "none"
+            raise SchemaError(f"names of the dimensions: expected {expected}, got {list(names)}; batch.names = None leaves them out")
+
+
+def check_dim_names(names: Any, dimensions: int) -> DimNames:
+    """`names` as the names of so many dimensions; () where none has one.
+
+    Raises:
+        CodecError: they are something else.
+    """
+    given = list(names) if isinstance(names, list | tuple) else [names]
+    texts = [name for name in given if name is not None]
+    if not all(isinstance(name, str) and 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() for name in texts):
+        raise CodecError(f"names of the dimensions ({str(names)[:100]!r}): each must be printable, and 1 to {MAX_NAME_LENGTH} characters long")
+    if texts and (len(given) != dimensions or len(set(texts)) < len(texts)):
+        raise CodecError(f"names of the dimensions ({str(names)[:100]!r}): there must be {dimensions} of them, all different")
+    return tuple(given) if texts else ()
 
 
 def _shape(entries: Any) -> tuple[int, ...]:
@@ -208,6 +239,6 @@ def _check_storable(field: Field, siblings: Container[str]) -> None:
 
 
 @lru_cache(maxsize=256)
-def _schema_of(columns: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...], row_shape: tuple[int, ...]) -> Schema:
+def _schema_of(columns: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...], row_shape: tuple[int, ...], dim_names: DimNames) -> Schema:
     """Made once for each kind of rows that is in use: actors send the same kind again and again."""
-    return Schema.made_of((Field(name, dtype, tuple(shape)) for name, dtype, shape in columns), row_shape)
+    return Schema.made_of((Field(name, dtype, tuple(shape)) for name, dtype, shape in columns), row_shape, dim_names)

@@ -70,7 +70,7 @@ def per_message(wanted: int, batch_size: int, fields: Iterable[Field]) -> int:
 
 def slot_bytes(batches: int, batch_size: int, selection: Selection) -> int:
     """The size of a block of so many batches of what `selection` selects."""
-    return layout(selection.fields, batches * batch_size, selection.row_shape).size
+    return layout(selection.fields, batches * batch_size, selection.row_shape, selection.dim_names).size
 
 
 def blocks(table: Table, selection: Selection, response: Any, batch_rows: int) -> Iterator[bytes]:
@@ -79,7 +79,7 @@ def blocks(table: Table, selection: Selection, response: Any, batch_rows: int) -
     rows_per_block = min(rows_per_block, MAX_BATCH_SIZE)  # Also of rows without bytes.
     for start in range(0, selection.rows, rows_per_block):
         stop = min(start + rows_per_block, selection.rows)
-        block = layout(selection.fields, stop - start, selection.row_shape)
+        block = layout(selection.fields, stop - start, selection.row_shape, selection.dim_names)
         message, memory = frame(response(batch_rows=batch_rows, first_row=start), block.size)
         table.read(selection, start, stop, block.write_header(memory))
         yield message
@@ -93,7 +93,7 @@ def streamed(table: Table, selections: Iterator[tuple[Selection, int]], response
     if offered:
         yield response(shared_memory=offer(slots))
     for selection, batch_rows in selections:
-        block = layout(selection.fields, selection.rows, selection.row_shape)
+        block = layout(selection.fields, selection.rows, selection.row_shape, selection.dim_names)
         lent = None if slots is None else slots.lend(block.size)
         if lent is None:
             yield from blocks(table, selection, response, batch_rows)

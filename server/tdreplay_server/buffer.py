@@ -19,7 +19,6 @@ from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_flag
 from tdreplay.metadata import Metadata
 from tdreplay.processes import Owner
 from tdreplay.rows import Given, Row, given_row, given_rows
-from tdreplay.schema import Schema
 from tdreplay.selecting import Slots
 from tdreplay_server.draws import generators_of
 from tdreplay_server.selection import Selection
@@ -90,7 +89,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     def _insert(self, rows: Given) -> None:
         fit = self._table.state().schema if self._cast or not rows.typed else None
         columns = rows.columns(fit, cast=self._cast)
-        self._table.insert(columns, Schema.of(columns, rows.row_shape), rows.number)
+        self._table.insert(columns, rows.schema(columns), rows.number)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
@@ -117,7 +116,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     def _take(self, selection: Selection) -> TensorDict:
         """The selected rows as a TensorDict on `device`, in memory of its own."""
         columns = {name: column.to(self._device) for name, column in self._table.take(selection).items()}
-        return to_tensordict(columns, (selection.rows, *selection.row_shape), self._device)
+        return to_tensordict(columns, (selection.rows, *selection.row_shape), self._device, selection.dim_names)
 
     @property
     def storing_device(self) -> torch.device:

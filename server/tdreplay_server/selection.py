@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tdreplay.api import EpochQuery
-from tdreplay.schema import Field
+from tdreplay.schema import DimNames, Field
 from tdreplay_server.orders import random_order
 from tdreplay_server.ring import Ring, Slots
 
@@ -28,6 +28,7 @@ class Selection:
         rows: how many they are.
         slots: (start, stop) -> the slots of the batch's rows from start to stop, as many as they are.
         generation: of the table when the rows were chosen; they may be read while it is the same.
+        dim_names: of the batch dimensions; () where none has one.
     """
 
     fields: tuple[Field, ...]
@@ -35,6 +36,7 @@ class Selection:
     rows: int
     slots: Callable[[int, int], Slots]
     generation: int
+    dim_names: DimNames = ()
 
 
 def epoch_orders(query: EpochQuery, ring: Ring) -> Iterator[Slots]:

@@ -178,7 +178,7 @@ def _unchanging(draw: Callable[[int], Selection], example: Selection) -> Callabl
             found = draw(batches)
         except (FieldNotFoundError, TableNotFoundError) as error:
             raise TableChangedError(f"the table was reset or dropped while it was read: {error}") from None
-        if found.fields != example.fields or found.row_shape != example.row_shape:
+        if (found.fields, found.row_shape, found.dim_names) != (example.fields, example.row_shape, example.dim_names):
             raise TableChangedError("the table was reset while it was read, and its rows have another schema now")
         return found
 

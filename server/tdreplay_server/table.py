@@ -311,7 +311,7 @@ class Table:
 
     def _select(self, rows: int, slots: Callable[[int, int], Slots], fields: Sequence[str] | None) -> Selection:
         schema = self._schema_of_rows()
-        return Selection(schema.select(fields), schema.row_shape, rows, slots, self._generation)
+        return Selection(schema.select(fields), schema.row_shape, rows, slots, self._generation, schema.dim_names)
 
     def _schema_of_rows(self) -> Schema:
         self._check_open()

@@ -100,6 +100,7 @@ class Schema(google.protobuf.message.Message):
 
     FIELDS_FIELD_NUMBER: builtins.int
     ROW_SHAPE_FIELD_NUMBER: builtins.int
+    DIM_NAMES_FIELD_NUMBER: builtins.int
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FieldSpec]:
         """Sorted by name."""
@@ -108,13 +109,18 @@ class Schema(google.protobuf.message.Message):
     def row_shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The batch dimensions after the first: empty unless a row is itself a batch, as a trajectory segment is."""
 
+    @property
+    def dim_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The names of the batch dimensions, the rows' own first; an empty name: that dimension has none. Empty: none has one."""
+
     def __init__(
         self,
         *,
         fields: collections.abc.Iterable[global___FieldSpec] | None = ...,
         row_shape: collections.abc.Iterable[builtins.int] | None = ...,
+        dim_names: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["fields", b"fields", "row_shape", b"row_shape"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dim_names", b"dim_names", "fields", b"fields", "row_shape", b"row_shape"]) -> None: ...
 
 global___Schema = Schema
 

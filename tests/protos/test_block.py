@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdreplay.block import ALIGNMENT, Block, Layout, decode, layout
+from tdreplay.block import ALIGNMENT, Block, Layout, checked_places, decode, layout
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
 from tdreplay.limits import MAX_HEADER_BYTES, MAX_RANK
 from tdreplay.memory import as_rows
@@ -480,3 +481,14 @@ json_values = st.recursive(
 )
 def test_any_json_as_a_header_decodes_or_is_refused(metadata, fields, data):
     check_that_it_decodes_or_is_refused(block_of({**fields, "__metadata__": metadata}, data))
+
+
+@pytest.mark.parametrize("changing", [True, False])
+def test_bools_in_memory_that_others_may_write_are_copied_before_they_are_checked(changing):
+    columns = {"done": np.array([True, False]), "x": np.arange(2, dtype=np.float32)}
+    memory = np.frombuffer(bytearray(safetensors.numpy.save(columns, {"batch_shape": "[2]"})), np.uint8)
+    places = checked_places(decode(memory), changing=changing)
+    memory[memory == 1] = 2
+    assert places["done"].view(np.uint8).tolist() == ([1, 0] if changing else [2, 0])
+    with pytest.raises(CodecError, match="must be 0 or 1"):
+        checked_places(decode(memory), changing=changing)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 import resource
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,12 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from tdreplay.errors import TRAILER
+from tdreplay.errors import TRAILER, InvalidArgumentError
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, MAX_HEAD_BYTES, MOST_SHARED_BYTES
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_server import ReplayServer, ServerConfig
-from tdreplay_server.shared_memory import TOTAL_SHARED_BYTES
+from tdreplay_server.shared_memory import TOTAL_SHARED_BYTES, SharedSlots
 
 LARGE = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
 
@@ -198,3 +200,39 @@ def test_slots_that_cannot_be_are_not_offered(sharing, slots, slot_bytes):
 def test_negative_slots_are_refused(sharing):
     request = pb.AddBatchRequest(table="default", shared_slots=-1, slot_bytes=1 << 20)
     assert "shared_slots (-1)" in refused(lambda: list(sharing.AddBatch(iter([request]), timeout=10)))
+
+
+def test_slots_that_two_threads_lend_and_release_are_lent_once():
+    slots, rounds, together = SharedSlots(4, 1 << 12, None), 300, threading.Barrier(2)
+    refusals: list[int] = []
+
+    def release_the_same() -> None:
+        for _ in range(rounds):
+            together.wait(10)
+            try:
+                slots.release([lent[0][0]])
+            except InvalidArgumentError:
+                refusals.append(1)
+            together.wait(10)
+
+    lent = [slots.lend(1)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        other = threading.Thread(target=release_the_same)
+        other.start()
+        for _ in range(rounds):
+            together.wait(10)
+            try:
+                slots.release([lent[0][0]])
+            except InvalidArgumentError:
+                refusals.append(1)
+            together.wait(10)
+            lent[0] = slots.lend(1)
+        other.join(10)
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(refusals) == rounds
+    taken = [slots.lend(1) for _ in range(4)]
+    assert [one is None for one in taken].count(True) == 1
+    slots.close()

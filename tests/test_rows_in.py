@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from tensordict import LazyStackedTensorDict, MemoryMappedTensor, TensorDict, tensorclass
+from tensordict import LazyStackedTensorDict, MemoryMappedTensor, NonTensorData, TensorDict, tensorclass
 
 from conftest import numbers, rows
 from tdreplay.api import BaseReplayBuffer
@@ -226,6 +226,14 @@ def test_arrays_of_any_layout_are_first_and_later_rows(way):
         {"o": [[0], [0, 0]]},
         {"o": [2**70, 0]},
         {"o": object()},
+        {"o": np.ma.masked},
+        {"o": np.ma.masked_array(np.zeros(2), [0, 1])},
+        {"o": NonTensorData("text")},
+        {"o": (lambda held: [held.append(held), held][1])([])},
+        {"o": torch.eye(2).to_sparse()},
+        {"o": None},
+        {"o": "text"},
+        {"o": [torch.zeros(2), torch.zeros(2).double()]},
         {"o": [0, 0], "index": 0.5},
         {"o": torch.zeros(2, dtype=torch.complex128)},
         {"o": torch.zeros(2, device="meta")},
@@ -237,6 +245,21 @@ def test_a_first_row_that_was_refused_fixes_nothing(way, bad):
     with pytest.raises(InvalidArgumentError, match=r"'o'|'x'|'index'"):
         way.put(bad)
     way.put({"o": np.zeros(2, np.float32)})
+    assert way.stored["o"].tolist() == [[0, 0]]
+
+
+def test_a_dict_that_holds_itself_is_refused(make_buffer):
+    row: dict[str, Any] = {"x": 1}
+    row["itself"] = row
+    with pytest.raises(SchemaError, match=r"'itself\.itself.*256 characters"):
+        make_buffer(10).add(row)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+def test_a_tensor_that_is_more_than_its_numbers_is_refused(way):
+    with pytest.raises(CodecError, match="'o': MaskedTensor cannot travel"):
+        way.put({"o": torch.masked.masked_tensor(torch.zeros(2), torch.tensor([True, False]))})
+    way.put({"o": torch.zeros(2)})
     assert way.stored["o"].tolist() == [[0, 0]]
 
 

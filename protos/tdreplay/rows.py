@@ -11,7 +11,7 @@ from tensordict import TensorDictBase, is_non_tensor, is_tensor_collection
 
 from tdreplay.columns import collect, from_rows, leaves, without_extras
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
-from tdreplay.schema import INDEX, ROW_ID, Columns, DimNames, Schema, check_dim_names
+from tdreplay.schema import INDEX, MAX_NAME_LENGTH, ROW_ID, Columns, DimNames, Schema, check_dim_names
 from tdreplay.values import fitted, has_dtype
 
 __all__ = ["Given", "Row", "given_row", "given_rows"]
@@ -116,13 +116,17 @@ def _flatten(row: Mapping[str, Any], prefix: str, dimensions: int, values: dict[
             raise CodecError(f"field {name!r}: a key must be a text that is not empty and has no '.', which joins nested keys")
         if type(value) in PLAIN:
             values[name] = value
-        elif isinstance(value, Mapping) or (is_tensor_collection(value) and not is_non_tensor(value)):
+        elif is_non_tensor(value):
+            raise CodecError(f"field {name!r}: {type(value).__name__} cannot travel; it must be a tensor, an array, a number or a list of them")
+        elif isinstance(value, Mapping) or is_tensor_collection(value):
             _flatten_nested(value, name, dimensions, values)
         else:
             values[name] = value
 
 
 def _flatten_nested(value: Any, name: str, dimensions: int, values: dict[str, Any]) -> None:
+    if len(name) > MAX_NAME_LENGTH:  # As the name of any field in it. A dict that holds itself ends here, too.
+        raise SchemaError(f"field {name[:80]!r}: a name must be at most {MAX_NAME_LENGTH} characters long")
     before = len(values)
     if not is_tensor_collection(value):
         _flatten(value, f"{name}.", dimensions, values)

@@ -41,6 +41,10 @@ SCALARS: dict[str, tuple[type, ...]] = {
 """The types of numbers, by their kind."""
 
 
+MOST_DIMENSIONS = 64
+"""Of an array of NumPy."""
+
+
 def _limit(dtype: torch.dtype) -> float:
     """What finite numbers must stay below, to be finite as `dtype`: halfway between its largest one and the next one that it would have."""
     info = torch.finfo(dtype)
@@ -64,11 +68,19 @@ def quick_limits(dtype: torch.dtype) -> dict[type, tuple[Any, Any]]:
 
 def has_dtype(value: Any) -> bool:
     """Whether a value says itself of which dtype it is: a tensor, an array, or a list of these. A number does not."""
-    while isinstance(value, list | tuple) and value:
-        value = value[0]
+    value = _first(value)
     if isinstance(value, torch.Tensor):
         return True
     return hasattr(value, "__array__") and not isinstance(value, np.generic) and getattr(value, "ndim", 1) != 0
+
+
+def _first(value: Any) -> Any:
+    """The first of what lists hold. A list that holds itself has none."""
+    for _ in range(MOST_DIMENSIONS):
+        if not (isinstance(value, list | tuple) and value):
+            break
+        value = value[0]
+    return value
 
 
 def dense(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -77,7 +89,8 @@ def dense(name: str, value: torch.Tensor) -> torch.Tensor:
     Raises:
         CodecError: it has none, or not its own.
     """
-    if value.layout is not torch.strided or value.is_nested or value.is_meta:
+    wrapper = type(value) is not torch.Tensor and type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    if wrapper or value.layout is not torch.strided or value.is_nested or value.is_meta:
         raise CodecError(f"field {name!r}: {type(value).__name__} cannot travel; it must be a dense tensor")
     return value.detach() if value.requires_grad else value
 
@@ -96,6 +109,11 @@ def as_own_tensor(name: str, value: Any) -> torch.Tensor:
     return _of_array(name, value)
 
 
+def _check_unmasked(name: str, value: Any) -> None:
+    if isinstance(value, np.ma.MaskedArray):
+        raise CodecError(f"field {name!r}: a masked array cannot travel: its mask would be lost. Give array.filled(...)")
+
+
 def _stacked(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
     kinds = {f"{DTYPE_NAMES.get(part.dtype, part.dtype)}{list(part.shape)}" for part in parts}
     if len(kinds) > 1:
@@ -104,8 +122,7 @@ def _stacked(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _of_array(name: str, value: Any) -> torch.Tensor:
-    if isinstance(value, np.ma.MaskedArray):
-        raise CodecError(f"field {name!r}: a masked array cannot travel: its mask would be lost. Give array.filled(...)")
+    _check_unmasked(name, value)
     try:
         array = np.asarray(value)
         dtype = np.dtype(array.dtype.newbyteorder("=").str)  # Of NumPy's two types of 64 bits, the one that torch knows.
@@ -139,10 +156,13 @@ def fitted(name: str, value: Any, field: Field | None, *, cast: bool, batch: boo
 
 def _numbers(name: str, value: Any, field: Field | None) -> Array:
     """Numbers as an array; of Python's integers themselves, where they are too large for any other."""
+    _check_unmasked(name, value)
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, OverflowError):
         raise SchemaError(f"field {name!r}: the lists in {shown(value, 40)} must be equally long") from None
+    except RuntimeError as error:  # Of what calls itself a sequence.
+        raise CodecError(f"field {name!r}: {type(value).__name__} cannot travel: {error}") from None
     if array.dtype.kind in WIDER or (array.dtype.kind == "O" and all(type(number) is int for number in array.flat)):
         return array
     if field is not None:
@@ -155,8 +175,7 @@ def _kind(array: Array) -> str:
 
 
 def _default(value: Any, array: Array) -> torch.dtype:
-    while isinstance(value, list | tuple) and value:
-        value = value[0]
+    value = _first(value)
     if isinstance(value, np.generic | np.ndarray) and array.dtype in _OF_NUMPY:
         return _OF_NUMPY[array.dtype]
     return {"b": torch.bool, "f": torch.get_default_dtype(), "c": torch.complex64}.get(_kind(array), torch.int64)

@@ -77,8 +77,10 @@ class ServerConfig(BaseSettings):
             " but for the rows of the last seconds) or power (both)."
         ),
     ] = "process"
-    max_workers: Annotated[Whole, Field(ge=2, le=4096, description="Calls that are served at once.")] = 128
-    max_streams: Annotated[Whole, Field(ge=1, description="Long-lived streams among them; one more is refused. Below max_workers.")] = 48
+    max_workers: Annotated[
+        Whole, Field(ge=2, le=65536, description="Calls that are served at once, each by a thread, which is started when it is needed.")
+    ] = 4096
+    max_streams: Annotated[Whole, Field(ge=1, description="Long-lived streams among them; one more is refused. Below max_workers.")] = 2048
     max_tables: Annotated[Whole, Field(ge=1, description="How many tables there may be.")] = 256
     shared_memory_dir: Annotated[
         SettingPath | None,

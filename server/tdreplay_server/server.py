@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent import futures
 from types import TracebackType
 
 import grpc
@@ -15,18 +14,23 @@ from typing_extensions import Self
 from tdreplay.errors import ServerUnavailableError, StorageError
 from tdreplay.limits import message_options
 from tdreplay.processes import Owner, keep_in_forks
+from tdreplay.v1 import replay_buffer_pb2
+from tdreplay_server.call_threads import CallThreads
+from tdreplay_server.calls import Calls
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.health import Health
 from tdreplay_server.listening import check_free
 from tdreplay_server.logs import log
-from tdreplay_server.running import RunningCalls
 from tdreplay_server.service import ReplayBufferService
 from tdreplay_server.shared_memory import SharedMemory
 from tdreplay_server.storage import check_device
+from tdreplay_server.stream_slots import StreamSlots
 from tdreplay_server.tables import Tables
-from tdreplay_server.wire import StreamSlots, handlers
+from tdreplay_server.wire import Handlers
 
 __all__ = ["ReplayServer"]
+
+SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 
 
 class ReplayServer:
@@ -87,17 +91,15 @@ class ReplayServer:
         )
         shared_memory = SharedMemory(config.shared_memory_dir and config.shared_memory_dir.resolve())
         shared_memory.sweep()
-        workers = futures.ThreadPoolExecutor(config.max_workers, thread_name_prefix="tdreplay-call")
-        self._grpc = grpc.server(workers, options=_options())
+        self._calls, self._health = Calls(config.max_workers), Health()
+        self._grpc = grpc.server(CallThreads(self._calls.threads, thread_name_prefix="tdreplay-call"), options=_options())
         slots = StreamSlots(config.max_streams, config.max_standing)
-        self._running = RunningCalls()
-        self._health = Health()
-        self._health.add_to(self._grpc)
-        self._grpc.add_generic_rpc_handlers((handlers(ReplayBufferService(self._tables, shared_memory), slots, self._running),))
+        handlers = Handlers(SERVICE, ReplayBufferService(self._tables, shared_memory), self._calls, slots)
+        self._grpc.add_generic_rpc_handlers((handlers, self._health.handlers()))
         try:
             self._address = self._listen(config.address)
         except BaseException:
-            self._tables.close()
+            self._close()
             raise
         self._grpc.start()
         log.info("listening", address=self._address)
@@ -122,11 +124,16 @@ class ReplayServer:
             return
         ends = time.monotonic() + (self._config.grace_seconds if grace is None else grace)
         self._health.stop()
-        self._running.stop(ends - time.monotonic())
+        self._calls.stop(ends - time.monotonic())
+        self._health.close()
         self._grpc.stop(max(0.0, ends - time.monotonic())).wait()
+        self._close()
+        log.info("stopped", address=self._address)
+
+    def _close(self) -> None:
+        self._calls.stop(0.0)
         self._health.close()
         self._tables.close()
-        log.info("stopped", address=self._address)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Blocks until the server stopped, at most `timeout` seconds. True where it was the timeout."""
@@ -149,6 +156,7 @@ def _options() -> list[tuple[str, int]]:
         # A client that vanished without a word is noticed, so that its stream slot is free again.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),  # What gRPC waits for the answer to a ping: a minute, unless it is told so.
         ("grpc.keepalive_permit_without_calls", 1),
         # A client may ask as often, to notice a server that vanished.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

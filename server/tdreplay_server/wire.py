@@ -1,4 +1,4 @@
-"""How the service's methods meet gRPC: framing, errors, stream slots. No method knows of any of them.
+"""How the service's methods meet gRPC: framing, errors, and the room that there is for calls. No method knows of any of them.
 
 The methods are registered by hand, not through the generated code, because the messages that carry a block are framed without the protobuf runtime
 (`tdreplay.framing`). Which ones there are, and which of them stream, comes from the proto's descriptor.
@@ -6,10 +6,11 @@ The methods are registered by hand, not through the generated code, because the 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
@@ -17,18 +18,20 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tdreplay.block import Bytes
-from tdreplay.errors import TRAILER, ReplayError, StreamLimitError
+from tdreplay.errors import TRAILER, InvalidArgumentError, ReplayError, ServerUnavailableError
 from tdreplay.framing import split
-from tdreplay.v1 import replay_buffer_pb2
+from tdreplay_server.calls import Call, Calls, ClientGoneError
 from tdreplay_server.logs import log
-from tdreplay_server.running import ClientGoneError, RunningCalls
+from tdreplay_server.stream_slots import StreamSlots
 from tdreplay_server.texts import details_of
 
-__all__ = ["Request", "StreamSlots", "handlers"]
+__all__ = ["LONG_LIVED", "Handlers", "Request"]
 
-SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
-LONG_LIVED = frozenset({"AddBatch", "Sample", "SampleAll", "Epoch", "Checkpoint"})
+LONG_LIVED = frozenset({"AddBatch", "Sample", "SampleAll", "Epoch", "Checkpoint", "Watch"})
 """The calls that last as long as the client likes, and so need a slot."""
+
+REFUSALS = 2
+"""Threads that refuse calls for which there is no room. It takes them no time."""
 
 
 class Request(NamedTuple):
@@ -38,116 +41,91 @@ class Request(NamedTuple):
     block: Bytes
 
 
-@dataclass
-class Slot:
-    """A place for one long-lived stream.
-
-    Attributes:
-        standing: whether it is one of those for standing calls.
-    """
-
-    standing: bool = False
-
-
-class StreamSlots:
-    """Room for long-lived streams, fewer than there are workers, so that they cannot starve the other calls.
-
-    Standing calls, which their clients hold open between single calls and can do without, have room of their own.
-
-    Args:
-        limit: how many streams there may be.
-        standing_limit: how many standing calls beside them.
-    """
-
-    def __init__(self, limit: int, standing_limit: int) -> None:
-        self._limit = limit
-        self._free = {False: limit, True: standing_limit}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def taken(self) -> Iterator[Slot]:
-        """Holds a slot, as of a stream that is not a standing call, until its first request says so.
-
-        Raises:
-            StreamLimitError: none is free.
-        """
-        self._take(standing=False)
-        slot = Slot()
-        try:
-            yield slot
-        finally:
-            with self._lock:
-                self._free[slot.standing] += 1
-
-    def _take(self, standing: bool) -> None:
-        with self._lock:
-            if not self._free[standing]:
-                which = "as many standing calls as there is room for are" if standing else f"{self._limit} streams (max_streams) are"
-                raise StreamLimitError(f"{which} open on this server; close one, or raise the setting")
-            self._free[standing] -= 1
-
-    def placed(self, requests: Iterator[Request], slot: Slot) -> Iterator[Request]:
-        """The requests of a call that holds a slot.
-
-        Raises:
-            StreamLimitError: it is a standing call, and there is no room for another one.
-        """
-        for request in requests:
-            if getattr(request.head, "standing", False) and not slot.standing:
-                self._take(standing=True)
-                with self._lock:
-                    self._free[False] += 1
-                slot.standing = True
-            yield request
-
-
-def handlers(service: object, slots: StreamSlots, running: RunningCalls) -> grpc.GenericRpcHandler:
-    """The gRPC handlers of every call of the proto, each served by the method of that name of `service`.
+class Handlers(grpc.GenericRpcHandler):
+    """Serves every call of a proto's service, each by the method of that name of `service`.
 
     A method takes a `Request` (or an iterator of them, where the client streams) and the context; it gives a message (or an iterator of messages,
     or of bytes that are framed already). What it raises becomes the call's status.
+
+    Args:
+        descriptor: of the proto's service.
+        service: has the methods.
+        calls: says whether there is room for a call when it arrives, and watches over it.
+        slots: room for long-lived streams among them.
+        workers: the threads of these calls; None: those of the server.
     """
-    return grpc.method_handlers_generic_handler(
-        SERVICE.full_name,
-        {method.name: _handler(method, getattr(service, method.name), slots, running) for method in SERVICE.methods},
-    )
+
+    def __init__(self, descriptor: Any, service: object, calls: Calls, slots: StreamSlots, workers: ThreadPoolExecutor | None = None) -> None:
+        self._calls, self._slots, self._workers = calls, slots, workers
+        self._handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]] = {
+            f"/{descriptor.full_name}/{method.name}": self._handler(method, getattr(service, method.name)) for method in descriptor.methods
+        }
+        self._refusal = _handler_of(partial(self._refuse), ThreadPoolExecutor(REFUSALS, thread_name_prefix="tdreplay-refusal"), streams=True)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of a call that arrives, in gRPC's own thread: nothing here waits."""
+        handler = self._handlers.get(handler_call_details.method)
+        return handler if handler is None or self._calls.admit() else self._refusal
+
+    def _refuse(self, received: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        with _statuses(context, "a call for which there is no room"):
+            raise ServerUnavailableError(f"{self._calls.limit} calls (max_workers) run on this server already: try again, or raise the setting")
+        yield b""  # It is a generator, as handlers of streams are.
+
+    def _handler(self, method: Any, act: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """The handler of a method. It always takes a stream of requests: what a call is that has sent none yet can be seen, and ended, then."""
+        request_type, answer_type = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+        one = not method.client_streaming
+
+        def decode(message: bytes) -> Request:
+            return Request(*split(message, request_type))
+
+        def requested(received: Any, call: Call) -> Any:
+            requests = map(decode, self._calls.requests(received, call))
+            return _only(requests, request_type) if one else requests
+
+        def unary(received: Any, context: grpc.ServicerContext) -> Message:
+            with _statuses(context, method.name), self._calls.running(context, patient=False) as call:
+                answer: Message = act(requested(received, call), context)
+                return answer
+            return answer_type()  # The client is gone: nobody gets it.
+
+        def short_stream(received: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
+            with _statuses(context, method.name), self._calls.running(context, patient=False) as call:
+                yield from self._calls.taken(act(requested(received, call), context), call)
+
+        def stream(received: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
+            with _statuses(context, method.name), self._calls.running(context, patient=not one) as call:
+                # It takes a slot when its first request is there.
+                first, request = _peeked(requested(received, call), one=one)
+                with self._slots.taken(standing=getattr(first, "standing", False)):
+                    yield from self._calls.taken(act(request, context), call)
+
+        behaviour = unary if not method.server_streaming else stream if method.name in LONG_LIVED else short_stream
+        return _handler_of(behaviour, self._workers, streams=method.server_streaming)
 
 
-def _handler(method: Any, act: Callable[..., Any], slots: StreamSlots, running: RunningCalls) -> grpc.RpcMethodHandler[Any, Any]:
-    request_type = GetMessageClass(method.input_type)
-
-    def decode(message: bytes) -> Request:
-        return Request(*split(message, request_type))
-
-    def decoded(received: Any) -> Any:
-        return map(decode, received) if method.client_streaming else decode(received)
-
-    def unary(received: Any, context: grpc.ServicerContext) -> Message:
-        with _statuses(context, method.name), running.call():
-            answer: Message = act(decoded(received), context)
-            return answer
-        raise AssertionError("abort raises")
-
-    def stream(received: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
-        with _statuses(context, method.name), running.call(), slots.taken() as slot:
-            requests = decoded(received)
-            yield from act(slots.placed(running.requests(requests, context), slot) if method.client_streaming else requests, context)
-
-    def short_stream(received: Any, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
-        with _statuses(context, method.name), running.call():
-            yield from act(decoded(received), context)
-
-    make = _MAKERS[method.client_streaming, method.server_streaming]
-    behaviour = unary if not method.server_streaming else stream if method.name in LONG_LIVED else short_stream
+def _handler_of(behaviour: Any, workers: ThreadPoolExecutor | None, *, streams: bool) -> grpc.RpcMethodHandler[Any, Any]:
+    if workers is not None:
+        behaviour.experimental_thread_pool = workers
+    make = grpc.stream_stream_rpc_method_handler if streams else grpc.stream_unary_rpc_method_handler
     handler: grpc.RpcMethodHandler[Any, Any] = make(behaviour, request_deserializer=None, response_serializer=_serialize)
     return handler
 
 
-_MAKERS = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
+def _peeked(requests: Any, *, one: bool) -> tuple[Any, Any]:
+    """The fields of the first request, and all requests. No fields where there is none."""
+    if one:
+        return requests.head, requests
+    first = next(requests, None)
+    return (None, iter(())) if first is None else (first.head, itertools.chain([first], requests))
+
+
+def _only(requests: Iterator[Request], request_type: type[Message]) -> Request:
+    request = next(requests, None)
+    if request is None:
+        raise InvalidArgumentError(f"the call ended before its request, a {request_type.DESCRIPTOR.name}, came")
+    return request
 
 
 def _serialize(answer: Message | bytes) -> bytes:

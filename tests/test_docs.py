@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tdreplay import errors, limits
 from tdreplay.schema import DTYPES
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import cli as client_cli
-from tdreplay_server import ServerConfig, spawn_server
+from tdreplay_server import ServerConfig
 from tdreplay_server import cli as server_cli
 
 ROOT = Path(__file__).parents[1]
@@ -55,15 +56,18 @@ def documents_with(*languages: str) -> list[object]:
 # -- Python -----------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", documents_with("python"))
-def test_the_python_of_a_document_runs(path, tmp_path, monkeypatch):
-    """Its blocks one after the other, in one namespace, against a server in a process of its own."""
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "__main__"}
-    with spawn_server(ServerConfig(address="127.0.0.1:0")) as server:
-        for block in blocks(path, "python"):
-            source = "\n" * (block.line - 1) + block.text.replace(ADDRESS, server.address)  # Tracebacks name the document's lines.
-            exec(compile(source, str(path), "exec"), namespace)  # noqa: S102 (the documents are ours)
+def blocks_alone(*languages: str) -> list[object]:
+    """Every block of every document, as parameters of a test."""
+    paths = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+    return [pytest.param(block, id=f"{path.relative_to(ROOT)}:{block.line}") for path in paths for block in blocks(path, *languages)]
+
+
+@pytest.mark.parametrize("block", blocks_alone("python"))
+def test_a_python_block_runs_when_it_is_pasted_alone(block, tmp_path, servers):
+    """In a process and a directory of its own, beside a server at the usual address."""
+    program = block.text.replace(ADDRESS, servers["tcp"].address)
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------------------------------
@@ -123,6 +127,47 @@ def test_the_commands_of_a_document_that_end_by_themselves_do(path):
             assert ended.stdout
 
 
+def runnable(path: Path) -> list[list[str]]:
+    """The commands of our own that a document shows."""
+    return [command for command in commands_of(path) if command[0] in APPS and not {"--help", "--version"} & {*command}]
+
+
+SERVE = ["tdreplay-server", "serve", "--address", ADDRESS, "--data-dir", "./replay"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/durability.md"])
+def test_the_commands_of_a_document_do_what_it_says_one_after_the_other(name, tmp_path):
+    """In an empty directory: beside a server what asks one, and without it what needs its directory for itself."""
+    commands = runnable(ROOT / name)
+    serving = [command for command in commands if "serve" in command]
+    with serving_in(tmp_path, serving[0] if serving else [*SERVE, "--buffer-size", "1000"]):
+        pass  # It makes the table.
+    for of, group in itertools.groupby([command for command in commands if "serve" not in command], lambda command: command[0]):
+        with serving_in(tmp_path, SERVE) if of == "tdreplay" else nullcontext("") as address:
+            for command in group:
+                ran = run(tmp_path, [address if word == ADDRESS else word for word in command])
+                assert ran.returncode == 0, f"{command}: {ran.stderr}"
+
+
+@contextmanager
+def serving_in(directory: Path, command: list[str]) -> Iterator[str]:
+    """Runs a server on a free port, and gives its address."""
+    with subprocess.Popen(script(command, "127.0.0.1:0"), cwd=directory, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield server.stdout.readline().split()[-1]
+        finally:
+            server.terminate()
+
+
+def run(directory: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(script(command), cwd=directory, capture_output=True, text=True, timeout=60, check=False)
+
+
+def script(command: list[str], address: str = "") -> list[str]:
+    module = {"tdreplay": "tdreplay_client.cli", "tdreplay-server": "tdreplay_server.__main__"}[command[0]]
+    return [sys.executable, "-c", f"from {module} import main; main()", *(address or word if word == ADDRESS else word for word in command[1:])]
+
+
 # -- the protocol's tables --------------------------------------------------------------------------------------------------------------------
 
 
@@ -166,3 +211,20 @@ def test_the_protocol_names_the_limits():
     assert rows["open AddBatch, Sample, SampleAll, Epoch and Checkpoint calls"].endswith(
         f"max_streams, {ServerConfig.model_fields['max_streams'].default}"
     )
+
+
+# -- the README's table of settings -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_names_every_setting_with_its_option_and_its_variable():
+    rows = re.findall(r"^\| `--([\w-]+)` \| `(\w+)` \|", (ROOT / "README.md").read_text(), re.M)
+    assert sorted(rows) == sorted((name.replace("_", "-"), f"TDREPLAY_{name.upper()}") for name in ServerConfig.model_fields)
+
+
+def test_every_capacity_of_a_table_default_in_the_readme_is_the_same():
+    text = (ROOT / "README.md").read_text().split("### Streams")
+    assert set(re.findall(r"serve .*--buffer-size (\w+)|buffer_size = (\d+)|buffer_size=([\d_]{4,})", "".join(text))) <= {
+        ("100000", "", ""),
+        ("", "100000", ""),
+        ("", "", "100_000"),
+    }

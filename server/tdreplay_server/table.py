@@ -234,8 +234,9 @@ class Table:
         with self._flushing, self._failure.noted():
             with self._lock.read():
                 self._check_open()
-                written = self._storage.ring.write_count
-            if self._flusher is not None and written != self._flusher.flushed_to:
+                # The first rows make the files, while this does not keep inserts out.
+                written = -1 if self._schema is None else self._storage.ring.write_count
+            if self._flusher is not None and written not in (-1, self._flusher.flushed_to):
                 self._storage.sync()
                 with self._inserts.alone():
                     self._writer.note_flushed(written)

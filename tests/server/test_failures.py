@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,3 +81,15 @@ def test_the_callback_may_stop_the_server_and_is_called_once_for_all_tables(tmp_
         with pytest.raises(ReplayError):
             RemoteReplayBuffer(server.address, timeout=0.5)
     assert told.empty()
+
+
+def test_rows_are_flushed_while_the_first_ones_make_their_files(tmp_path: Path):
+    """The flusher's thread would end with an error, and nothing be flushed any more: pytest fails for it."""
+    row = TensorDict({f"field-{n}": torch.zeros(()) for n in range(80)}, [])
+    for number in range(4):
+        with ReplayBuffer("cpu", "cpu", 4, directory=tmp_path / str(number), durability="interval:0.01") as buffer:
+            buffer.add(row)
+            buffer.reset()
+            buffer.add(row)
+            time.sleep(0.03)
+            assert "tdreplay-flusher" in {thread.name for thread in threading.enumerate()}

@@ -60,7 +60,7 @@ class Connection:
 
     def __init__(self, address: str, timeout: SupportsFloat | None) -> None:
         self.address, self.timeout = check_target(address), check_seconds(timeout, "timeout")
-        self.owner = Owner(f"the buffer at {self.address}")
+        self.owner = Owner(f"the buffer at {self.address}", "gRPC does not survive a fork, so start such a process by spawn")
         self._away, self._noting = False, threading.Lock()
         self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
         self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}

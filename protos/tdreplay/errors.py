@@ -118,7 +118,7 @@ class ClosedError(FailedPreconditionError):
 
 
 class ForkedError(FailedPreconditionError):
-    """The buffer was opened by a process of which this one is a fork. Open a buffer of its own, or start the process by ``spawn``."""
+    """What was used belongs to a process of which this one is a fork. A remote buffer needs a process that is started by ``spawn``."""
 
 
 class SequenceError(FailedPreconditionError):

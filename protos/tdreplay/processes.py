@@ -32,10 +32,11 @@ class Owner:
 
     Args:
         what: the object, for messages: "the buffer at HOST:PORT".
+        advice: what a fork is told to do in place of using it.
     """
 
-    def __init__(self, what: str) -> None:
-        self._what, self._pid = what, _this.pid
+    def __init__(self, what: str, advice: str = "make one of its own there") -> None:
+        self._what, self._advice, self._pid = what, advice, _this.pid
 
     @property
     def is_here(self) -> bool:
@@ -49,7 +50,7 @@ class Owner:
             ForkedError: this one is a fork of it.
         """
         if _this.pid != self._pid:
-            raise ForkedError(f"{self._what} belongs to process {self._pid}, and process {_this.pid} is a fork of it: open one of its own here")
+            raise ForkedError(f"{self._what} belongs to process {self._pid}, and process {_this.pid} is a fork of it: {self._advice}")
 
 
 class OwnFile:

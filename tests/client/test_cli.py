@@ -101,3 +101,38 @@ def test_a_health_check_imports_nothing_heavier_than_grpc(filled):
     program = "import sys; from tdreplay_client.cli import main\ntry: main()\nfinally: print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", program, "health", "--address", filled], capture_output=True, text=True, timeout=60, check=True)
     assert {*done.stdout.splitlines()[-1].split()}.isdisjoint({"torch", "numpy", "tensordict", "torchrl"})
+
+
+@pytest.mark.parametrize("command", [("health",), ("checkpoint", "one")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--address", "here"), "address ('here') must be HOST:PORT"),
+        (("--address", "127.0.0.1:70000"), "port from 1 to 65535"),
+        (("--address", "127.0.0.1:0"), "port from 1 to 65535"),
+        (("--address", "unix:"), "must be HOST:PORT"),
+        (("--timeout", "nan"), "timeout (nan)"),
+        (("--timeout", "-1"), "timeout (-1.0)"),
+        (("--timeout", "0"), "timeout (0.0)"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_one_line_that_says_the_rule(command, arguments, words):
+    done = run(*command, *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("tdreplay: ")
+    assert words in done.stderr
+
+
+def test_an_address_that_is_empty_is_not_given(filled):
+    assert run("health", "--address", "", TDREPLAY_ADDRESS=filled).stdout == f"{filled} SERVING\n"
+    assert "127.0.0.1:50051" in run("health", "--timeout", "0.1", TDREPLAY_ADDRESS="").stderr
+
+
+def test_a_misspelt_variable_is_named_with_the_right_one(filled):
+    done = run("health", TDREPLAY_ADRESS=filled)
+    assert (done.returncode, done.stderr) == (1, "tdreplay: TDREPLAY_ADRESS in the environment is not a setting: TDREPLAY_ADDRESS is\n")
+
+
+def test_help_shows_the_variable_and_the_default():
+    text = " ".join(run("health", "--help", TERMINAL_WIDTH="200").stdout.split())
+    assert "[env: TDREPLAY_ADDRESS] [default: 127.0.0.1:50051]" in text

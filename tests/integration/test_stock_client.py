@@ -446,7 +446,7 @@ REFUSED = {
     "an extra field": ("Add", {"block": block(transitions(2) | {"x": torch.zeros(2)})}, "SchemaError", INVALID, "'x': expected none"),
     "a missing field": ("Add", {"block": block({"obs": torch.zeros(2, 2)})}, "SchemaError", INVALID, "'done': expected BOOL.*missing"),
     "a reserved field": ("Add", {"block": block({"index": torch.zeros(2)})}, "SchemaError", INVALID, "'index' is reserved"),
-    "no row": ("Add", {"block": block({"obs": torch.zeros(0, 2)}, (0,))}, "InvalidArgumentError", INVALID, r"batch_size \(\[0\]\)"),
+    "no row": ("Add", {"block": block({"obs": torch.zeros(0, 2)}, (0,))}, "InvalidArgumentError", INVALID, r"batch_shape \(\[0\]\)"),
     "too many rows": ("Add", {"block": block({"x": torch.zeros((1 << 20) + 1, 0)})}, "InvalidArgumentError", INVALID, "1 to 1048576 rows"),
     "a BOOL of 2": ("Add", {"block": GOOD[:-1] + b"\x02"}, "CodecError", INVALID, "'done': a BOOL must be 0 or 1, and one is 2"),
     "no block": ("Add", {}, "CodecError", INVALID, "not a block: 0 bytes"),

@@ -144,7 +144,7 @@ def test_a_buffer_in_process_has_its_directory_for_itself(data):
 def test_a_second_server_on_a_unix_socket_is_refused_and_the_first_goes_on(tmp_path):
     settings = ServerConfig(address=f"unix:{tmp_path}/socket", buffer_size=5)
     with ReplayServer(settings) as server:
-        with pytest.raises(ServerUnavailableError, match="another server"):
+        with pytest.raises(ServerUnavailableError, match="already in use"):
             ReplayServer(settings).start()
         with RemoteReplayBuffer(server.address) as buffer:
             assert buffer.buffer_size == 5
@@ -243,7 +243,7 @@ buffer.add_batch(TensorDict({{"x": torch.arange(3)}}, [3]))
     assert "field_000.memmap" in done.stdout
 
 
-@pytest.mark.parametrize("text", ["none", "interval", "interval:0", "interval:x", "interval:9999", "Power", ""])
+@pytest.mark.parametrize("text", ["none", "interval", "interval:0", "interval:x", "interval:9999", "Power", "interval:"])
 def test_an_unknown_level_is_refused(data, text):
     with pytest.raises(ValidationError, match=r"process, interval:SECONDS"):
         config(data, durability=text)

@@ -53,7 +53,7 @@ def test_a_call_gives_up_when_its_time_is_over(phoenix, short):
         assert 0.3 < time.monotonic() - start < 2
 
 
-@pytest.mark.parametrize("call", [lambda b: b.reset(), lambda b: b.drop(), lambda b: b.checkpoint("c"), lambda b: RemoteReplayBuffer(b.address)])
+@pytest.mark.parametrize("call", [lambda b: b.reset(), lambda b: b.drop(), lambda b: b.checkpoint("c")])
 def test_what_must_not_be_repeated_fails_at_once(phoenix, buffer, call):
     phoenix.kill()
     start = time.monotonic()

@@ -63,7 +63,7 @@ def as_bytes(column: torch.Tensor) -> torch.Tensor:
 def test_these_rows_become_that_block_byte_for_byte(name):
     block = decode(np.frombuffer(golden("valid", name), np.uint8).copy())
     fields = tuple(Field(span.name, span.dtype, span.shape[1:]) for span in reversed(block.header.spans))
-    made = layout(fields, block.rows, block.batch_shape[1:])
+    made = layout(fields, block.rows, block.batch_shape[1:], block.header.dim_names)
     memory = np.zeros(made.size, np.uint8)
     for field, place in made.write_header(memory).items():
         place[:] = as_rows(block.columns[field].contiguous())

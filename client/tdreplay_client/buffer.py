@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
 from tdreplay.devices import parse_device
 from tdreplay.errors import InvalidArgumentError, TableExistsError
-from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, check_batch_size, check_flag, check_whole
+from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, check_batch_size, check_flag, check_seconds, check_whole
 from tdreplay.messages import durability_from_message, schema_from_message
 from tdreplay.metadata import Metadata
 from tdreplay.rows import Row, given_row, given_rows
@@ -24,6 +24,7 @@ from tdreplay_client.fitting import Fitting
 from tdreplay_client.inserts import SingleInserts
 from tdreplay_client.landing import Landing
 from tdreplay_client.patience import Patience
+from tdreplay_client.pipeline import finish_all
 from tdreplay_client.shared_memory import Sharing
 from tdreplay_client.stream import BatchStream, Draw, SingleBatches
 from tdreplay_client.unsettled import Unsettled
@@ -172,9 +173,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             max_in_flight: blocks that may wait for their acknowledgement, at most 32; `append` blocks beyond that.
         """
         rows, blocks = check_whole(flush_rows, "flush_rows", 1, MAX_BATCH_SIZE), check_whole(max_in_flight, "max_in_flight", 1)
-        if not flush_seconds > 0:
-            raise InvalidArgumentError(f"flush_seconds ({flush_seconds!r}) must be above 0 s")
-        return Writer(self._connection, self._table, self._sharing, self._unsettled, self._fitting, rows, flush_seconds, blocks)
+        seconds = check_seconds(flush_seconds, "flush_seconds")
+        return Writer(self._connection, self._table, self._sharing, self._unsettled, self._fitting, rows, seconds, blocks)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
@@ -297,11 +297,15 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         return Checkpoint(last.path, last.rows, last.write_count, last.bytes)
 
     def close(self) -> None:
-        """Closes the connection; running calls end with a ClosedError. Closing twice is allowed. The table stays."""
+        """Closes the writers that are open, each after it sent what it has, then the connection; running calls end with a ClosedError.
+
+        It waits for the writers at most `timeout` seconds. Closing twice is allowed. The table stays.
+        """
         self._iterator = None
+        finish_all(self._connection, self._connection.timeout, "its buffer was closed")
+        self._connection.close()
         self._inserts.close()
         self._single_batches.close()
-        self._connection.close()
 
 
 def _opened(kind: type[RemoteReplayBuffer], address: str, *arguments: Any) -> RemoteReplayBuffer:

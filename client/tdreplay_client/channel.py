@@ -260,6 +260,10 @@ class Answers(Iterator[Any]):
         error.__traceback__ = None
         return self._connection.late() if self._late else self._connection.error(error)
 
+    def end_at(self, until: float) -> None:
+        """The call is late at that moment (of time.monotonic), whatever it answers until then."""
+        self._deadline = until
+
     def cancel_if_late(self, now: float) -> None:
         """Cancels the call where an answer was overdue the last time already: the first time it may be there, and this process have stood still."""
         deadline = self._deadline

@@ -7,8 +7,10 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from tdreplay.block import Layout
 from tdreplay.errors import InternalError, StreamLimitError
@@ -22,7 +24,14 @@ from tdreplay_client.patience import Patience, jittered
 from tdreplay_client.shared_memory import MappedSlots, Sharing, mapped
 from tdreplay_client.unsettled import Delivery, Unsettled
 
-__all__ = ["InsertCall", "SingleInserts", "open_inserts"]
+__all__ = ["NUDGE", "InsertCall", "Outgoing", "SingleInserts", "open_inserts"]
+
+Requests: TypeAlias = "queue.SimpleQueue[Any]"
+Outgoing: TypeAlias = Callable[[Requests], Iterator[Any]]
+"""Makes the messages of a call out of what is put into its queue; None ends it. Runs in a thread of gRPC."""
+
+NUDGE: Any = object()
+"""What is put there to say that there is something to be sent."""
 
 SLOTS = 4
 """Blocks of shared memory that one call uses at most, and blocks of one insert that are on their way at once."""
@@ -43,16 +52,19 @@ class InsertCall:
         standing: whether the server may refuse it in favour of other streams.
         slot_bytes: the size of the largest block, where shared memory is asked for; else 0.
         patience: how long the first answer may take; None: the connection's timeout.
+        outgoing: makes its messages; None: they are what is sent.
 
     Raises:
         ReplayError: the server refuses the call.
         OSError: it offers shared memory that cannot be had from here.
     """
 
-    def __init__(self, connection: Connection, table: str, *, standing: bool, slot_bytes: int, patience: Patience | None) -> None:
+    def __init__(
+        self, connection: Connection, table: str, *, standing: bool, slot_bytes: int, patience: Patience | None, outgoing: Outgoing | None = None
+    ) -> None:
         self._table, self._standing = table, standing
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.answers = connection.stream("AddBatch", iter(self._requests.get, None), patience)
+        self._requests: Requests = queue.SimpleQueue()
+        self.answers = connection.stream("AddBatch", (outgoing or _as_put)(self._requests), patience)
         self._close = weakref.finalize(self, end_call, self._requests, self.answers)
         self._mapped = self._share(slot_bytes) if slot_bytes else None
         self.slots = 0 if self._mapped is None else self._mapped.slots
@@ -76,9 +88,13 @@ class InsertCall:
         memory = self._mapped.block(head.slot)[: block.size]
         return Parcel(head.SerializeToString(), memory, block.write_header(memory), number, head.slot, self._mapped)
 
+    def carries(self, parcel: Parcel) -> bool:
+        """Whether a parcel can be sent over this call as it is: it does not lie in another one's memory."""
+        return parcel.slots is None or parcel.slots is self._mapped
+
     def adopt(self, parcel: Parcel) -> Parcel:
         """A parcel that was made for this call or another one, as one that can be sent over this one: copied, where it lies in that one's memory."""
-        if parcel.slots is None or parcel.slots is self._mapped:
+        if self.carries(parcel):
             return parcel
         adopted = self.parcel(parcel.block, parcel.number)
         adopted.memory[:] = parcel.memory
@@ -88,6 +104,14 @@ class InsertCall:
         """Sends a block. It must not be written any more."""
         self._requests.put(parcel.message)
 
+    def nudge(self) -> None:
+        """Says that there is something to be sent."""
+        self._requests.put(NUDGE)
+
+    def is_behind(self, requests: Requests) -> bool:
+        """Whether that is its queue."""
+        return self._requests is requests
+
     def release(self, parcel: Parcel) -> None:
         """Gives back what a parcel took of this call's memory, whose rows were acknowledged, or that was never sent."""
         if parcel.slots is not None and parcel.slots is self._mapped:
@@ -96,6 +120,11 @@ class InsertCall:
     def close(self) -> None:
         """Ends the call. Closing twice is allowed."""
         self._close()
+
+    def retire(self) -> None:
+        """Lets the call end by itself, within a moment. This thread does not go into gRPC, which does not bear an interrupt while it ends a call."""
+        self._requests.put(None)
+        self.answers.end_at(time.monotonic())
 
 
 def open_inserts(
@@ -108,15 +137,21 @@ def open_inserts(
     *,
     standing: bool = False,
     most_rows: int = 0,
+    outgoing: Outgoing | None = None,
 ) -> InsertCall:
     """A call for blocks of up to `rows` rows of `schema`, over shared memory where it can be had and they are large enough for it.
 
     Its slots then also have room for blocks of up to `most_rows` rows.
     """
+    opened = partial(InsertCall, connection, table, standing=standing, patience=patience, outgoing=outgoing)
     if _largest_block(schema, rows) < LEAST_SHARED_BYTES:
-        return InsertCall(connection, table, standing=standing, slot_bytes=0, patience=patience)
+        return opened(slot_bytes=0)
     size = _largest_block(schema, max(rows, most_rows))
-    return sharing.tried(lambda shared: InsertCall(connection, table, standing=standing, slot_bytes=size if shared else 0, patience=patience))
+    return sharing.tried(lambda shared: opened(slot_bytes=size if shared else 0))
+
+
+def _as_put(requests: Requests) -> Iterator[Any]:
+    return iter(requests.get, None)
 
 
 def _largest_block(schema: Schema, rows: int) -> int:
@@ -150,19 +185,17 @@ class SingleInserts:
         delivery, identity = self._unsettled.claim(columns, schema, rows), identities.take()
         try:
             self._connection.repeated(lambda patience: self._attempt(delivery, identity, patience))
+            identities.give_back(identity)  # Here: an interrupt from now on finds rows that are stored, and they are noted.
         except BaseException as error:
             if not self._unsettled.note(delivery, error):
                 identities.give_back(identity)
             raise
-        identities.give_back(identity)
 
     def _attempt(self, delivery: Delivery, identity: Identity, patience: Patience) -> None:
-        if time.monotonic() >= self._not_before and self._lock.acquire(blocking=False):
-            try:
+        if time.monotonic() >= self._not_before and not self._lock.locked():
+            with self._lock:  # Another thread may have been quicker: then this one waits for it. An interrupt cannot leave it locked.
                 if self._added(delivery, identity, patience):
                     return
-            finally:
-                self._lock.release()
         self._add_by_itself(delivery, identity, patience)
 
     def _added(self, delivery: Delivery, identity: Identity, patience: Patience) -> bool:
@@ -181,14 +214,14 @@ class SingleInserts:
 
     def _opened(self, schema: Schema, rows: int, patience: Patience) -> InsertCall:
         """The call that is held open: a new one where there is none, where it ended, or where shared memory pays and its slots are too small."""
-        size = _largest_block(schema, rows)
+        size, call = _largest_block(schema, rows), self._call  # The buffer may be closed meanwhile, by another thread.
         too_small = self._sharing.wanted and size >= LEAST_SHARED_BYTES and self._largest < size
-        if self._call is None or not self._call.answers.active or too_small:
+        if call is None or not call.answers.active or too_small:
             self.close()
-            self._call = open_inserts(self._connection, self._table, self._sharing, schema, rows, patience, standing=True)
+            self._call = call = open_inserts(self._connection, self._table, self._sharing, schema, rows, patience, standing=True)
             self._largest = size
-        self._call.answers.patience = patience
-        return self._call
+        call.answers.patience = patience
+        return call
 
     def _add_by_itself(self, delivery: Delivery, identity: Identity, patience: Patience) -> None:
         if delivery.in_one_block:
@@ -210,9 +243,9 @@ class SingleInserts:
 
     def close(self) -> None:
         """Ends the call that is held open. Closing twice is allowed."""
-        if self._call is not None:
-            self._call.close()
-            self._call = None
+        call, self._call = self._call, None
+        if call is not None:
+            call.close()
 
 
 def _pipelined(call: InsertCall, delivery: Delivery, identity: Identity) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 
-__all__ = ["SECOND_LOOK", "Patience", "jittered"]
+__all__ = ["FIRST_PAUSE", "SECOND_LOOK", "Patience", "jittered"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two attempts to reach a server: the first pause, and what it grows to."""

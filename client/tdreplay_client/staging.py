@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,13 +43,14 @@ class Staging:
     Attributes:
         rows: that are in it.
         portions: that are complete.
-        portion_rows: that came since then.
+        since: when it was made.
     """
 
     def __init__(self, call: InsertCall, schema: Schema, rows: int, number: Number, *, cast: bool = False) -> None:
         self._call, self._schema, self._number, self._cast = call, schema, number, cast
         self._room = min(rows, rows_per_block(schema))
-        self.rows = self.portion_rows = self.portions = 0
+        self.rows = self.portions = self._portion_start = 0
+        self.since = time.monotonic()
         self._parcel = call.parcel(block_layout(schema, self._room), number)
         places = self._parcel.places
         self._fields = {field.name: _place(places.get(field.name), self._room, field) for field in schema.fields}
@@ -63,16 +65,21 @@ class Staging:
         """How many more rows go in."""
         return self._room - self.rows
 
+    @property
+    def portion_rows(self) -> int:
+        """How many rows came since the last complete portion."""
+        return self.rows - self._portion_start
+
     def end_portion(self) -> None:
         """Makes the rows that came since the last portion another one."""
         self.portions += 1
-        self.portion_rows = 0
+        self._portion_start = self.rows
 
-    def append(self, row: Given) -> None:
-        """Copies a row in; there must be room.
+    def place(self, row: Given, rows: int = 1) -> None:
+        """Copies a row to where the next one goes; there must be room. It is not in before `rows` counts it.
 
         Raises:
-            SchemaError: a field is missing, extra, misshapen or of another dtype, or a number does not fit. The row is not in then.
+            SchemaError: a field is missing, extra, misshapen or of another dtype, or a number does not fit.
         """
         values, at = row.values, self.rows
         if values.keys() != self._fields.keys() or row.row_shape != self._schema.row_shape or row.dim_names:
@@ -87,15 +94,16 @@ class Staging:
             elif not _lies_between(value, limits.get(type(value))) or field.shape:
                 value = self._converted(field, value)
             array[at] = value
-        self.rows = at + 1  # Only now: a row that was refused midway is overwritten by the next one.
-        self.portion_rows += 1
 
-    def extend(self, columns: Columns, rows: int) -> None:
-        """Copies `rows` rows of the schema in; there must be room."""
+    def place_batch(self, columns: Columns, rows: int) -> None:
+        """Copies `rows` rows of the schema to where the next ones go; there must be room. They are not in before `rows` counts them."""
         for name, place in self._parcel.places.items():
             place[self.rows : self.rows + rows] = rows_of(columns[name])
-        self.rows += rows
-        self.portion_rows += rows
+
+    def has_placed(self, other: Staging, at: int, rows: int) -> bool:
+        """Whether the rows that were placed, but not taken, equal `rows` rows of another block, or of this one, from row `at` on."""
+        here, there = slice(self.rows, self.rows + rows), slice(at, at + rows)
+        return all(place.array[here].tobytes() == other._fields[name].array[there].tobytes() for name, place in self._fields.items())
 
     def _from_tensor(self, field: Field, value: torch.Tensor) -> Any:
         if value.dtype is not field.dtype or value.shape != field.shape:
@@ -120,8 +128,12 @@ class Staging:
         parcel = self._call.parcel(block_layout(self._schema, self.rows), self._number)
         for name, place in parcel.places.items():
             place[:] = self._parcel.places[name][: self.rows]
-        self._call.release(self._parcel)
         return parcel
+
+    def leave(self, parcel: Parcel | None) -> None:
+        """Gives back its memory, where `parcel`, which took over its rows, does not lie in it."""
+        if parcel is None or parcel.memory is not self._parcel.memory:
+            self._call.release(self._parcel)
 
 
 def _place(place: Rows | None, rows: int, field: Field) -> _Place:

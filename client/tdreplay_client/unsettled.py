@@ -53,11 +53,15 @@ class Delivery:
         rows: how many they are.
         done: the first ones, that are acknowledged.
         pieces: the next ones, that have numbers.
+
+    Attributes:
+        sent: the first ones, that a writer took over, in blocks.
     """
 
     def __init__(self, columns: Columns, schema: Schema, rows: int, done: int = 0, pieces: Iterable[Piece] = ()) -> None:
         self.columns, self.schema, self.rows = columns, schema, rows
         self.done, self.pieces = done, deque(pieces)
+        self.sent = done
 
     @property
     def resumed(self) -> bool:
@@ -90,6 +94,22 @@ class Delivery:
             [to_tensordict(rest, (self.rows - start, *self.schema.row_shape), torch.device("cpu"), self.schema.dim_names)]
             if start < self.rows
             else []
+        )
+
+    def settle(self) -> None:
+        """Notes that all of the rows will be stored: whoever has them sees to it."""
+        self.done = self.rows
+        self.pieces.clear()
+
+    def keep(self) -> None:
+        """Copies the rows, which are the user's to change."""
+        self.columns = {name: column.to("cpu", copy=True) for name, column in self.columns.items()}
+
+    def has_left(self, columns: Columns, schema: Schema, rows: int) -> bool:
+        """Whether what was not sent of these rows are the last ones of those, of which there are as many."""
+        same = (schema, rows) == (self.schema, self.rows)
+        return same and _digest({name: column[self.sent :] for name, column in self.columns.items()}) == _digest(
+            {name: column[self.sent :] for name, column in columns.items()}
         )
 
     def acknowledge(self) -> Piece:

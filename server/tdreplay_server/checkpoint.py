@@ -7,23 +7,25 @@ known of the blocks that writers numbered.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from tdreplay.api import Checkpoint, Progress
-from tdreplay.errors import CorruptDataError, FailedPreconditionError, ReplayError, ResourceExhaustedError, StorageError
+from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay.limits import check_whole
 from tdreplay.schema import Schema
-from tdreplay_server.disk import new_directory, put_in_place
+from tdreplay_server.disk import check_name, new_directory, put_in_place
+from tdreplay_server.disk_errors import disk_errors, unreadable
 from tdreplay_server.failpoints import failpoint
 from tdreplay_server.ledger import Acknowledged
+from tdreplay_server.private_files import check_directory, open_file, read_file, write_file
 from tdreplay_server.ring import check_window
 from tdreplay_server.snapshot import Snapshot
 
@@ -51,6 +53,7 @@ class Manifest:
 
     Attributes:
         created: when, in UTC (ISO 8601).
+        table: its name; '' where it has none, or an older version wrote the checkpoint.
         buffer_size: of the table.
         rows: that are in it.
         write_count: of the table.
@@ -60,6 +63,7 @@ class Manifest:
     """
 
     created: str
+    table: str
     buffer_size: int
     rows: int
     write_count: int
@@ -72,6 +76,7 @@ class Manifest:
         entries = {
             "format": FORMAT,
             "created": self.created,
+            "table": self.table,
             "buffer_size": self.buffer_size,
             "rows": self.rows,
             "write_count": self.write_count,
@@ -79,46 +84,40 @@ class Manifest:
             "schema": None if self.schema is None else self.schema.to_json(),
             "files": [vars(file) for file in self.files],
         }
-        (directory / MANIFEST).write_text(json.dumps(entries, indent=1) + "\n")
-        (directory / f"{MANIFEST}.sha256").write_text(_signature(directory))
+        write_file(directory / MANIFEST, f"{json.dumps(entries, indent=1)}\n".encode())
+        write_file(directory / f"{MANIFEST}.sha256", _signature(directory).encode())
 
 
-def write_checkpoint(target: Path, snapshotted: Callable[[Path], AbstractContextManager[Snapshot]], progress: Progress | None) -> Checkpoint:
+def write_checkpoint(
+    target: Path, table: str, snapshotted: Callable[[Path], AbstractContextManager[Snapshot]], progress: Progress | None
+) -> Checkpoint:
     """Makes a checkpoint at `target`; what was there is replaced at once.
 
     Args:
         target: its directory.
+        table: the name of the table; '' where it has none.
         snapshotted: takes a snapshot of the table into a directory.
         progress: told of the bytes.
 
     Raises:
         ResourceExhaustedError, StorageError: the disk is full, or failed. What was at `target` is still there.
+        FailedPreconditionError: `target`, or the directory that it is in, is a link.
         TableChangedError: the table was reset, rewound or dropped meanwhile. The same.
     """
-    with _disk_errors(), new_directory(target) as scratch:
+    check_directory(target.parent)
+    with disk_errors("the checkpoint"), new_directory(target) as scratch:
         with snapshotted(scratch) as snapshot:
             snapshot.complete(progress)
-        (scratch / ACKNOWLEDGED).write_text(json.dumps(snapshot.acknowledged))
+        write_file(scratch / ACKNOWLEDGED, json.dumps(snapshot.acknowledged).encode())
         failpoint("checkpoint-before-manifest")
         ring, schema = snapshot.ring, snapshot.schema
         files = tuple(File(path.name, path.stat().st_size, _sha256(path)) for path in sorted(scratch.iterdir()))
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        Manifest(created, ring.buffer_size, ring.size, ring.write_count, ring.insert_count, schema, files).write(scratch)
+        Manifest(created, table, ring.buffer_size, ring.size, ring.write_count, ring.insert_count, schema, files).write(scratch)
         failpoint("checkpoint-before-rename")
         put_in_place(scratch, target)
         failpoint("checkpoint-after-rename")
     return Checkpoint(str(target), ring.size, ring.write_count, ring.size * (schema.row_bytes if schema else 0))
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, ReplayError):
-            raise
-        kind = ResourceExhaustedError if error.errno == errno.ENOSPC else StorageError
-        raise kind(f"the checkpoint cannot be written: {error}") from error
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -126,18 +125,20 @@ def read_manifest(directory: Path) -> Manifest:
 
     Raises:
         CorruptDataError: it is missing, or not what was written.
-        FailedPreconditionError: a newer version wrote it.
+        FailedPreconditionError: a newer version wrote it, or a file of it is a link.
     """
     path = directory / MANIFEST
     try:
-        if (directory / f"{MANIFEST}.sha256").read_text() != _signature(directory):
+        if read_file(directory / f"{MANIFEST}.sha256").decode() != _signature(directory):
             raise CorruptDataError(f"{path} does not have the SHA-256 that {MANIFEST}.sha256 says")
-        entries: Any = json.loads(path.read_text())
+        entries: Any = json.loads(read_file(path))
         if entries["format"] > FORMAT:
             raise FailedPreconditionError(f"{path} has format {entries['format']}, and this version knows {FORMAT}: use the version that wrote it")
         return _manifest(entries)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError) as error:
         raise CorruptDataError(f"{directory} is not a checkpoint, or its manifest is broken: {type(error).__name__} {error}") from None
+    except OSError as error:
+        raise unreadable(error, str(directory)) from None
 
 
 def _manifest(entries: Any) -> Manifest:
@@ -146,7 +147,13 @@ def _manifest(entries: Any) -> Manifest:
     buffer_size, rows, write_count = (check_whole(entries[name], name, 0) for name in ("buffer_size", "rows", "write_count"))
     check_window(buffer_size, rows, write_count)
     insert_count = check_whole(entries.get("insert_count", write_count), "insert_count", 0)  # Older versions did not know it.
-    return Manifest(str(entries["created"]), buffer_size, rows, write_count, insert_count, schema, files)
+    return Manifest(str(entries["created"]), _table(entries), buffer_size, rows, write_count, insert_count, schema, files)
+
+
+def _table(entries: Any) -> str:
+    """The name of the table, which becomes a path. InvalidArgumentError, a ValueError: it may not."""
+    name = str(entries.get("table", ""))
+    return name and check_name(name, "table")
 
 
 def _signature(directory: Path) -> str:
@@ -155,7 +162,7 @@ def _signature(directory: Path) -> str:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -169,15 +176,15 @@ def listed_bytes(directory: Path, listed: File, unit: int = 1) -> Iterator[bytes
     """
     path, digest = directory / listed.name, hashlib.sha256()
     try:
-        size = path.stat().st_size
-        if size != listed.size:
-            raise CorruptDataError(f"{path} has {size} bytes, and the manifest lists {listed.size}")
-        with path.open("rb") as file:
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != listed.size:
+                raise CorruptDataError(f"{path} has {size} bytes, and the manifest lists {listed.size}")
             while chunk := file.read(max(1, CHUNK_BYTES // unit) * unit):
                 digest.update(chunk)
                 yield chunk
     except OSError as error:
-        raise CorruptDataError(f"{path} cannot be read: {error}") from None
+        raise unreadable(error, str(path)) from None
     if digest.hexdigest() != listed.sha256:
         raise CorruptDataError(f"{path} does not have the SHA-256 that the manifest lists: bytes of it changed")
 

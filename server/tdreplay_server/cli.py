@@ -19,6 +19,7 @@ from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay_server.allocator import keep_freed_memory
 from tdreplay_server.config import ServerConfig
+from tdreplay_server.descriptors import raise_file_limit
 from tdreplay_server.garbage import loading
 from tdreplay_server.logs import log_to_stderr
 from tdreplay_server.settings_file import line_of
@@ -45,6 +46,7 @@ def serve(*, until_stdin_closes: bool, **given: str | None) -> None:
     log_to_stderr()
     settings = _settings({name: value for name, value in given.items() if value})
     keep_freed_memory()
+    raise_file_limit()
     # Blocked in all threads, and awaited: a handler runs in the main thread alone, and a signal that another thread takes does not wake that one.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     if until_stdin_closes:
@@ -150,15 +152,19 @@ def verify(directory: Checked) -> None:
 def restore(
     checkpoint: Annotated[Path, typer.Argument(help="The directory of the checkpoint.", parser=_path, metavar="CHECKPOINT")],
     data_dir: DataDir,
-    table: Table = DEFAULT_TABLE,
+    table: Annotated[
+        str | None, typer.Option(help="The table's name. [default: that of the table that the checkpoint was made of]", show_default=False)
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the table where it is there.")] = False,
     buffer_size: Annotated[int | None, typer.Option(help="Another capacity, in rows: of more rows the last ones stay.", min=1)] = None,
 ) -> None:
     """Make a table out of a checkpoint. A checkpoint with a single wrong byte is refused, and nothing changes."""
     with loading():
         from tdreplay_server.restore import restore as restored
+        from tdreplay_server.restore import table_of
 
-    _say(f"table {table}", restored(checkpoint, data_dir, table, replace=replace, buffer_size=buffer_size))
+    name = table_of(checkpoint) if table is None else table
+    _say(f"table {name}", restored(checkpoint, data_dir, name, replace=replace, buffer_size=buffer_size))
 
 
 @app.command()

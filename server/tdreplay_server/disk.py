@@ -4,76 +4,44 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 
-from typing_extensions import Self
-
-from tdreplay.errors import DirectoryInUseError, InvalidArgumentError, ResourceExhaustedError
-from tdreplay.processes import OwnFile
+from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError
+from tdreplay_server.logs import log
+from tdreplay_server.private_files import check_directory, make_directories, make_directory, sync
 
 __all__ = [
-    "LOCK",
-    "DirectoryLock",
     "boot_id",
     "check_name",
+    "check_room",
+    "discard",
+    "is_name",
     "new_directory",
     "put_in_place",
-    "remove",
+    "put_new",
     "remove_leftovers",
     "reserve",
-    "sync_directory",
     "sync_tree",
     "take_away",
     "write_at",
 ]
 
-LOCK = "LOCK"
 NEW, OLD = ".new-", ".old-"
 """How the names of directories begin that are not in place yet, or not any more."""
+SPARE_SHARE, SPARE_BYTES = 20, 1 << 30
+"""A twentieth of a disk, or 1 GiB where that is less, stays free for small tables, journals and checkpoints: no larger table may take it."""
 
 
-class DirectoryLock:
-    """Keeps a directory for this process, until it is closed or the process ends, however that ends, and whatever forks it leaves.
-
-    Args:
-        directory: it must be there.
-
-    Raises:
-        DirectoryInUseError: another process has it; the message names its pid.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._file = OwnFile(os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
-        try:
-            fcntl.flock(self._file.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(self._file.number, 20, 0).decode("ascii", "replace").strip()
-            self.close()
-            raise DirectoryInUseError(
-                f"{directory} is in use by {f'process {holder}' if holder else 'another process'}: stop that one, or name another directory"
-            ) from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-    def sign(self) -> None:
-        """Notes who has the directory, for whoever else wants it. Before that, nothing in it was changed."""
-        os.ftruncate(self._file.number, 0)
-        os.pwrite(self._file.number, f"{os.getpid()}\n".encode(), 0)
-
-    def close(self) -> None:
-        """Gives the directory back. Closing twice is allowed."""
-        self._file.close()
+def is_name(name: str) -> bool:
+    """Whether a table, or a checkpoint, may have that name, which is that of a directory as well."""
+    return re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) is not None
 
 
 def check_name(name: str, what: str) -> str:
@@ -82,17 +50,30 @@ def check_name(name: str, what: str) -> str:
     Raises:
         InvalidArgumentError: it may not.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+    if not is_name(name):
         raise InvalidArgumentError(f"{what} {name[:80]!r}: a name must be 1 to 64 letters, digits, '_' or '-'")
     return name
 
 
+@lru_cache
 def boot_id() -> str:
     """Which start of the machine this is; '' where the system does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def check_room(size: int, directory: Path) -> None:
+    """Passes where a table may take `size` bytes of a disk: they are there, and what a large one leaves is enough for the others.
+
+    Raises:
+        ResourceExhaustedError: it may not.
+    """
+    disk = shutil.disk_usage(directory)
+    spare = min(disk.total // SPARE_SHARE, SPARE_BYTES)
+    if size + (spare if size > spare else 0) > disk.free:
+        raise ResourceExhaustedError(f"the disk of {directory} has {disk.free} bytes left, of which {spare} are kept for small tables and journals")
 
 
 def reserve(file: int, size: int, directory: Path) -> None:
@@ -106,81 +87,98 @@ def reserve(file: int, size: int, directory: Path) -> None:
     free = shutil.disk_usage(directory).free
     if missing > free:
         raise ResourceExhaustedError(f"{missing} bytes are missing on the disk of {directory}, which has {free} left")
-    try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise ResourceExhaustedError(f"{size} bytes cannot be had on the disk of {directory}: {error}") from error
-        raise
+    os.posix_fallocate(file, 0, size)
 
 
 @contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
-    """A directory beside `target`, to be filled and put in its place; it is removed where that does not happen."""
-    _make(target.parent)
-    scratch = target.with_name(f"{NEW}{target.name}-{os.getpid()}")
-    remove(scratch)
-    scratch.mkdir()
+    """A directory beside `target`, to be filled and put in its place; it is removed where that does not happen. No two of them have the same name."""
+    check_directory(target)
+    make_directories(target.parent)
+    scratch = _beside(target, NEW)
+    make_directory(scratch)
     try:
         yield scratch
     finally:
-        remove(scratch)
+        discard(scratch)
 
 
-def _make(directory: Path) -> None:
-    """Makes a directory, and those above it, on the disk."""
-    if not directory.is_dir():
-        _make(directory.parent)
-        directory.mkdir(exist_ok=True)
-        sync_directory(directory.parent)
+def _beside(target: Path, prefix: str) -> Path:
+    return target.with_name(f"{prefix}{target.name}-{secrets.token_hex(8)}")
 
 
 def put_in_place(scratch: Path, target: Path) -> None:
-    """Makes a full directory appear as `target`, on the disk, all of it at once. What was there is gone then."""
+    """Makes a full directory appear as `target`, on the disk, all of it at once. What was there is at `scratch` then."""
+    while True:
+        with suppress(FileExistsError):
+            return put_new(scratch, target)
+        with suppress(FileNotFoundError):  # Somebody took it away meanwhile.
+            exchange(scratch, target)
+            return sync(target.parent)
+
+
+def put_new(scratch: Path, target: Path) -> None:
+    """Makes a full directory appear as `target`, on the disk, all of it at once.
+
+    Raises:
+        FileExistsError: there is one already.
+    """
     sync_tree(scratch)
-    if target.exists():
-        exchange(scratch, target)
-    else:
+    try:
         scratch.rename(target)
-    sync_directory(target.parent)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        raise
+    sync(target.parent)
 
 
-def take_away(target: Path) -> None:
-    """Removes a directory; it is gone at once, all of it."""
-    old = target.with_name(f"{OLD}{target.name}-{os.getpid()}")
-    remove(old)
+def take_away(target: Path) -> Path:
+    """Gives a directory another name, at once, under which `remove_leftovers` finds it, and gives that."""
+    old = _beside(target, OLD)
     target.rename(old)
-    sync_directory(target.parent)
-    remove(old)
+    try:
+        sync(target.parent)
+    except OSError as error:
+        log.warning("a directory was taken away, and may be there again after a loss of power", directory=str(target), error=str(error))
+    return old
 
 
 def remove_leftovers(parent: Path) -> None:
     """Removes what a process that died left half made, or half removed."""
     for path in parent.glob(".*"):
         if path.name.startswith((NEW, OLD)):
-            remove(path)
+            discard(path)
 
 
-def remove(directory: Path) -> None:
-    """Removes a directory, where it is there."""
-    if directory.exists():
-        shutil.rmtree(directory)
+def discard(directory: Path, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Removes a directory where it is there. What cannot be removed, or not before `stopped`, stays for `remove_leftovers`."""
+    try:
+        for parent, directories, files in os.walk(directory, topdown=False):
+            for name in files:
+                if stopped():
+                    return
+                _unlink(Path(parent, name))
+            for name in directories:
+                _unlink(Path(parent, name))
+        _unlink(directory)
+    except OSError as error:
+        log.warning("a directory cannot be removed", directory=str(directory), error=str(error))
+
+
+def _unlink(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
 
 
 def sync_tree(directory: Path) -> None:
     """Returns when a directory and all that is in it is on the disk."""
     for path in directory.rglob("*"):
-        sync_directory(path)
-    sync_directory(directory)
-
-
-def sync_directory(path: Path) -> None:
-    """Returns when a directory's entries, or a file's bytes, are on the disk."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+        sync(path)
+    sync(directory)
 
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # From Linux's fcntl.h and fs.h.

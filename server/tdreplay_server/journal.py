@@ -8,28 +8,29 @@ Nothing but this module writes the database, over one connection, which is exclu
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdreplay.errors import CodecError, CorruptDataError, FailedPreconditionError, ReplayError, ResourceExhaustedError, SchemaError, StorageError
+from tdreplay.errors import CodecError, CorruptDataError, FailedPreconditionError, ResourceExhaustedError, SchemaError, StorageError
 from tdreplay.limits import SEQUENCE_WINDOW
 from tdreplay.processes import keep_for_ever
 from tdreplay.schema import Schema
-from tdreplay_server.disk import boot_id, sync_directory
+from tdreplay_server.disk import boot_id
+from tdreplay_server.disk_errors import disk_errors, unreadable
 from tdreplay_server.durability import Durability
 from tdreplay_server.failpoints import failpoint
-from tdreplay_server.journal_check import check_journal, write_checksums
+from tdreplay_server.journal_check import NewChecksums, check_journal
 from tdreplay_server.ledger import MAX_WRITERS, Acknowledged, Entry, Ledger, Window, Written
 from tdreplay_server.logs import log
+from tdreplay_server.private_files import write_file
 from tdreplay_server.ring import Ring
 
 __all__ = ["FORMAT", "JOURNAL", "Journal", "JournalState", "create_journal", "read_journal"]
@@ -37,6 +38,8 @@ __all__ = ["FORMAT", "JOURNAL", "Journal", "JournalState", "create_journal", "re
 FORMAT = 2
 """Of the directory of a table. A newer one is refused. Format 1, which did not count inserts, is brought to this one when a table is opened."""
 JOURNAL = "journal.sqlite"
+NAME, COPY = "the journal", "a copy of the journal in the directory for temporary files"
+"""What messages call them."""
 COMMITS_TO_COMPACT = 1000
 """After so many commits the write-ahead log, of some 3 MB, is copied into the database; after more where that is larger than the log."""
 COMMIT_BYTES = 3 << 10
@@ -96,14 +99,17 @@ def create_journal(directory: Path, ring: Ring, schema: Schema | None = None, ac
     """
     database = directory / JOURNAL
     text = None if schema is None else json.dumps(schema.to_json())
-    with _disk_errors(), closing(_connect(database)) as connection:
+    with disk_errors(NAME):
+        write_file(database, b"")  # Before SQLite makes it: its log gets the mode that the database has.
+    with disk_errors(NAME), closing(_connect(database)) as connection:
         connection.executescript(f"PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL; PRAGMA user_version={FORMAT}; {TABLES}")
         connection.execute("BEGIN")
         connection.execute("INSERT INTO settings VALUES (?, 1, ?, 'none', '', 0, ?)", (ring.buffer_size, text, ring.insert_offset))
         connection.execute("INSERT INTO ring VALUES (?, ?)", (ring.oldest, ring.write_count))
         connection.executemany("INSERT INTO acknowledged VALUES (?, ?, ?, ?, ?, ?)", acknowledged)
         connection.execute("COMMIT")
-        _compact(connection, database, None, durable=True)  # Nobody else knows of it yet: the locks do not matter.
+        with NewChecksums(database) as checksums:
+            _compact(connection, checksums, None, durable=True)  # Nobody else knows of it yet: the locks do not matter.
 
 
 def read_journal(directory: Path, *, torn_end: bool = False) -> JournalState:
@@ -141,13 +147,15 @@ def _torn(database: Path, error: CorruptDataError) -> JournalState:
 
 def _read(database: Path) -> JournalState:
     # A copy: SQLite would work on the log of the original.
-    with tempfile.TemporaryDirectory(prefix="tdreplay-journal-") as scratch:
+    with disk_errors(COPY), tempfile.TemporaryDirectory(prefix="tdreplay-journal-") as scratch:
         for file in database.parent.glob(f"{JOURNAL}*"):
-            shutil.copy(file, scratch)
+            shutil.copyfile(file, Path(scratch) / file.name)
         try:
             with closing(_connect(Path(scratch) / JOURNAL)) as connection:
                 return _state(connection, database)
-        except (sqlite3.DatabaseError, SchemaError, CodecError) as error:
+        except sqlite3.DatabaseError as error:
+            raise unreadable(error, str(database)) from error
+        except (SchemaError, CodecError) as error:
             raise CorruptDataError(f"{database} cannot be read: {error}") from error
 
 
@@ -202,7 +210,7 @@ class Journal(Ledger):
         self._commits = self._new_writers = 0
         self._uncompacted = False
         self.retired = self.state.ring.oldest
-        with _disk_errors():
+        with disk_errors(NAME):
             self._connection = _connect(self._database)
             _keep_for_ever(self._connection)
             self._file = os.open(self._database, os.O_RDONLY | os.O_CLOEXEC)
@@ -259,7 +267,7 @@ class Journal(Ledger):
             execute("DELETE FROM unflushed")
 
     def acknowledged(self) -> list[Acknowledged]:
-        with _disk_errors():
+        with disk_errors(NAME):
             return self._connection.execute("SELECT writer, slot, sequence, digest, first_row_id, rows FROM acknowledged").fetchall()
 
     def close(self, ring: Ring) -> None:
@@ -269,6 +277,12 @@ class Journal(Ledger):
             execute("UPDATE ring SET oldest = ?", (ring.oldest,))
             execute("UPDATE settings SET open = 0")
         self.release()
+
+    def abandon(self) -> None:
+        """Closes the journal of a table whose directory is being removed. What it holds does not matter any more."""
+        with suppress(sqlite3.Error):
+            self._connection.close()
+        os.close(self._file)
 
     def release(self) -> None:
         """Closes the journal as it is."""
@@ -283,7 +297,7 @@ class Journal(Ledger):
 
     def _remembered(self, writer_id: str) -> Window:
         window = Window()
-        with _disk_errors():
+        with disk_errors(NAME):
             for row in self._connection.execute("SELECT sequence, digest, first_row_id, rows FROM acknowledged WHERE writer = ?", (writer_id,)):
                 window.add(Entry(*row))
         return window
@@ -308,7 +322,7 @@ class Journal(Ledger):
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
-        with _disk_errors():
+        with disk_errors(NAME):
             if self._uncompacted:
                 self._compact()
             self._uncompacted = True
@@ -322,17 +336,19 @@ class Journal(Ledger):
                     self._connection.execute("ROLLBACK")
 
     def _compact_if_there_is_room(self) -> None:
-        """The rows are stored: a full disk only lets the log grow."""
+        """The rows are stored: a full disk, or no descriptor that is left, only lets the log grow."""
         try:
             self._compact()
-        except ResourceExhaustedError as error:
+        except (ResourceExhaustedError, FailedPreconditionError) as error:
             log.warning("the journal cannot be compacted", journal=str(self._database), error=str(error))
 
     def _compact(self) -> None:
         # A transaction that broke off, or a killed server, may have left frames at the end of the log. They must not be overwritten in part, and
         # nothing may be committed before a compaction is complete: what is left would look broken.
-        self._commits, self._uncompacted = 0, True
-        _compact(self._connection, self._database, self._file, durable=self.durability.reaches_disk)
+        self._commits = 0
+        with disk_errors(NAME), NewChecksums(self._database) as checksums:
+            self._uncompacted = True
+            _compact(self._connection, checksums, self._file, durable=self.durability.reaches_disk)
         self._uncompacted = False
 
 
@@ -352,7 +368,8 @@ _SYNCHRONOUS = {"process": "OFF", "interval": "NORMAL", "power": "FULL"}
 def _connect(database: Path) -> sqlite3.Connection:
     """The one connection to a journal. The log is copied into the database when this module says so, and not before."""
     connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
-    for pragma in ("locking_mode=EXCLUSIVE", "wal_autocheckpoint=0", "cache_spill=OFF"):
+    # What SQLite sorts stays in memory: a temporary file might find no descriptor, or no space.
+    for pragma in ("locking_mode=EXCLUSIVE", "wal_autocheckpoint=0", "cache_spill=OFF", "temp_store=MEMORY"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
 
@@ -366,38 +383,20 @@ def _keep_for_ever(connection: sqlite3.Connection) -> None:
     keep_for_ever(connection)
 
 
-def _compact(connection: sqlite3.Connection, database: Path, file: int | None, *, durable: bool) -> None:
+def _compact(connection: sqlite3.Connection, checksums: NewChecksums, file: int | None, *, durable: bool) -> None:
     """Copies the write-ahead log into the database and empties it. At each step, log and checksums together vouch for every byte."""
-    with _disk_errors():
-        _copy_log(connection, "FULL")
-        if durable and file is not None:
-            os.fsync(file)  # SQLite did, if it copied anything: what a journal of another level copied may not be on the disk yet.
-        failpoint("compact-after-copy")
-        write_checksums(database, file=file, durable=durable)
-        failpoint("compact-after-checksums")
-        _copy_log(connection, "TRUNCATE")
-        if durable:
-            sync_directory(database.parent)
+    _copy_log(connection, "FULL")
+    if durable and file is not None:
+        os.fsync(file)  # SQLite did, if it copied anything: what a journal of another level copied may not be on the disk yet.
+    failpoint("compact-after-copy")
+    checksums.write(file, durable=durable)
+    failpoint("compact-after-checksums")
+    _copy_log(connection, "TRUNCATE")
+    if durable:
+        checksums.sync_directory()
 
 
 def _copy_log(connection: sqlite3.Connection, mode: str) -> None:
     (busy, _, _) = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
     if busy:
         raise StorageError("the journal cannot be compacted: another process reads it")
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        if isinstance(error, ReplayError):
-            raise
-        if _is_full(error):
-            raise ResourceExhaustedError(f"the disk under the journal is full: {error}") from error
-        raise StorageError(f"the journal cannot be written: {error}") from error
-
-
-def _is_full(error: Exception) -> bool:
-    # Python 3.10 does not say which error of SQLite it is: there a full disk is a failed one, and the server stops.
-    return getattr(error, "sqlite_errorcode", None) == getattr(sqlite3, "SQLITE_FULL", -1) or getattr(error, "errno", None) == errno.ENOSPC

@@ -6,8 +6,9 @@ SQLite does not look at unused bytes, and takes a write-ahead log (WAL) to end b
 - the WAL by its own cumulative checksums (https://sqlite.org/fileformat2.html#walformat), up to a frame that was never written to its end;
 - the file of checksums by a digest of itself.
 
-So it takes a database whose WAL is copied into it in three steps: ``wal_checkpoint(FULL)``, `write_checksums`, ``wal_checkpoint(TRUNCATE)``, with no
-commit in between: SQLite would begin the WAL anew and leave old frames behind the new ones. A kill between any two writes leaves a state that passes.
+So it takes a database whose WAL is copied into it in three steps: ``wal_checkpoint(FULL)``, `NewChecksums.write`, ``wal_checkpoint(TRUNCATE)``,
+with no commit in between: SQLite would begin the WAL anew and leave old frames behind the new ones. A kill between any two writes leaves a state that
+passes.
 
 Layout of ``<database>.checksums``, little-endian: ``tdrpages``; the page size and the number of pages, u32; 8 bytes of BLAKE2b for each page; 16
 bytes of BLAKE2b over all before.
@@ -17,20 +18,25 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 from tdreplay.errors import CorruptDataError
-from tdreplay_server.disk import sync_directory
+from tdreplay_server.disk import write_at
+from tdreplay_server.disk_errors import unreadable
+from tdreplay_server.private_files import open_file, read_file
 
-__all__ = ["check_journal", "write_checksums"]
+__all__ = ["NewChecksums", "check_journal", "write_checksums"]
 
 HEAD = struct.Struct("<8sII")
 MAGIC = b"tdrpages"
@@ -80,30 +86,64 @@ class Log:
         return number in self.pages and self.pages[number][: len(page)] == page
 
 
-def write_checksums(database: Path, *, file: int | None = None, durable: bool = False) -> None:
-    """Vouches for the database as it is now, with all committed pages copied into it, in a file that replaces the last one at once.
+class NewChecksums:
+    """A file of checksums to be. What it takes to write it is opened at once, before anything changes: there may be no descriptor left.
 
     Args:
-        database: it has whole pages.
-        file: a descriptor of the database, to read. Who has the database open over SQLite must give one, and keep it open for as long: to close any
-            descriptor of a file takes back all locks that the process has on it (fcntl(2)), so another process could open the database, and
-            would remove the WAL when it closes it.
-        durable: return when the checksums are on the disk.
+        database: for which it will vouch.
 
     Raises:
-        CorruptDataError: the file is not a SQLite database.
+        OSError: it cannot be opened.
     """
-    data = database.read_bytes() if file is None else os.pread(file, os.fstat(file).st_size, 0)
-    size = _page_size(database, data)
-    body = HEAD.pack(MAGIC, size, len(data) // size) + b"".join(_digest(data[start : start + size]) for start in range(0, len(data), size))
-    target = _beside(database, ".checksums")
-    scratch = _beside(target, ".new")
-    scratch.write_bytes(body + _seal(body))
-    if durable:
-        sync_directory(scratch)
-    scratch.rename(target)
-    if durable:
-        sync_directory(target.parent)
+
+    def __init__(self, database: Path) -> None:
+        self._database, self._target = database, _beside(database, ".checksums")
+        self._scratch = _beside(self._target, ".new")
+        self._scratch.unlink(missing_ok=True)
+        with ExitStack() as opened:
+            self._file = open_file(self._scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            opened.callback(os.close, self._file)
+            self._directory = os.open(database.parent, os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, self._directory)
+            self._opened = opened.pop_all()
+
+    def write(self, file: int | None = None, *, durable: bool = False) -> None:
+        """Vouches for the database as it is now, with all committed pages copied into it. The last checksums are replaced at once.
+
+        Args:
+            file: a descriptor of the database, to read. Who has the database open over SQLite must give one, and keep it open for as long: to close
+                any descriptor of a file takes back all locks that the process has on it (fcntl(2)), so another process could open the database, and
+                would remove the WAL when it closes it.
+            durable: return when the checksums are on the disk.
+
+        Raises:
+            CorruptDataError: the database, which must have whole pages, is none.
+        """
+        data = read_file(self._database) if file is None else os.pread(file, os.fstat(file).st_size, 0)
+        size = _page_size(self._database, data)
+        body = HEAD.pack(MAGIC, size, len(data) // size) + b"".join(_digest(data[start : start + size]) for start in range(0, len(data), size))
+        write_at(self._file, memoryview(body + _seal(body)), 0)
+        if durable:
+            os.fsync(self._file)
+        self._scratch.rename(self._target)
+        if durable:
+            self.sync_directory()
+
+    def sync_directory(self) -> None:
+        """Returns when the entries of the database's directory are on the disk."""
+        os.fsync(self._directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._opened.close()
+
+
+def write_checksums(database: Path, *, file: int | None = None, durable: bool = False) -> None:
+    """Vouches for the database as it is now. Arguments and errors: as `NewChecksums.write`."""
+    with NewChecksums(database) as checksums:
+        checksums.write(file, durable=durable)
 
 
 def check_journal(database: Path, *, torn_end: bool = False) -> None:
@@ -237,6 +277,8 @@ def _beside(path: Path, suffix: str) -> Path:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except FileNotFoundError:
         raise CorruptDataError(f"{path} is missing") from None
+    except OSError as error:
+        raise unreadable(error, str(path)) from error

@@ -192,6 +192,9 @@ class Ledger:
     def close(self, ring: Ring) -> None:
         """Notes that the table was closed with these live rows."""
 
+    def abandon(self) -> None:
+        """Ends the ledger of a table that is being removed."""
+
     def _note(self, writer_id: str, entry: Entry) -> None:
         """Takes in a block that was stored. Nothing else makes a writer known, or keeps it from being forgotten."""
         window = self._windows.get(writer_id)

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
 
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
-from tdreplay.limits import check_whole
+from tdreplay.limits import DEFAULT_TABLE, check_whole
 from tdreplay.schema import Field
 from tdreplay_server.checkpoint import Manifest, listed_bytes, read_acknowledged, read_manifest
-from tdreplay_server.disk import LOCK, DirectoryLock, check_name, new_directory, put_in_place
-from tdreplay_server.journal import create_journal, read_journal
+from tdreplay_server.directory_lock import LOCK, DirectoryLock
+from tdreplay_server.disk import check_name, is_name, new_directory, put_in_place
+from tdreplay_server.disk_errors import disk_errors
+from tdreplay_server.journal import create_journal
+from tdreplay_server.private_files import check_directory, make_directories, write_file
 from tdreplay_server.ring import Ring
 from tdreplay_server.snapshot import rows_file
 from tdreplay_server.storage import MemmapRows
 from tdreplay_server.table import Table
-from tdreplay_server.table_directory import CHECKPOINTS, rows_directory
+from tdreplay_server.table_directory import CHECKPOINTS, read_table, rows_directory
 from tdreplay_server.tables import table_directory
 
-__all__ = ["resize", "restore"]
+__all__ = ["resize", "restore", "table_of"]
+
+
+def table_of(checkpoint: Path) -> str:
+    """The name of the table that a checkpoint was made of.
+
+    A checkpoint of an older version does not say it: there it is the name of the folder that the server put it in, ``checkpoints/TABLE/NAME``. Where
+    that does not tell either, as of a buffer in process, it is 'default'.
+
+    Raises:
+        CorruptDataError, FailedPreconditionError: as `restore`.
+    """
+    parent = checkpoint.resolve().parent
+    folder = parent.name if parent.parent.name == CHECKPOINTS and is_name(parent.name) else ""
+    return read_manifest(checkpoint).table or folder or DEFAULT_TABLE
 
 
 def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = False, buffer_size: int | None = None) -> Ring:
@@ -44,15 +61,17 @@ def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = Fal
     """
     target = table_directory(data_dir, check_name(table, "table"))
     manifest = read_manifest(checkpoint)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with DirectoryLock(data_dir):
-        if target.exists() and not replace:
-            raise FailedPreconditionError(f"table {table!r} is there already in {data_dir}: choose another name (--table), or say --replace")
-        return _restored(checkpoint, manifest, target, buffer_size or manifest.buffer_size)
+    with disk_errors(str(data_dir)):
+        make_directories(data_dir)
+        with DirectoryLock(data_dir):
+            check_directory(target.parent)
+            if target.exists() and not replace:
+                raise FailedPreconditionError(f"table {table!r} is there already in {data_dir}: choose another name (--table), or say --replace")
+            return _restored(checkpoint, manifest, target, buffer_size or manifest.buffer_size)
 
 
 def _restored(checkpoint: Path, manifest: Manifest, target: Path, buffer_size: int) -> Ring:
-    with new_directory(target) as scratch:
+    with new_directory(target) as scratch, DirectoryLock(target) if target.exists() else nullcontext():
         ring = _filled(scratch, checkpoint, manifest, buffer_size)
         put_in_place(scratch, target)
     return ring
@@ -69,7 +88,7 @@ def _filled(directory: Path, checkpoint: Path, manifest: Manifest, buffer_size: 
                 _fill(storage, ring, checkpoint, manifest, number, field)
     finally:
         storage.release()
-    (directory / LOCK).touch()
+    write_file(directory / LOCK, b"")
     create_journal(directory, ring, manifest.schema, read_acknowledged(checkpoint, manifest))
     return ring
 
@@ -106,7 +125,7 @@ def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
     directory = table_directory(data_dir, check_name(table, "table"))
     if not directory.is_dir():
         raise FailedPreconditionError(f"there is no table {table!r} in {data_dir}")
-    with DirectoryLock(data_dir), new_directory(data_dir / CHECKPOINTS / table) as scratch:
-        with closing(Table("cpu", read_journal(directory, torn_end=True).ring.buffer_size, directory=directory, checkpoints=scratch)) as opened:
+    with disk_errors(str(data_dir)), DirectoryLock(data_dir), new_directory(data_dir / CHECKPOINTS / table) as scratch:
+        with closing(Table("cpu", read_table(directory, torn_end=True).ring.buffer_size, directory=directory, checkpoints=scratch)) as opened:
             checkpoint = Path(opened.checkpoint("resize").path)
         return _restored(checkpoint, read_manifest(checkpoint), directory, buffer_size)

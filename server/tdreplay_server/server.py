@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import grpc
@@ -18,6 +20,7 @@ from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_server.call_threads import CallThreads
 from tdreplay_server.calls import Calls
 from tdreplay_server.config import ServerConfig
+from tdreplay_server.descriptors import connection_limit
 from tdreplay_server.health import Health
 from tdreplay_server.listening import check_free
 from tdreplay_server.logs import log
@@ -107,7 +110,8 @@ class ReplayServer:
 
     def _listen(self, address: str) -> str:
         try:
-            port = self._grpc.add_insecure_port(address)
+            with _private_socket(address):
+                port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise ServerUnavailableError(f"address {address} cannot be listened on: {error}") from None
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
@@ -148,10 +152,25 @@ class ReplayServer:
         self.stop()
 
 
+@contextmanager
+def _private_socket(address: str) -> Iterator[None]:
+    """Sees to it that the Unix socket that is made meanwhile is for this user alone: the umask says so to bind(2), and there is no other way to."""
+    if not address.startswith("unix:"):
+        yield
+        return
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def _options() -> list[tuple[str, int]]:
     return [
         *message_options(),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # None: what a compressed message takes is known only when it is there.
+        # A connection beyond that is closed at once: the tables need descriptors as well.
+        ("grpc.max_allowed_incoming_connections", connection_limit()),
         ("grpc.so_reuseport", 0),  # A second server on the same port is an error, not a silent half of the traffic.
         # A client that vanished without a word is noticed, so that its stream slot is free again.
         ("grpc.keepalive_time_ms", 20_000),

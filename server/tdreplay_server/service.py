@@ -38,7 +38,7 @@ class ReplayBufferService:
         self._tables, self._shared_memory = tables, shared_memory
 
     def Add(self, request: Request, context: Context) -> pb.AddResponse:
-        return pb.AddResponse(**_insert(self._tables[request.head.table], request.head, request.block))
+        return pb.AddResponse(**_insert(self._tables, request.head.table, request.head, request.block))
 
     def AddBatch(self, requests: Requests, context: Context) -> Iterator[pb.AddBatchResponse]:
         opening = next(requests, None)
@@ -51,7 +51,7 @@ class ReplayBufferService:
             table = opening.head.table
             for request in requests if offered else itertools.chain([opening], requests):
                 table = request.head.table or table
-                yield pb.AddBatchResponse(**_insert(self._tables[table], request.head, *_block(request, slots)))
+                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, *_block(request, slots)))
 
     def Sample(self, requests: Requests, context: Context) -> Iterator[Any]:
         query = _first(requests)
@@ -122,12 +122,16 @@ class ReplayBufferService:
         return pb.ListTablesResponse(tables=self._tables.names())
 
     def Reset(self, request: Request, context: Context) -> pb.ResetResponse:
-        self._tables[request.head.table].reset(request.head.buffer_size or None)
+        name, size = request.head.table, request.head.buffer_size
+        if size:
+            self._tables.write(name, lambda table: table.reset(size))
+        else:
+            self._tables[name].reset()
         return pb.ResetResponse()
 
     def Rewind(self, request: Request, context: Context) -> pb.RewindResponse:
         query = request.head
-        self._tables[query.table].rewind(query.buffer_size, query.size, query.write_count)
+        self._tables.write(query.table, lambda table: table.rewind(query.buffer_size, query.size, query.write_count))
         return pb.RewindResponse()
 
 
@@ -140,15 +144,19 @@ def _block(request: Request, slots: SharedSlots | None) -> tuple[Bytes, bool]:
     return slots[request.head.slot], True
 
 
-def _insert(table: Table, head: Any, block: Bytes, longer: bool = False) -> dict[str, Any]:
-    """Stores a block, and says what it became: the fields of the answer."""
+def _insert(tables: Tables, name: str, head: Any, block: Bytes, longer: bool = False) -> dict[str, Any]:
+    """Stores a block in the table of that name, and says what it became: the fields of the answer."""
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
         raise InvalidArgumentError(f"batch_shape ({list(decoded.batch_shape)}): a block must hold 1 to {MAX_BATCH_SIZE} rows")
     columns = checked_places(decoded, changing=longer)
     number = Number.of(head.writer_id, head.sequence, columns)
-    first, again = table.insert(columns, decoded.header.schema, decoded.rows, number)
-    return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(table.durability), "already_stored": again}
+
+    def stored(table: Table) -> dict[str, Any]:
+        first, again = table.insert(columns, decoded.header.schema, decoded.rows, number)
+        return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(table.durability), "already_stored": again}
+
+    return tables.write(name, stored)
 
 
 def _first(requests: Requests) -> Any:

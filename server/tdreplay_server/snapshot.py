@@ -19,6 +19,7 @@ from tdreplay.schema import Field, Schema
 from tdreplay_server.disk import write_at
 from tdreplay_server.failpoints import failpoint
 from tdreplay_server.ledger import Acknowledged
+from tdreplay_server.private_files import open_file
 from tdreplay_server.ring import Ring
 from tdreplay_server.storage import RowStorage
 
@@ -67,8 +68,12 @@ class Snapshot:
         self._files: list[tuple[Field, int]] = []
         self._error: OSError | None = None
         self._saving = threading.Lock()
-        for number, field in enumerate(schema.fields if schema else ()):
-            self._files.append((field, os.open(directory / rows_file(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)))
+        try:
+            for number, field in enumerate(schema.fields if schema else ()):
+                self._files.append((field, open_file(directory / rows_file(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)))
+        except OSError:
+            self.close()
+            raise
 
     def complete(self, progress: Progress | None) -> None:
         """Saves all rows, a few at a time. Returns when that is done.

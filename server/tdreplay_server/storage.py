@@ -6,8 +6,8 @@ times as fast. The other difference is in the files: TorchRL names them after th
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -18,14 +18,17 @@ import numpy as np
 import torch
 from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
 
-from tdreplay.errors import InvalidArgumentError, ResourceExhaustedError, StorageError
+from tdreplay.errors import InvalidArgumentError, ReplayError, ResourceExhaustedError, StorageError
 from tdreplay.limits import check_whole
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Schema
-from tdreplay_server.disk import reserve
+from tdreplay_server.descriptors import check_descriptors, none_left
+from tdreplay_server.disk import check_room, discard, reserve
+from tdreplay_server.disk_errors import NO_MEMORY, NO_SPACE, disk_error
 from tdreplay_server.failpoints import failpoint
 from tdreplay_server.paging import LARGE_BYTES, FileRows, blocks_read
 from tdreplay_server.parallel import in_parts
+from tdreplay_server.private_files import make_directory, open_file
 from tdreplay_server.ring import Ring, Slots
 from tdreplay_server.torchrl import LazyMemmapStorage, LazyTensorStorage
 
@@ -60,17 +63,23 @@ class RowStorage(LazyTensorStorage):
         """Makes the columns. To be called once, before the first `set`. The memory, or the space on the disk, is taken at once.
 
         Raises:
-            ResourceExhaustedError: it cannot be had.
+            ResourceExhaustedError: it cannot be had. Nothing of it is left.
+            StorageError: the disk failed.
         """
         try:
             check_whole(self.max_size * schema.row_bytes, "their number of bytes", 0)
+            self._check_room(self.max_size * schema.row_bytes)
             self._take_columns(schema, self._new_column)
         except (RuntimeError, OSError, MemoryError, ResourceExhaustedError, InvalidArgumentError) as error:
             self.discard()
-            size = self.max_size * schema.row_bytes
-            raise ResourceExhaustedError(
-                f"{self.max_size} rows of {schema.row_bytes} bytes, {size} bytes in all, cannot be had: {error}; a smaller buffer_size needs less"
-            ) from error
+            raise _refused(error, f"{self.max_size} rows of {schema.row_bytes} bytes, {self.max_size * schema.row_bytes} bytes in all") from error
+
+    def _check_room(self, size: int) -> None:
+        """Passes where there may be room for so many bytes; making the columns tells.
+
+        Raises:
+            ResourceExhaustedError: there is none.
+        """
 
     def _take_columns(self, schema: Schema, column: Callable[[int, tuple[int, ...], torch.dtype], torch.Tensor]) -> None:
         self._columns = {field.name: column(n, (self.max_size, *field.shape), field.dtype) for n, field in enumerate(schema.fields)}
@@ -162,6 +171,14 @@ class RowStorage(LazyTensorStorage):
         self.release()
 
 
+def _refused(error: Exception, what: str) -> ReplayError:
+    """Why columns cannot be made. PyTorch has a RuntimeError for whatever it cannot have: memory, or a descriptor for a file that it maps."""
+    missing = not isinstance(error, OSError) or error.errno in NO_SPACE | NO_MEMORY
+    if missing and not none_left():
+        return ResourceExhaustedError(f"{what}, cannot be had: {error}; a smaller buffer_size needs less")
+    return disk_error(error if isinstance(error, OSError) else OSError(errno.EMFILE, str(error)), what)
+
+
 def _gather(rows: Rows, slots: Slots, out: Rows) -> None:
     in_parts(len(slots), rows.itemsize, lambda start, stop: rows.take(slots[start:stop], out=out[start:stop], mode="clip"))
 
@@ -210,6 +227,15 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
         self._in_files = {f.name: FileRows(self._files[n], self._rows[f.name]) for n, f in enumerate(schema.fields) if f.name in self._rows}
         self._row_bytes = schema.row_bytes
 
+    def allocate(self, schema: Schema) -> None:
+        """As `RowStorage.allocate`. The descriptors that the files need must be left as well."""
+        files = sum(1 for field in schema.fields if field.row_bytes)
+        check_descriptors(files, f"a table of {files} fields")
+        super().allocate(schema)
+
+    def _check_room(self, size: int) -> None:
+        check_room(size, self._place.parent if self._directory else self._place)
+
     def _new_column(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return self._mapped(number, shape, dtype, os.O_CREAT | os.O_EXCL)
 
@@ -220,8 +246,8 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
         if self._directory is None:
             with tempfile.TemporaryFile() as file:
                 return os.dup(file.fileno())
-        self._directory.mkdir(parents=True, exist_ok=True)
-        return os.open(self._directory / column_file(number), os.O_RDWR | os.O_CLOEXEC | flags, 0o644)
+        make_directory(self._directory)
+        return open_file(self._directory / column_file(number), os.O_RDWR | flags)
 
     @property
     def _place(self) -> Path:
@@ -286,6 +312,7 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> StorageError:
+        """Whatever the error is, a lack of space too: the space was reserved, and the kernel may not keep what it could not write."""
         return StorageError(f"rows cannot be written to {self._place}: {error}")
 
     def release(self) -> None:
@@ -298,7 +325,7 @@ class MemmapRows(RowStorage, LazyMemmapStorage):
         """Unmaps the files and removes them."""
         self.release()
         if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=not self._directory.exists())
+            discard(self._directory)
 
 
 def _close(files: dict[int, int]) -> None:

@@ -30,7 +30,7 @@ from tdreplay.limits import check_whole
 from tdreplay.memory import Rows
 from tdreplay.schema import Schema
 from tdreplay_server.checkpoint import write_checkpoint
-from tdreplay_server.disk import check_name, take_away
+from tdreplay_server.disk import check_name
 from tdreplay_server.durability import Durability
 from tdreplay_server.durable_writer import DurableWriter, Insert, joins
 from tdreplay_server.failpoints import failpoint
@@ -67,6 +67,7 @@ class Table:
         directory: Path | None = None,
         durability: str = "process",
         checkpoints: Path | None = None,
+        name: str = "",
         on_failure: Callable[[StorageError], object] | None = None,
     ) -> None:
         size, where = check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID), torch.device(storing_device)
@@ -76,6 +77,7 @@ class Table:
         self._inserts = GroupCommit(self._insert_all, self._joins)
         self._reads_before = 0  # When the last group was stored.
         self._generation = 0
+        self._name = name
         self._closed = self._dropped = False
         self._failure = DiskFailure(on_failure)
         self._flusher: Flusher | None = None
@@ -233,7 +235,9 @@ class Table:
         """Brings to the disk what was stored so far. Others write and read meanwhile."""
         with self._flushing, self._failure.noted():
             with self._lock.read():
-                self._check_open()
+                if self._closed:
+                    return
+                self._failure.check()
                 # The first rows make the files, while this does not keep inserts out.
                 written = -1 if self._schema is None else self._storage.ring.write_count
             if self._flusher is not None and written not in (-1, self._flusher.flushed_to):
@@ -401,7 +405,7 @@ class Table:
         if not self._checkpointing.acquire(blocking=False):
             raise FailedPreconditionError(f"checkpoint {name!r}: another checkpoint of this table is being written")
         try:
-            return write_checkpoint(target, self._snapshotted, progress)
+            return write_checkpoint(target, self._name, self._snapshotted, progress)
         finally:
             self._checkpointing.release()
 
@@ -443,17 +447,36 @@ class Table:
             self._storage.sync()
         self._ledger.close(self._storage.ring)
 
-    def delete(self) -> None:
-        """Closes the table and removes its directory."""
-        self._dropped = True
-        self.close()
-        if self._kept is not None:
-            take_away(self._kept.path)
+    def drop(self) -> Path | None:
+        """Ends the table for good: another one may have its directory when this returns. Where it raises, nothing changed.
+
+        Returns:
+            Where its files lie now, for `disk.discard` to remove them; None: it has none.
+
+        Raises:
+            FailedPreconditionError, StorageError: the directory cannot be renamed.
+        """
+        with self._alone():
+            self._check_not_closed()
+            removed = None if self._kept is None else self._kept.take_away()
+            self._closed = self._dropped = True
+            self._generation += 1
+            self._storage.release()
+            # Before the name is free: SQLite removes its log by the name that it had.
+            self._ledger.abandon()
+            if self._kept is not None:
+                self._kept.close()
+        if self._flusher is not None:
+            self._flusher.close()
+        return removed
 
     def _check_open(self) -> None:
         self._failure.check()
+        self._check_not_closed()
+
+    def _check_not_closed(self) -> None:
         if self._dropped:
-            raise TableNotFoundError("the table was dropped")
+            raise TableNotFoundError(f"table {self._name!r} was dropped")
         if self._closed:
             raise ClosedError("the buffer is closed")
 

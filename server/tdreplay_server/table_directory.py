@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from tdreplay.errors import CorruptDataError, FailedPreconditionError, StorageError
-from tdreplay_server.disk import LOCK, DirectoryLock, new_directory, put_in_place, remove, remove_leftovers, sync_directory, sync_tree
+from tdreplay.errors import CorruptDataError, FailedPreconditionError
+from tdreplay_server.directory_lock import LOCK, DirectoryLock
+from tdreplay_server.disk import discard, new_directory, put_new, remove_leftovers, sync_tree, take_away
+from tdreplay_server.disk_errors import disk_errors
 from tdreplay_server.durability import Durability
 from tdreplay_server.failpoints import failpoint
 from tdreplay_server.journal import Journal, JournalState, create_journal, read_journal
 from tdreplay_server.logs import log
+from tdreplay_server.private_files import check_tree, close_to_others, sync, write_file
 from tdreplay_server.ring import Ring
 from tdreplay_server.storage import column_file
 
@@ -31,9 +35,10 @@ def read_table(path: Path, *, torn_end: bool = False) -> JournalState:
     """What the directory of a table holds, which must not be open. Nothing in it changes. `torn_end`: as in `read_journal`.
 
     Raises:
-        FailedPreconditionError: a newer version wrote it.
+        FailedPreconditionError: a newer version wrote it, or it has links.
         CorruptDataError: it is not what was written, as far as can be told without reading the rows.
     """
+    check_tree(path)
     found = read_journal(path, torn_end=torn_end)
     for number, field in enumerate(found.schema.fields if found.schema else ()):
         file, size = rows_directory(path, found.generation) / column_file(number), found.ring.buffer_size * field.row_bytes
@@ -56,21 +61,24 @@ class TableDirectory:
         durability: what acknowledged rows are to survive.
 
     Raises:
-        FailedPreconditionError: it is there with another capacity, or a newer version wrote it. Nothing in it changed.
+        FailedPreconditionError: it is there with another capacity, a newer version wrote it, or it has links. Nothing in it changed.
         DirectoryInUseError: another process has it.
         CorruptDataError: it is not what was written.
+        ResourceExhaustedError, StorageError: the disk is full, or failed. A directory that was not there is not there then.
     """
 
     def __init__(self, path: Path, buffer_size: int, durability: Durability) -> None:
         self.path = path
-        if not path.exists():
-            _create(path, buffer_size)
-        self._lock = DirectoryLock(path)
-        try:
-            self.journal = self._opened(read_table(path, torn_end=True), buffer_size, durability)
-        except BaseException:
-            self._lock.close()
-            raise
+        with disk_errors(f"the table in {path}"):
+            made = not path.exists() and _create(path, buffer_size)
+            self._lock = DirectoryLock(path)
+            try:
+                self.journal = self._opened(read_table(path, torn_end=True), buffer_size, durability)
+            except BaseException:
+                if made:
+                    discard(take_away(path))
+                self._lock.close()
+                raise
 
     def _opened(self, found: JournalState, buffer_size: int, durability: Durability) -> Journal:
         if found.ring.buffer_size != buffer_size:
@@ -79,6 +87,7 @@ class TableDirectory:
                 f"or change it with: tdreplay-server resize DATA_DIR --table {self.path.name} --buffer-size {buffer_size}"
             )
         self._lock.sign()
+        close_to_others(self.path)
         if found.rebooted and found.level == "process":
             log.warning(
                 "the machine went down while a server used this table, and its durability was 'process': "
@@ -94,31 +103,42 @@ class TableDirectory:
             remove_leftovers(parent)
         for rows in self.path.glob("rows-*"):
             if rows != current:
-                remove(rows)
+                discard(rows)
 
     def settle(self, generation: int) -> None:
         """Returns when the new files of a generation are on the disk: the journal is not to speak of files that a loss of power takes away.
 
         Raises:
-            StorageError: the disk failed.
+            ResourceExhaustedError, StorageError: there are no descriptors left to do it with, or the disk failed.
         """
         rows = rows_directory(self.path, generation)
         if not rows.exists():  # Fields without bytes have no files.
             return
-        try:
+        with disk_errors(str(rows)):
             sync_tree(rows)
-            sync_directory(self.path)
-        except OSError as error:
-            raise StorageError(f"{rows} cannot be brought to the disk: {error}") from error
+            sync(self.path)
+
+    def take_away(self) -> Path:
+        """Gives the directory another name, which no table has, and gives that. Where it raises, nothing changed.
+
+        Raises:
+            FailedPreconditionError, StorageError: it cannot be renamed.
+        """
+        with disk_errors(str(self.path)):
+            return take_away(self.path)
 
     def close(self) -> None:
         """Gives the directory back. The journal is closed by itself."""
         self._lock.close()
 
 
-def _create(path: Path, buffer_size: int) -> None:
+def _create(path: Path, buffer_size: int) -> bool:
+    """Makes the directory of a table. False where somebody else did it meanwhile."""
     with new_directory(path) as scratch:
-        (scratch / LOCK).touch()
+        write_file(scratch / LOCK, b"")
         create_journal(scratch, Ring(buffer_size))
         failpoint("create-before-rename")
-        put_in_place(scratch, path)
+        with suppress(FileExistsError):
+            put_new(scratch, path)
+            return True
+    return False

@@ -74,6 +74,16 @@ def memory_disk(at: Path, size: int) -> Iterator[Path]:
 
 
 @contextmanager
+def read_only(at: Path) -> Iterator[None]:
+    """Makes what is mounted read-only while the context is open."""
+    _run("mount", "-o", "remount,ro", str(at))
+    try:
+        yield
+    finally:
+        _run("mount", "-o", "remount,rw", str(at))
+
+
+@contextmanager
 def _mounted(at: Path, *arguments: str) -> Iterator[None]:
     at.mkdir(parents=True, exist_ok=True)
     _run("mount", *arguments, str(at))

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+import torch
 from children import Command, command
-from disks import ext4_image, fill, memory_disk, mounted, mounts, quick_path, repair
+from disks import ext4_image, fill, memory_disk, mounted, mounts, quick_path, read_only, repair
 from sealed import insert, sealed, window
+from tensordict import TensorDict
 
 from conftest import files_under
 from tdreplay.errors import ReplayError, ResourceExhaustedError, ServerUnavailableError, StorageError
@@ -75,6 +77,69 @@ def test_a_table_that_the_disk_has_no_room_for_is_refused_and_leaves_nothing_beh
         buffer.add_batch(sealed(0, BLOCK))
         assert window(buffer.sample_all()) == range(BLOCK)
         assert not server.child.ended
+
+
+def test_a_table_that_leaves_too_little_of_the_disk_for_others_is_refused_and_changes_nothing(tmp_path):
+    with memory_disk(tmp_path / "disk", 32 << 20) as disk, served(tmp_path / "server", disk / "data") as (server, buffer):
+        rows = (shutil.disk_usage(disk).free - (1 << 20)) // 8
+        with RemoteReplayBuffer(buffer.address, table="greedy", buffer_size=rows) as greedy:
+            with pytest.raises(ResourceExhaustedError, match="kept for small tables"):
+                greedy.add_batch(TensorDict({"one": torch.zeros(1, dtype=torch.int64)}, [1]))
+            assert greedy.state().schema is None
+            buffer.add_batch(sealed(0, BLOCK))
+            with RemoteReplayBuffer(buffer.address, table="other", buffer_size=SLOTS) as other:
+                other.add_batch(sealed(0, BLOCK))
+            greedy.reset(1000)
+            greedy.add_batch(sealed(0, BLOCK))
+            assert window(greedy.sample_all()) == range(BLOCK)
+        assert not server.child.ended
+
+
+@pytest.mark.parametrize("durability", ["process", "interval:0.05", "power"])
+def test_on_a_full_disk_no_table_is_made_each_can_be_dropped_and_a_restart_says_what_is_missing(durability, tmp_path):
+    with memory_disk(tmp_path / "disk", 16 << 20) as disk:
+        with served(tmp_path / "server", disk / "data", durability) as (server, buffer):
+            buffer.add_batch(sealed(0, BLOCK))
+            dropped = RemoteReplayBuffer(buffer.address, table="dropped", buffer_size=SLOTS)
+            dropped.add_batch(sealed(0, BLOCK))
+            acknowledged = BLOCK
+            filler = fill(disk)
+            for _ in range(3):
+                with pytest.raises(ResourceExhaustedError, match="full"):
+                    RemoteReplayBuffer(buffer.address, table="new", buffer_size=SLOTS)
+                with pytest.raises(ResourceExhaustedError, match="full"):
+                    buffer.checkpoint("one")
+            assert RemoteReplayBuffer.tables(buffer.address) == ["default", "dropped"]
+            assert sorted(path.name for path in (disk / "data/tables").iterdir()) == ["default", "dropped"]
+            dropped.drop()
+            fill(disk / "data").rename(disk / "filler-2")
+            assert not server.child.ended
+        # It was killed.
+        with command(tmp_path / "full", "serve", "--address", "127.0.0.1:0", "--data-dir", disk / "data", "--durability", durability) as restarted:
+            said = [line for line in restarted.stderr.splitlines() if line.startswith("tdreplay-server: ")] if restarted.ended() else ["ready"]
+        print(said)
+        assert len(said) == 1
+        assert "full" in said[0]
+        assert "Traceback" not in restarted.stderr
+        filler.unlink()
+        with served(tmp_path / "again", disk / "data", durability) as (_, buffer):
+            check(window(buffer.sample_all()), acknowledged, durability)
+            assert RemoteReplayBuffer.tables(buffer.address) == ["default"]
+
+
+def test_a_directory_that_cannot_be_written_to_is_verified(tmp_path):
+    with memory_disk(tmp_path / "disk", 16 << 20) as disk:
+        with served(tmp_path / "server", disk / "data") as (_, buffer):
+            buffer.add_batch(sealed(0, BLOCK))
+            buffer.checkpoint("one")
+        with read_only(disk):
+            for directory, lines in ((disk / "data", 3), (disk / "data/tables/default", 1), (disk / "data/checkpoints/default/one", 1)):
+                assert len(list(verified(directory))) == lines
+            (disk / "data").joinpath("LOCK").stat()
+            with command(tmp_path / "refused", "serve", "--address", "127.0.0.1:0", "--data-dir", disk / "data") as refused:
+                assert refused.ended() == 1
+            assert "Read-only file system" in refused.stderr
+            assert "Traceback" not in refused.stderr
 
 
 def test_where_there_is_room_for_the_rows_but_not_for_the_journal_the_rows_go_too(tmp_path):

@@ -15,7 +15,7 @@ from conftest import files_under, numbers, rows
 from tdreplay.errors import CorruptDataError, FailedPreconditionError, InvalidArgumentError, TableChangedError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
-from tdreplay_server.restore import resize, restore
+from tdreplay_server.restore import resize, restore, table_of
 from tdreplay_server.verify import verified
 
 LOCAL = "127.0.0.1:0"
@@ -257,3 +257,41 @@ def test_commands_keep_off_a_directory_that_a_server_has(data, one):
             ended = run(*command)
             assert (ended.returncode, ended.stdout) == (1, "")
             assert "in use by process" in ended.stderr
+
+
+# -- which table ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_goes_back_into_the_table_that_it_was_made_of(tmp_path):
+    with ReplayServer(ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=10)) as server:
+        with RemoteReplayBuffer(server.address, table="mine", buffer_size=20) as buffer:
+            buffer.add_batch(rows(5))
+            made = Path(buffer.checkpoint("one").path)
+    moved = made.rename(tmp_path / "elsewhere")
+    assert run("restore", moved, tmp_path / "new").stdout.startswith("table mine: 5 rows")
+    assert stored(tmp_path / "new", "mine") == (list(range(5)), list(range(5)))
+    assert run("restore", moved, tmp_path / "new", "--table", "other").stdout.startswith("table other: 5 rows")
+
+
+@pytest.mark.parametrize(("folder", "table"), [("checkpoints/old/one", "old"), ("checkpoints/one", "default"), ("somewhere", "default")])
+def test_a_checkpoint_of_an_older_version_goes_where_its_folder_says(folder, table, one, tmp_path):
+    target = tmp_path / folder
+    target.parent.mkdir(parents=True, exist_ok=True)
+    one.rename(target)
+    without_name(target)
+    assert table_of(target) == table
+
+
+def without_name(checkpoint: Path, **entries: str) -> None:
+    """Lets the manifest be one that does not say the table's name, or says something else."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    del manifest["table"]
+    (checkpoint / "manifest.json").write_text(json.dumps({**manifest, **entries}))
+    digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
+    (checkpoint / "manifest.json.sha256").write_text(f"{digest}  manifest.json\n")
+
+
+def test_a_manifest_cannot_name_a_path_as_its_table(one):
+    without_name(one, table="../../other")
+    with pytest.raises(CorruptDataError, match="table"):
+        table_of(one)

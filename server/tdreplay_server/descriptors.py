@@ -1,0 +1,63 @@
+"""File descriptors: each connection, each table and each field of one takes some, and a process may have only so many."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+
+from tdreplay.errors import ResourceExhaustedError
+
+__all__ = ["TABLE_DESCRIPTORS", "check_descriptors", "connection_limit", "file_limit", "none_left", "raise_file_limit"]
+
+TABLE_DESCRIPTORS = 4
+"""That the directory of an open table takes: its lock, and its journal thrice. Each field that has bytes takes one more."""
+SPARE = 32
+"""That tables leave free: for the journals' short needs, for checkpoints, and for calls that share memory."""
+LEAST_CONNECTIONS = 16
+
+
+def raise_file_limit() -> None:
+    """Lets this process have as many files open as the system allows it (the hard limit): shells commonly set the soft one to 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def file_limit() -> int:
+    """How many descriptors this process may have."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def connection_limit() -> int:
+    """How many connections a server may have, so that its tables can open what they need: half of the limit, or what is left of it now."""
+    limit = file_limit()
+    return max(LEAST_CONNECTIONS, min(limit // 2, limit - _open() - SPARE))
+
+
+def check_descriptors(wanted: int, what: str) -> None:
+    """Passes where so many descriptors are left, and some to spare.
+
+    Raises:
+        ResourceExhaustedError: they are not; the message names `what` and the limit.
+    """
+    limit, used = file_limit(), _open()
+    if used + wanted + SPARE > limit:
+        raise ResourceExhaustedError(
+            f"{what} needs {wanted} open files, and this process has {used} of at most {limit} (ulimit -n) and keeps {SPARE} free: raise the limit"
+        )
+
+
+def none_left() -> bool:
+    """Whether this process cannot open anything more."""
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
+
+
+def _open() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return file_limit()  # There was none left to look with.

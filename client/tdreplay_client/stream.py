@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from typing_extensions import Self
 
 from tdreplay.copying import OfOneProcess
-from tdreplay.errors import DeadlineError, ReplayError, ServerUnavailableError, StreamLimitError
+from tdreplay.errors import CancelledError, DeadlineError, ReplayError, ServerUnavailableError, StreamLimitError
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.batches import assemble
@@ -114,7 +114,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
     def __init__(self, connection: Connection, query: Any, landing: Landing, prefetch: int, sharing: Sharing, *, wait: bool = False) -> None:
         self._connection, self._query, self._landing, self._prefetch, self._sharing = connection, query, landing, prefetch, sharing
         self._goes_on = isinstance(query, pb.SampleRequest)
-        self._over = self._lost = False
+        self._over = self._lost = self._interrupted = False
         connection.repeated(self._open, for_rows=wait)
 
     def _open(self, patience: Patience) -> None:
@@ -130,6 +130,8 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self._lost = False
         self._grant()
         self._reader = start_reader(_read, call.batches(call.answers.patiently(), self._landing), self._ready)
+        if self._over:  # Another thread closed the stream meanwhile, and did not see this call.
+            self._end_call()
 
     def _grant(self) -> None:
         """Grants what the window has room for, and there are slots for. At least one batch is always due: not all slots are lent."""
@@ -144,16 +146,33 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
 
     def __next__(self) -> TensorDict:
         self._connection.owner.check()
+        if self._interrupted:
+            self._interrupted = False
+            raise CancelledError("the epoch was interrupted, and a batch of it may be missing: begin another one")
         if self._over:
             raise StopIteration
         try:
             return self._connection.repeated(self._taken) if self._goes_on else self._taken(Patience(self._connection.timeout))
-        except BaseException:
+        except Exception:
             self.close()
             raise
+        except BaseException:
+            self._break_off()
+            raise
+
+    def _break_off(self) -> None:
+        """After an interrupt: random batches go on over another call; an epoch, of which a batch may be missing, says so when it is asked again."""
+        if self._goes_on:
+            self._lost = True
+            self._end_call()
+        else:
+            self._interrupted = not self._over
+            self.close()
 
     def _taken(self, patience: Patience) -> TensorDict:
         """The next batch, over a new call where the one before was lost."""
+        if self._over:
+            raise StopIteration
         if self._lost:
             self._open(patience)
         self._grant()
@@ -164,6 +183,8 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         if isinstance(arrival, BaseException):
             try:
                 self._end_call()
+                if self._over:  # Another thread closed the stream, and with it the call.
+                    raise StopIteration
                 self._lost = isinstance(arrival, ServerUnavailableError)
                 raise arrival
             finally:

@@ -10,10 +10,12 @@ import time
 
 import pytest
 import torch
+from interrupts import interrupting
 from tensordict import TensorDict
 
 from conftest import freeze, numbers, rows, thaw
 from tdreplay.errors import (
+    CancelledError,
     ClosedError,
     DeadlineError,
     EmptyTableError,
@@ -189,3 +191,38 @@ def test_no_thread_is_left_when_streams_are_closed(buffer):
 def client_threads() -> set[threading.Thread]:
     """All threads but the workers of the server, which runs in this process too."""
     return {thread for thread in threading.enumerate() if not thread.name.startswith("tdreplay-call")}
+
+
+def test_a_stream_that_is_closed_while_another_thread_waits_stays_closed():
+    with ReplayServer(ServerConfig(address="127.0.0.1:0", buffer_size=100, max_streams=4)) as server, RemoteReplayBuffer(server.address) as buffer:
+        buffer.add_batch(rows(10))
+        for _ in range(10):
+            batches, taken = buffer.stream(4), []
+            thread = threading.Thread(target=lambda batches=batches, taken=taken: [taken.append(len(batch)) for batch in batches])
+            thread.start()
+            while not taken:
+                time.sleep(0.001)
+            batches.close()
+            thread.join(10)
+            assert not thread.is_alive()
+            with pytest.raises(StopIteration):
+                next(batches)
+
+
+def test_an_interrupted_stream_goes_on_and_an_interrupted_epoch_says_so(buffer):
+    buffer.add_batch(rows(10))
+    for batches, next_one in [(buffer.stream(4), None), (buffer.create_epoch_iterator(1, 100_000), CancelledError)]:
+        interrupted = 0
+        with interrupting(type(batches).__next__.__code__, 0.002, 1) as hits:
+            while not interrupted:
+                try:
+                    next(batches)
+                except KeyboardInterrupt:
+                    interrupted = hits[0]
+        if next_one is None:
+            assert len(next(batches)) == 4
+        else:
+            with pytest.raises(next_one, match="interrupted"):
+                next(batches)
+            assert not list(batches)
+        batches.close()

@@ -199,7 +199,7 @@ class Schema:
         """Passes where no name would be lost: a dimension without one takes that of the table."""
         if any(name is not None and name != own for name, own in itertools.zip_longest(names, self.dim_names)):
             expected = list(self.dim_names) or "none"
-            raise SchemaError(f"names of the dimensions: expected {expected}, got {list(names)}; batch.names = None leaves them out")
+            raise SchemaError(f"names of the dimensions: expected {expected}, got {list(names)}; a batch without names is taken")
 
 
 def check_dim_names(names: Any, dimensions: int) -> DimNames:

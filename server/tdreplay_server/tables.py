@@ -307,7 +307,7 @@ def _check_agrees(name: str, found: Table, buffer_size: int, device: str) -> Non
     ]
     for setting, is_, asked in differing:
         if is_ != asked:
-            raise TableExistsError(f"table {name!r} is there with {setting} {is_}, not {asked}; use that, another name, or reset(buffer_size)")
+            raise TableExistsError(f"table {name!r} is there with {setting} {is_}, not {asked}; use that, another name, or reset the table")
 
 
 def _device(name: str) -> torch.device:

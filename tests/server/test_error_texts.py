@@ -13,7 +13,7 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub as Stub
 
 BLOCKS = Path(__file__).parents[1] / "golden" / "blocks"
-PYTHON = re.compile(r"\b(add_batch|append|extend|sample_\w+|TensorDict|None|True|False|load|save|reset\(|state\(|tensor|dict|int64|torch|numpy|names =)")
+PYTHON = re.compile(r"\b(add_batch|append|extend|sample_\w+|TensorDict|None|True|False|load|save|reset\(|state\(|tensor|dict|int64|torch|names =)")
 
 
 def block(name: str) -> bytes:

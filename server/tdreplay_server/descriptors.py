@@ -15,6 +15,8 @@ TABLE_DESCRIPTORS = 4
 SPARE = 32
 """That tables leave free: for the journals' short needs, for checkpoints, and for calls that share memory."""
 LEAST_CONNECTIONS = 16
+UNLIMITED = 1 << 20
+"""What stands for no limit."""
 
 
 def raise_file_limit() -> None:
@@ -25,7 +27,8 @@ def raise_file_limit() -> None:
 
 def file_limit() -> int:
     """How many descriptors this process may have."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return UNLIMITED if limit == resource.RLIM_INFINITY else limit
 
 
 def connection_limit() -> int:

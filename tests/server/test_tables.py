@@ -136,8 +136,9 @@ def added(buffer: RemoteReplayBuffer) -> str:
     return ""
 
 
-def test_a_table_is_dropped_once(tmp_path):
-    with ReplayServer(config(tmp_path / "data")) as server, made(server.address, "t") as buffer:
+@pytest.mark.parametrize("durability", ["process", "interval:0.01", "power"])
+def test_a_table_is_dropped_once(durability, tmp_path):
+    with ReplayServer(config(tmp_path / "data", durability=durability)) as server, made(server.address, "t") as buffer:
         buffer.add_batch(wide(1))
 
         def dropped(_: int) -> bool:

@@ -55,7 +55,8 @@ class Ring:
 
     def retire(self, rows: int) -> Ring:
         """The ring without the rows that the next `rows` rows are going to overwrite."""
-        return replace(self, oldest=min(max(self.oldest, self.write_count + rows - self.buffer_size), self.write_count))
+        oldest = min(max(self.oldest, self.write_count + rows - self.buffer_size), self.write_count)
+        return Ring(self.buffer_size, oldest, self.write_count, self.insert_offset)  # Not `replace`, which takes three times as long.
 
     def commit(self, rows: int) -> Ring:
         """The ring with the next `rows` rows, of which at most `buffer_size` are live.
@@ -66,7 +67,7 @@ class Ring:
         written = self.write_count + rows
         if written > MAX_INT64:
             raise FailedPreconditionError(f"the next {rows} rows would get ids from {self.write_count} on, and the last is {MAX_INT64 - 1}")
-        return replace(self, oldest=max(self.oldest, written - self.buffer_size), write_count=written)
+        return Ring(self.buffer_size, max(self.oldest, written - self.buffer_size), written, self.insert_offset)
 
     def restart(self, buffer_size: int) -> Ring:
         """An empty ring of that capacity, whose next row lies in slot 0 and has a higher id than every row before.

@@ -65,7 +65,7 @@ def _found_in_folder(name: str, shown: str) -> int:
         raise OSError(f"{shown} has a name, and {FOLDER} names no folder that this process shares with servers")
     if not NAMED.fullmatch(name):
         raise OSError(f"{shown} is not named as a server's memory is")
-    directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(Path(folder).expanduser(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     finally:

@@ -348,6 +348,16 @@ def test_a_client_finds_the_folder_where_it_has_it(tmp_path, monkeypatch):
             assert batches.shared
 
 
+def test_the_folder_may_begin_with_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TDREPLAY_SHARED_MEMORY_DIR", "~")
+    with ReplayServer(ServerConfig(address="127.0.0.1:0")) as server, RemoteReplayBuffer(server.address, buffer_size=N, timeout=10) as buffer:
+        buffer.add_batch(numbered(0, N))
+        with buffer.stream(16) as batches:
+            assert batches.shared
+            assert len(files(tmp_path)) == 2
+
+
 def numbers_of(batches, count: int) -> list[int]:
     return [number for _ in range(count) for number in next(batches)["n"].tolist()]
 

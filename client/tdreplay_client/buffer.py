@@ -236,7 +236,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             fields: as in `sample_by_index_fields`; None: all of them.
             seed: batch number k of the stream is batch number k of the seed, after a lost connection too: the same seed gives the same batches, as
                 long as the table holds the same rows. None: where the buffer has a seed, each of its streams gets one that follows from it.
-            wait: for the first row of an empty table, at most `timeout` seconds. False: an empty table is an EmptyTableError at once.
+            wait: whether a batch of an empty table waits for its first row, at most `timeout` seconds; the stream itself opens at once. False: an
+                empty table is an EmptyTableError at once.
         """
         size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
         names, rows = as_fields(fields), check_flag(wait, "wait")

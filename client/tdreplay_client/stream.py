@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from typing_extensions import Self
 
 from tdreplay.copying import OfOneProcess
-from tdreplay.errors import CancelledError, DeadlineError, ReplayError, ServerUnavailableError, StreamLimitError
+from tdreplay.errors import CancelledError, DeadlineError, EmptyTableError, ReplayError, ServerUnavailableError, StreamLimitError
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.batches import assemble
@@ -103,7 +103,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         landing: where batches go.
         prefetch: how many batches may be on their way, or wait here, at any time.
         sharing: whether shared memory is used.
-        wait: for the table's first row, for as long as the connection's timeout.
+        wait: whether a batch of an empty table waits for the table's first row, for as long as the connection's timeout.
 
     Raises:
         ReplayError: the server refused the query.
@@ -115,7 +115,15 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self._connection, self._query, self._landing, self._prefetch, self._sharing = connection, query, landing, prefetch, sharing
         self._goes_on = isinstance(query, pb.SampleRequest)
         self._over = self._lost = self._interrupted = False
-        connection.repeated(self._open, for_rows=wait)
+        self._waits, self.shared = wait, False
+        self._end: Callable[[], object] = lambda: None
+        self._reader: threading.Thread | None = None
+        try:
+            connection.repeated(self._open)
+        except EmptyTableError:
+            if not wait:
+                raise
+            self._lost = True  # Who asks for the first batch waits for the first row, and not who opens the stream: it may be the one who adds it.
 
     def _open(self, patience: Patience) -> None:
         """Opens a call, grants the first batches, and starts to read them."""
@@ -152,7 +160,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         if self._over:
             raise StopIteration
         try:
-            return self._connection.repeated(self._taken) if self._goes_on else self._taken(Patience(self._connection.timeout))
+            return self._connection.repeated(self._taken, for_rows=self._waits) if self._goes_on else self._taken(Patience(self._connection.timeout))
         except Exception:
             self.close()
             raise
@@ -185,7 +193,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
                 self._end_call()
                 if self._over:  # Another thread closed the stream, and with it the call.
                     raise StopIteration
-                self._lost = isinstance(arrival, ServerUnavailableError)
+                self._lost = isinstance(arrival, (ServerUnavailableError, EmptyTableError) if self._waits else ServerUnavailableError)
                 raise arrival
             finally:
                 del arrival  # Its traceback holds this frame: together they would keep the shared memory mapped.
@@ -211,7 +219,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
 
     def _end_call(self) -> None:
         self._end()
-        if self._reader is not threading.current_thread():
+        if self._reader is not None and self._reader is not threading.current_thread():
             self._reader.join(JOIN_SECONDS)
 
     def __enter__(self) -> Self:

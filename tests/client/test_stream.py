@@ -146,7 +146,7 @@ def test_a_bad_query_is_refused_when_the_stream_is_opened(buffer, arguments, err
 
 def test_a_stream_of_an_empty_table_is_refused(address, table):
     with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=0.5) as buffer, pytest.raises(EmptyTableError):
-        buffer.stream(4)  # Once it waited for the first row.
+        next(buffer.stream(4))  # Once it waited for the first row.
 
 
 def test_a_stream_whose_server_freezes_is_a_deadline_error_and_one_whose_server_dies_names_it():

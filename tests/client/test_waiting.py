@@ -72,6 +72,21 @@ def test_a_stream_waits_for_the_first_row(address, table):
         adding.join()
 
 
+def test_who_opens_a_stream_of_an_empty_table_may_add_its_first_rows(address, table):
+    """The stream itself does not wait, and a table that is emptied while it is read is waited for as well."""
+    with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=20) as buffer, buffer.stream(3) as batches:
+        buffer.add_batch(rows(1, 7))
+        assert numbers(next(batches)) == [7, 7, 7]
+        buffer.reset()
+        adding = soon(lambda: buffer.add_batch(rows(1, 8)))
+        while (found := numbers(next(batches))) == [7, 7, 7]:
+            pass  # Those that were on their way.
+        assert found == [8, 8, 8]
+        adding.join()
+    with RemoteReplayBuffer(address, table=f"{table}-2", buffer_size=10) as buffer:
+        buffer.stream(3).close()
+
+
 def test_a_dataset_waits_for_the_first_row(address, table):
     with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=20) as buffer:
         adding = soon(lambda: buffer.add_batch(rows(1, 7)))
@@ -83,7 +98,7 @@ def test_an_empty_table_is_an_error_when_the_time_is_over_and_at_once_where_nobo
     with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=0.5) as buffer:
         for read, waits in [
             (lambda: buffer.sample_batch(3, wait=True), True),
-            (lambda: buffer.stream(3), True),
+            (lambda: next(buffer.stream(3)), True),
             (lambda: buffer.sample_batch(3), False),
             (lambda: buffer.get_next_batch(3), False),
             (lambda: buffer.stream(3, wait=False), False),

@@ -87,7 +87,7 @@ def test_batches_after_single_rows_still_go_through_shared_memory(address, table
         for row in numbered(0, 8):
             writer.append(row)
         writer.flush()
-        call, used = writer._call, []
+        call, used = writer._core.call, []
         made = call.parcel
         call.parcel = lambda *block: used.append(made(*block)) or used[-1]
         writer.extend(numbered(8, 300))

@@ -126,7 +126,10 @@ def _path(text: str) -> Path:
     """A path of the command line; a ~ that the shell left is the user's home."""
     if not text:
         raise typer.BadParameter("a path cannot be empty")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise typer.BadParameter(f"{text} begins with ~ and a name that no user has") from None
 
 
 DataDir = Annotated[Path, typer.Argument(help="The data directory of a server that is not running.", parser=_path, metavar="DATA_DIR")]

@@ -68,6 +68,16 @@ def test_a_socket_s_path_may_begin_with_the_home(monkeypatch, tmp_path):
     assert ServerConfig(address="unix:~/s.sock").address == f"unix:{tmp_path}/s.sock"
 
 
+@pytest.mark.parametrize(
+    ("path", "words"), [("", "cannot be empty"), ("~nobody-of-that-name/x", "no user has"), ("~/nothing", "/nothing is neither")]
+)
+def test_a_path_of_a_command_follows_the_same_rules(path, words, tmp_path):
+    command = [sys.executable, "-m", "tdreplay_server", "verify", path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "HOME": str(tmp_path)}, cwd=tmp_path)
+    assert (done.returncode in (1, 2), "Traceback" in done.stderr) == (True, False)
+    assert words in done.stderr
+
+
 # -- names ------------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -60,8 +60,12 @@ class Insert:
     @property
     def outcome(self) -> tuple[int, bool]:
         """The id of its first row, and whether it had been stored before; or its error is raised."""
-        if self.error is not None:
-            raise self.error
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # Its traceback holds this object, and with it the rows: it must not be held by this object as well.
         if self.first_row_id < 0:
             raise InternalError("the thread that stored this block for others was interrupted")
         return self.first_row_id, self.already_stored
@@ -87,12 +91,13 @@ class DurableWriter(RingWriter):
     Args:
         ledger: of the table.
         flusher: where rows are flushed to the disk now and then.
-        overwriting: keeps readers out while rows are overwritten.
+        alone: keeps readers out, while rows are overwritten.
+        torn: called with readers kept out, where slots may hold neither their old rows nor whole new ones.
     """
 
-    def __init__(self, ledger: Ledger, flusher: Flusher | None, overwriting: Callable[[], AbstractContextManager[object]]) -> None:
+    def __init__(self, ledger: Ledger, flusher: Flusher | None, alone: AbstractContextManager[object], torn: Callable[[], None]) -> None:
         super().__init__()
-        self._ledger, self._flusher, self._overwriting = ledger, flusher, overwriting
+        self._ledger, self._flusher, self._alone, self._torn = ledger, flusher, alone, torn
         self.snapshot: Snapshot | None = None
 
     def insert(self, blocks: Sequence[Insert]) -> None:
@@ -109,10 +114,15 @@ class DurableWriter(RingWriter):
         if retired.oldest > before.oldest:
             self._retire(retired.oldest, rows)
         failpoint("insert-after-intent")
-        with self._overwriting():
-            storage.ring = retired
-            self._ledger.commit(after, self._put_all(blocks, before.write_count))
-            storage.ring = after
+        with self._alone:
+            try:
+                storage.ring = retired
+                self._ledger.commit(after, self._put_all(blocks, before.write_count))
+                storage.ring = after
+            except BaseException:
+                if storage.ring != before:
+                    self._torn()
+                raise
         failpoint("insert-after-commit")
 
     def _put_all(self, blocks: Sequence[Insert], row_id: int) -> list[Written]:

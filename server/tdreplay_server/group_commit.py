@@ -33,11 +33,10 @@ class GroupCommit(Generic[T]):
 
     def put(self, item: T) -> None:
         """Returns when `item` was written, by this thread or by another one."""
-        place = _Place(item)
-        self._await(place)
-        if place.written:
+        place = self._await(item)
+        if place is not None and place.written:
             return
-        items, others = self._group(item)
+        items, others = self._group(item) if self._waiting else ([item], [])
         try:
             self._write(items)
         finally:
@@ -46,24 +45,26 @@ class GroupCommit(Generic[T]):
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keeps all writes out."""
-        self._await(_Place(None))
+        self._await(None)
         try:
             yield
         finally:
             self._end([])
 
-    def _await(self, place: _Place[T]) -> None:
-        """Returns when this thread may write, or when another one has written for it."""
+    def _await(self, item: T | None) -> _Place[T] | None:
+        """Returns when this thread may write, or when another one has written for it, as its place says where it had to wait."""
         with self._mutex:
             if not self._busy:
                 self._busy = True
-                return
+                return None
+            place = _Place(item)
             self._waiting.append(place)
         try:
             place.gate.acquire()
         except BaseException:  # Ctrl-C: nobody may wait for this thread.
             self._withdraw(place)
             raise
+        return place
 
     def _withdraw(self, place: _Place[T]) -> None:
         with self._mutex:

@@ -125,7 +125,7 @@ class Table:
         self._storage: RowStorage = open_storage(storing_device, ring.buffer_size, directory)
         self._storage.ring = ring
         # TorchRL's buffer holds the parts together; the hot paths below go to the parts.
-        self._writer = DurableWriter(self._ledger, self._flusher, self._overwriting)
+        self._writer = DurableWriter(self._ledger, self._flusher, self._lock.write(), self._forget_selections)
         self._replay = TensorDictReplayBuffer(storage=self._storage, writer=self._writer, sampler=UniformSampler())
         self._schema = None
 
@@ -213,17 +213,9 @@ class Table:
             insert.stored(row_id)
             row_id += insert.rows
 
-    @contextmanager
-    def _overwriting(self) -> Iterator[None]:
-        """Keeps readers out."""
-        with self._lock.write():
-            before = self._storage.ring
-            try:
-                yield
-            except BaseException:
-                if self._storage.ring != before:
-                    self._generation += 1  # The slots that were to be overwritten may be torn: who selected them must not read them.
-                raise
+    def _forget_selections(self) -> None:
+        """Whoever selected rows before must not read them: their slots may be torn."""
+        self._generation += 1
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -31,7 +31,7 @@ def test_a_container_is_confined_as_the_docs_say(stack):
     assert host["CapDrop"] == ["ALL"]
     assert not host["CapAdd"]
     assert any(option.startswith("no-new-privileges") for option in host["SecurityOpt"])
-    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (MEMORY, MEMORY, 2_000_000_000, 512)
+    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (MEMORY, MEMORY, 2_000_000_000, 4608)
     assert host["Init"]
     assert host["RestartPolicy"]["Name"] == "unless-stopped"
     assert config["StopTimeout"] == 15

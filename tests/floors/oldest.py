@@ -1,6 +1,6 @@
 """The oldest versions that a client may have: a line for pip each, out of what is installed as tdreplay's requirements.
 
-Without torch: its old builds for the processor alone are in no registry that pip knows by itself.
+Without torch: its old builds for the processor alone are nowhere where pip looks by itself.
 """
 
 import re

@@ -42,6 +42,7 @@ def channel_options(address: str) -> list[tuple[str, int | str]]:
         # A network that is dead, and a host that is gone, are noticed.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),  # What gRPC waits for the answer to a ping: a minute, unless it is told so.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.enable_retries", 1),

@@ -14,7 +14,7 @@ from tdreplay.limits import MAX_SECONDS, check_flag, check_seconds, check_whole,
 
 SECONDS = [30, 30.0, np.float32(30), np.int8(30), np.array(30.0), torch.tensor(30), torch.tensor(30.0), Decimal(30), Fraction(60, 2)]
 ENDLESS = [None, float("inf"), np.inf, 1e10, 1e300, 10**400, MAX_SECONDS * 2]
-NO_SECONDS = [0, -1, 0.0, float("nan"), -float("inf"), -(10**400), True, np.True_, "30", b"30", 1j, np.complex64(1), [30], np.array([30.0]), object()]
+NO_SECONDS = [0, -1, 0.0, float("nan"), -float("inf"), -(10**400), True, np.True_, "30", b"30", 1j, np.complex64(1), [30], np.array([30.0]), {30}]
 WHOLE = [7, np.int8(7), np.uint64(7), np.array(7), torch.tensor(7), torch.tensor(7, dtype=torch.uint8)]
 NOT_WHOLE = [0, -1, 2**63, 2**70, -(2**63), 10**5000, 7.0, torch.tensor(7.0), np.float32(7), True, np.True_, torch.tensor(True), "7", None, [7]]
 NOT_WHOLE += [np.array([7]), torch.tensor([7, 7]), torch.tensor(7, device="meta"), np.uint64(2**63)]

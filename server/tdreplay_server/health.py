@@ -37,7 +37,7 @@ class Health:
         self._over = False
         self._changed = threading.Condition()
         self._calls = Calls(MOST_CALLS)
-        self._workers = CallThreads(self._calls.threads, thread_name_prefix="tdreplay-health")
+        self._workers = CallThreads(self._calls.threads, "tdreplay-health")
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Of the service's calls."""

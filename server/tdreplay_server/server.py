@@ -95,7 +95,8 @@ class ReplayServer:
         shared_memory = SharedMemory(config.shared_memory_dir and config.shared_memory_dir.resolve())
         shared_memory.sweep()
         self._calls, self._health = Calls(config.max_workers), Health()
-        self._grpc = grpc.server(CallThreads(self._calls.threads, thread_name_prefix="tdreplay-call"), options=_options())
+        self._workers = CallThreads(self._calls.threads, "tdreplay-call")
+        self._grpc = grpc.server(self._workers, options=_options())
         slots = StreamSlots(config.max_streams, config.max_standing)
         handlers = Handlers(SERVICE, ReplayBufferService(self._tables, shared_memory), self._calls, slots)
         self._grpc.add_generic_rpc_handlers((handlers, self._health.handlers()))
@@ -137,6 +138,7 @@ class ReplayServer:
     def _close(self) -> None:
         self._calls.stop(0.0)
         self._health.close()
+        self._workers.shutdown(wait=False)
         self._tables.close()
 
     def wait(self, timeout: float | None = None) -> bool:

@@ -11,9 +11,9 @@ from tensordict import TensorDict
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
 from tdreplay.devices import parse_device
-from tdreplay.errors import InvalidArgumentError, TableExistsError
-from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, check_batch_size, check_flag, check_seconds, check_whole
-from tdreplay.messages import durability_from_message, schema_from_message
+from tdreplay.errors import CodecError, InvalidArgumentError, TableExistsError
+from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, MAX_INT64, check_batch_size, check_flag, check_seconds, check_whole
+from tdreplay.messages import state_from_message
 from tdreplay.metadata import Metadata
 from tdreplay.rows import Row, given_row, given_rows
 from tdreplay.selecting import Fields, Slots, as_fields
@@ -187,22 +187,25 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         if batch is None:
             numbers: Any = {} if draw is None else {"seed": draw[0], "batch": draw[1]}
             request = pb.SampleBatchRequest(table=self._table, batch_size=size, **numbers)
-            return self._one("SampleBatch", request, pb.SampleBatchResponse, patience)
+            return self._one("SampleBatch", request, pb.SampleBatchResponse, range(size, size + 1), patience)
         return batch
 
     def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
-        request = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields)
-        return self._connection.repeated(lambda patience: self._one("SampleByIndex", request, pb.SampleByIndexResponse, patience))
+        request, sizes = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields), range(len(slots), len(slots) + 1)
+        return self._connection.repeated(lambda patience: self._one("SampleByIndex", request, pb.SampleByIndexResponse, sizes, patience))
 
     def sample_all(self) -> TensorDict:
-        request = pb.SampleAllRequest(table=self._table)
-        return self._connection.repeated(lambda patience: self._one("SampleAll", request, pb.SampleAllResponse, patience))
+        request, sizes = pb.SampleAllRequest(table=self._table), range(1, MAX_INT64)
+        return self._connection.repeated(lambda patience: self._one("SampleAll", request, pb.SampleAllResponse, sizes, patience))
 
-    def _one(self, call: str, request: Message, response_type: type[Message], patience: Patience) -> TensorDict:
+    def _one(self, call: str, request: Message, response_type: type[Message], sizes: range, patience: Patience) -> TensorDict:
         """The one batch that a call answers with."""
         answers = self._connection.stream(call, request, patience)
         try:
-            (batch,) = assemble(answers, response_type, self._landing)
+            batches = assemble(answers, response_type, self._landing, sizes)
+            batch = next(batches, None)
+            if batch is None or next(batches, None) is not None:
+                raise CodecError(f"{'no batch' if batch is None else 'more than one batch'} came as the answer to {call}")
             return batch.take()
         finally:
             answers.close()
@@ -260,11 +263,9 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     def _described(self, patience: Patience | None = None) -> State:
         answer = self._connection.unary("Describe", pb.DescribeRequest(table=self._table), patience)
-        schema = schema_from_message(answer.schema) if answer.HasField("schema") else None
-        self._storing_device = device = torch.device(answer.storing_device)
-        durability = durability_from_message(answer.durability)
-        inserted = answer.insert_count if answer.HasField("insert_count") else answer.write_count  # An older server does not say.
-        return State(answer.buffer_size, answer.size, answer.pointer, answer.write_count, device, schema, durability, inserted)
+        state = state_from_message(answer)
+        self._storing_device = state.storing_device
+        return state
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         size = 0 if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)

@@ -30,6 +30,7 @@ from tdreplay.errors import (
 )
 from tdreplay.limits import check_seconds
 from tdreplay.processes import Owner, keep_in_forks
+from tdreplay.texts import MAX_DETAILS, printable
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_client.addresses import check_target
 from tdreplay_client.channel_options import channel_options
@@ -175,7 +176,7 @@ class Connection:
     def error(self, error: Any) -> ReplayError:
         """The error that a call which gRPC ended with `error` raises."""
         name = dict(error.trailing_metadata() or ()).get(TRAILER)
-        found = from_status(error.code(), name, error.details() or "")
+        found = from_status(error.code(), name, printable((error.details() or "")[:MAX_DETAILS]))
         if isinstance(found, DeadlineError):
             return self.late()
         if isinstance(found, CancelledError):  # The client's own doing, or that of a server that stops.

@@ -24,7 +24,7 @@ from tdreplay_client.patience import Patience, jittered
 from tdreplay_client.shared_memory import MappedSlots, Sharing, mapped
 from tdreplay_client.unsettled import Delivery, Unsettled
 
-__all__ = ["NUDGE", "InsertCall", "Outgoing", "SingleInserts", "open_inserts"]
+__all__ = ["NUDGE", "InsertCall", "Outgoing", "SingleInserts", "check_acknowledged", "open_inserts"]
 
 Requests: TypeAlias = "queue.SimpleQueue[Any]"
 Outgoing: TypeAlias = Callable[[Requests], Iterator[Any]]
@@ -238,7 +238,8 @@ class SingleInserts:
             head = pb.AddRequest(table=self._table, writer_id=piece.number.writer_id, sequence=piece.number.sequence)
             parcel = framed(head, block_layout(delivery.schema, piece.stop - piece.start), piece.number)
             parcel.fill(delivery.columns, piece.start, piece.stop)
-            self._connection.unary("Add", parcel.message, patience)
+            answer = self._connection.unary("Add", parcel.message, patience)
+            check_acknowledged(answer.rows, piece.stop - piece.start)
             delivery.acknowledge()
 
     def close(self) -> None:
@@ -266,7 +267,17 @@ def _await_acknowledgement(call: InsertCall, in_flight: deque[Parcel], delivery:
     answer = next(call.answers, None)
     if answer is None:
         raise InternalError("the server ended the call before it acknowledged all rows")
+    piece = delivery.pieces[0]
+    check_acknowledged(answer.rows, piece.stop - piece.start)
     call.release(in_flight.popleft())
-    piece = delivery.acknowledge()
-    if answer.rows != piece.stop - piece.start:
-        raise InternalError(f"the server acknowledged {answer.rows} of {piece.stop - piece.start} rows")
+    delivery.acknowledge()
+
+
+def check_acknowledged(rows: int, sent: int) -> None:
+    """Passes where a server acknowledged as many rows as a block has.
+
+    Raises:
+        InternalError: it did not.
+    """
+    if rows != sent:
+        raise InternalError(f"the server acknowledged {rows} of {sent} rows")

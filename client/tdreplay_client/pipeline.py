@@ -19,7 +19,7 @@ from tdreplay.limits import MAX_BATCH_SIZE
 from tdreplay.schema import Schema
 from tdreplay_client.channel import Connection, start_reader
 from tdreplay_client.holding import Holding, Pace
-from tdreplay_client.inserts import NUDGE, InsertCall, Requests, open_inserts
+from tdreplay_client.inserts import NUDGE, InsertCall, Requests, check_acknowledged, open_inserts
 from tdreplay_client.parcels import Parcel
 from tdreplay_client.patience import FIRST_PAUSE, SECOND_LOOK, Patience
 from tdreplay_client.shared_memory import Sharing
@@ -283,8 +283,8 @@ class Pipeline(Holding):
         if call is None:
             return
         try:
-            for _ in call.answers.patiently():
-                self._acknowledge(call)
+            for answer in call.answers.patiently():
+                self._acknowledge(call, answer.rows)
                 patience.answered()
             if not self._over:
                 raise self.connection.gone("ended the call")
@@ -344,11 +344,13 @@ class Pipeline(Holding):
                 patience.renew()
             self._steady = False
 
-    def _acknowledge(self, call: InsertCall) -> None:
+    def _acknowledge(self, call: InsertCall, rows: int) -> None:
         with self.lock:
             if not self.flight.blocks:
                 raise InternalError(f"server {self.connection.address} acknowledged a block that was not sent")
-            call.release(self.flight.blocks[0])
+            block = self.flight.blocks[0]
+            check_acknowledged(rows, block.block.batch_shape[0])
+            call.release(block)
             self.flight = self.flight.acknowledge()
             self._steady = True
             self._send_what_waits()

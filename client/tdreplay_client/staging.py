@@ -89,7 +89,7 @@ class Staging:
             if isinstance(value, torch.Tensor):
                 value = self._from_tensor(field, value)
             elif isinstance(value, np.ndarray):
-                if value.dtype != dtype or value.shape != field.shape:
+                if value.dtype != dtype or value.shape != field.shape or type(value) is not np.ndarray:
                     value = self._converted(field, value)
             elif not _lies_between(value, limits.get(type(value))) or field.shape:
                 value = self._converted(field, value)

@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from typing_extensions import Self
 
 from tdreplay.copying import OfOneProcess
-from tdreplay.errors import CancelledError, DeadlineError, EmptyTableError, ReplayError, ServerUnavailableError, StreamLimitError
+from tdreplay.errors import CancelledError, DeadlineError, EmptyTableError, InternalError, ReplayError, ServerUnavailableError, StreamLimitError
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.batches import assemble
@@ -57,6 +57,7 @@ class BatchCall:
     def __init__(self, connection: Connection, query: Any, window: int, shared: bool, patience: Patience) -> None:
         call, self._response = _CALLS[type(query)]
         self._request = type(query)
+        self._sizes = range(query.batch_size if call == "Sample" else 1, query.batch_size + 1)  # The last batch of an epoch may have fewer rows.
         query.batches_per_message = max(1, window // 2)
         query.shared_slots = window + SPARE_SLOTS if shared else 0
         self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -80,7 +81,7 @@ class BatchCall:
 
     def batches(self, messages: Iterator[bytes], landing: Landing) -> Iterator[Arrival]:
         """The batches that `messages` of this call bring."""
-        return assemble(messages, self._response, landing, self.slots)
+        return assemble(messages, self._response, landing, self._sizes, self.slots)
 
 
 _CALLS: dict[Any, tuple[str, type[Message]]] = {pb.SampleRequest: ("Sample", pb.SampleResponse), pb.EpochRequest: ("Epoch", pb.EpochResponse)}
@@ -137,7 +138,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self._end = weakref.finalize(self, end_call, call.requests, call.answers)
         self._lost = False
         self._grant()
-        self._reader = start_reader(_read, call.batches(call.answers.patiently(), self._landing), self._ready)
+        self._reader = start_reader(_read, call.batches(call.answers.patiently(), self._landing), self._ready, self._window)
         if self._over:  # Another thread closed the stream meanwhile, and did not see this call.
             self._end_call()
 
@@ -229,10 +230,12 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self.close()
 
 
-def _read(batches: Iterator[Arrival], ready: queue.SimpleQueue[Arrival | BaseException]) -> None:
-    """Reads batches until the call ends, and says how it ended."""
+def _read(batches: Iterator[Arrival], ready: queue.SimpleQueue[Arrival | BaseException], window: int) -> None:
+    """Reads batches until the call ends, and says how it ended. So many batches may wait: more were not granted."""
     try:
         for batch in batches:
+            if ready.qsize() >= window:
+                raise InternalError("the server sent more batches than it was granted")
             ready.put(batch)
             del batch  # While the next one is awaited, this one is its taker's alone, and with it the memory that it lies in.
         ready.put(StopIteration())

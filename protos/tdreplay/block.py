@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tdreplay.errors import CodecError
+from tdreplay.errors import CodecError, SchemaError
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_RANK
 from tdreplay.memory import Rows
 from tdreplay.schema import DTYPE_NAMES, DTYPES, EXTRA_FIELDS, METADATA, DimNames, Field, Schema, check_dim_names
@@ -85,6 +85,22 @@ class Layout:
         """
         fields = (Field(span.name, span.dtype, span.shape[1:]) for span in self.stored)
         return Schema.made_of(fields, self.batch_shape[1:], self.dim_names)
+
+    def check_fields(self) -> None:
+        """Passes where the fields of a batch that a server sends can be a TensorDict's.
+
+        Raises:
+            CodecError: they cannot be.
+        """
+        if self._wrong_fields:
+            raise CodecError(f"not a batch: {self._wrong_fields}")
+
+    @cached_property
+    def _wrong_fields(self) -> str:
+        try:
+            return "" if self.spans and (not self.stored or self.schema) else "it has no fields"
+        except (CodecError, SchemaError) as error:
+            return str(error)
 
     def write_header(self, memory: Bytes) -> dict[str, Rows]:
         """Writes the header into `memory` (of `size` bytes) and gives the fields' places in it, to be filled: name -> rows of bytes.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from tdreplay.errors import CodecError
-from tdreplay.schema import DTYPE_NAMES, DTYPES, Field, Schema
+from tdreplay.api import State
+from tdreplay.devices import parse_device
+from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
+from tdreplay.schema import DTYPE_NAMES, DTYPES, Field, Schema, check_dim_names
 from tdreplay.v1 import replay_buffer_pb2 as pb
 
-__all__ = ["durability_from_message", "durability_to_message", "schema_from_message", "schema_to_message"]
+__all__ = ["durability_from_message", "durability_to_message", "schema_from_message", "schema_to_message", "state_from_message"]
 
 DURABILITIES = {
     "none": pb.DURABILITY_NONE,
@@ -36,10 +38,34 @@ def schema_from_message(message: pb.Schema) -> Schema:
     """The schema that `message` describes.
 
     Raises:
-        CodecError: it names a dtype that this version does not know.
+        CodecError: it is none, or names a dtype that this version does not know.
     """
     unknown = sorted({field.dtype for field in message.fields} - DTYPES.keys())
     if unknown:
         raise CodecError(f"the table's schema names dtypes that this version does not know: {unknown}")
-    fields = tuple(Field(field.name, DTYPES[field.dtype], tuple(field.shape)) for field in message.fields)
-    return Schema(fields, tuple(message.row_shape), tuple(name or None for name in message.dim_names))
+    fields = [Field(field.name, DTYPES[field.dtype], tuple(field.shape)) for field in message.fields]
+    if any(size < 0 for shape in (message.row_shape, *(field.shape for field in fields)) for size in shape):
+        raise CodecError("the table's schema has a dimension below 0")
+    names = check_dim_names([name or None for name in message.dim_names], 1 + len(message.row_shape))
+    try:
+        return Schema.made_of(fields, tuple(message.row_shape), names)
+    except SchemaError as error:
+        raise CodecError(f"the table's schema is none: {error}") from None
+
+
+def state_from_message(message: pb.DescribeResponse) -> State:
+    """The state that `message` describes.
+
+    Raises:
+        CodecError: it describes none.
+    """
+    schema = schema_from_message(message.schema) if message.HasField("schema") else None
+    counts = (message.buffer_size, message.size, message.pointer, message.write_count)
+    if min(counts) < 0 or message.size > message.buffer_size:
+        raise CodecError(f"the table's buffer_size, size, pointer and write_count cannot be {list(counts)}")
+    try:
+        device = parse_device(message.storing_device, "the table's storing_device")
+    except InvalidArgumentError as error:
+        raise CodecError(str(error)) from None
+    inserted = message.insert_count if message.HasField("insert_count") else message.write_count  # An older server does not say.
+    return State(*counts, device, schema, durability_from_message(message.durability), inserted)

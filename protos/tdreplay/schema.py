@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -66,7 +67,7 @@ class Field:
     @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row's value."""
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
+        return self.dtype.itemsize * math.prod(self.shape)
 
     def __str__(self) -> str:
         return f"{DTYPE_NAMES[self.dtype]}{list(self.shape)}"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import sys
 
+from tdreplay.texts import printable
 from tdreplay_server.imports import process_unchanged
 
 with process_unchanged():
     import structlog
 
-from tdreplay_server.texts import printable
 
 __all__ = ["log", "log_to_stderr"]
 

@@ -1,21 +1,15 @@
-"""Text that came from the network, made fit for a line of the log and for the status of a call."""
+"""The text of an error, made fit for the status of a call."""
 
 from __future__ import annotations
 
 from itertools import accumulate
 
-__all__ = ["details_of", "printable"]
+from tdreplay.texts import MAX_DETAILS, printable
 
-MAX_DETAILS = 1000
+__all__ = ["details_of"]
+
 MAX_DETAILS_BYTES = 3000
 """As gRPC sends them, in a header: each byte beyond ASCII takes three there, and headers above 8 KiB are dropped, the status with them."""
-
-
-def printable(text: str) -> str:
-    """`text` on one line, with every character that a terminal or a reader of logs may take for more than a character escaped as in Python."""
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
 
 
 def details_of(error: Exception) -> str:

@@ -97,15 +97,17 @@ class Model(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def sample_by_index(self, data: st.DataObject) -> None:
-        index = data.draw(st.lists(st.integers(-1, 12), min_size=1, max_size=20))
-        wrong = [slot for slot in index if slot not in self.ring.slots]
+        index = data.draw(st.lists(st.integers(-13, 12), min_size=1, max_size=20))
+        stored = sorted(self.ring.slots)  # Negative numbers count from the last stored row.
+        slots = [stored[number] if -len(stored) <= number < 0 else number for number in index]
+        wrong = [number for number, slot in zip(index, slots, strict=True) if slot not in self.ring.slots]
         if wrong:
-            with pytest.raises(IndexError, match=f"index {wrong[0]} "):
+            with pytest.raises(IndexError, match=f"index ({'|'.join(map(str, wrong))}) "):  # It names one of them.
                 self.buffer.sample_by_index(index)
         else:
             batch = self.buffer.sample_by_index(index)
-            assert list(zip(batch["row_id"].tolist(), numbers(batch), strict=True)) == [self.ring.slots[slot] for slot in index]
-            assert batch["index"].tolist() == index
+            assert list(zip(batch["row_id"].tolist(), numbers(batch), strict=True)) == [self.ring.slots[slot] for slot in slots]
+            assert batch["index"].tolist() == slots
             assert self.buffer.sample_by_index_fields(index, ["action"])["action"].tolist() == numbers(batch)
 
     @rule(n=st.integers(1, 30))

@@ -53,7 +53,7 @@ class Insert:
 
     def failed(self, error: BaseException) -> None:
         """Notes the error that ended the group, unless it is known already what became of this block."""
-        if self.first_row_id < 0 and self.error is None:
+        if isinstance(error, Exception) and self.first_row_id < 0 and self.error is None:
             # An error of its own: a traceback holds all that its thread's frames hold.
             self.error = type(error)(str(error)) if isinstance(error, ReplayError) else error
 

@@ -20,6 +20,9 @@ T = TypeVar("T")
 class GroupCommit(Generic[T]):
     """Hands what several threads bring to `write`, in groups, in the order in which they came. One thread writes at a time.
 
+    A thread may be interrupted (Ctrl-C) wherever it calls something. So each change of what is kept here is assignments, and one call at the end;
+    `let_go` does what the interrupt left undone.
+
     Args:
         write: takes a group of at least one item. What it raises is raised in the thread that called it; it has to tell the others by their items.
         joins: whether an item may go into a group that has some already.
@@ -28,82 +31,111 @@ class GroupCommit(Generic[T]):
     def __init__(self, write: Callable[[list[T]], None], joins: Callable[[list[T], T], bool]) -> None:
         self._write, self._joins = write, joins
         self._mutex = threading.Lock()
-        self._busy = False
-        self._waiting: deque[_Place[T]] = deque()
+        self._leader: int | None = None  # The thread that may write.
+        self._others: list[_Place[T]] = []  # Those for whom it writes as well.
+        self._waiting: deque[_Place[T]] = deque()  # Those that do not wait any more are taken out later.
 
     def put(self, item: T) -> None:
         """Returns when `item` was written, by this thread or by another one."""
-        place = self._await(item)
-        if place is not None and place.written:
-            return
-        items, others = self._group(item) if self._waiting else ([item], [])
         try:
-            self._write(items)
+            if self._await(item):
+                self._write(self._group(item) if self._waiting else [item])
         finally:
-            self._end(others)
+            self._end()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keeps all writes out."""
-        self._await(None)
         try:
+            self._await(None)
             yield
         finally:
-            self._end([])
+            self._end()
 
-    def _await(self, item: T | None) -> _Place[T] | None:
-        """Returns when this thread may write, or when another one has written for it, as its place says where it had to wait."""
+    def let_go(self) -> None:
+        """Sees to it that nobody waits for this thread, which was interrupted."""
+        thread = threading.get_ident()
         with self._mutex:
-            if not self._busy:
-                self._busy = True
-                return None
-            place = _Place(item)
+            for place in self._waiting:
+                place.waits = place.waits and place.thread != thread
+        self._end()
+
+    def _await(self, item: T | None) -> bool:
+        """Returns when this thread may write, or when another one has written for it; whether it may write."""
+        thread = threading.get_ident()
+        with self._mutex:
+            if self._leader is None or self._leader == thread:  # It is this one where it was interrupted when it wanted to end.
+                self._leader = thread
+                return True
+            place = _Place(item, thread)
             self._waiting.append(place)
         try:
             place.gate.acquire()
-        except BaseException:  # Ctrl-C: nobody may wait for this thread.
+        except BaseException:  # Ctrl-C.
             self._withdraw(place)
             raise
-        return place
+        return not place.written
 
     def _withdraw(self, place: _Place[T]) -> None:
+        """Ends the wait of this thread, which was interrupted. Where another one is writing its item, that ends first."""
         with self._mutex:
-            waits = place in self._waiting
-            if waits:
-                self._waiting.remove(place)
-        if not waits:
-            place.gate.acquire()  # It is being written, or its turn is about to come.
-            if not place.written:
-                self._end([])
+            waits, place.waits = place.waits, False
+            leads = self._leader == place.thread
+        if not (waits or leads or place.written):
+            place.gate.acquire()
 
-    def _group(self, first: T) -> tuple[list[T], list[_Place[T]]]:
-        """The first item and those that came after it, as long as they may join, and the places of these others."""
-        items, others = [first], []
+    def _group(self, first: T) -> list[T]:
+        """The first item and those that came after it, as long as they may join."""
+        items = [first]
         with self._mutex:
-            while self._waiting and (item := self._waiting[0].item) is not None and self._joins(items, item):
-                items.append(item)
-                others.append(self._waiting.popleft())
-        return items, others
+            while self._waiting:
+                other = self._waiting[0]
+                if other.waits:
+                    if other.item is None or not self._joins(items, other.item):
+                        break
+                    items.append(other.item)
+                    other.waits = False
+                    self._others.append(other)
+                self._waiting.popleft()
+        return items
 
-    def _end(self, written: list[_Place[T]]) -> None:
-        """Wakes those for whom was written, and the next thread that is to write."""
-        for place in written:
-            place.written = True
-            place.gate.release()
+    def _end(self) -> None:
+        """Where this thread may write: ends that, and wakes those for whom it wrote, and the next thread that is to write."""
+        if self._leader != threading.get_ident():
+            return
         with self._mutex:
-            if self._waiting:
-                self._waiting.popleft().gate.release()
-            else:
-                self._busy = False
+            while self._others:
+                place = self._others[-1]
+                if not place.written:
+                    place.written = True
+                    place.gate.release()
+                self._others.pop()
+            self._choose()
+
+    def _choose(self) -> None:
+        while self._waiting:
+            place = self._waiting[0]
+            if place.waits:
+                place.waits = False
+                self._leader = place.thread
+                place.gate.release()
+                return
+            self._waiting.popleft()
+        self._leader = None
 
 
 class _Place(Generic[T]):
-    """What one thread brings, and waits for. Without an item it only waits for its turn."""
+    """Where a thread waits with what it brings. Without an item it only waits for its turn.
 
-    __slots__ = ("gate", "item", "written")
+    Attributes:
+        waits: whether it waits in the queue: its item may go into a group, and its turn may come.
+        written: whether another thread has written its item.
+    """
 
-    def __init__(self, item: T | None) -> None:
-        self.item = item
-        self.written = False
+    __slots__ = ("gate", "item", "thread", "waits", "written")
+
+    def __init__(self, item: T | None, thread: int) -> None:
+        self.item, self.thread = item, thread
+        self.waits, self.written = True, False
         self.gate = threading.Lock()
         self.gate.acquire()

@@ -323,17 +323,21 @@ class Journal(Ledger):
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
         with disk_errors(NAME):
+            self._roll_back()  # An interrupt (Ctrl-C) may have left one open.
             if self._uncompacted:
                 self._compact()
             self._uncompacted = True
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection.execute
                 self._connection.execute("COMMIT")
                 self._uncompacted = False
             finally:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                self._roll_back()
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def _compact_if_there_is_room(self) -> None:
         """The rows are stored: a full disk, or no descriptor that is left, only lets the log grow."""

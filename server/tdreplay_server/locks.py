@@ -22,6 +22,8 @@ class ReadWriteLock:
     What is done under the lock is a copy between memory blocks, a note in the journal, and with the durability power a flush to the disk; never I/O
     on a socket. So every wait ends.
 
+    It knows which threads hold it: one that was interrupted (Ctrl-C) on its way in or out gives it back by `let_go`, or when it comes again.
+
     Attributes:
         reads: counts those who read.
     """
@@ -29,8 +31,8 @@ class ReadWriteLock:
     def __init__(self) -> None:
         self.reads = 0
         self._mutex = threading.Lock()
-        self._readers = 0
-        self._writing = False
+        self._readers: set[int] = set()
+        self._writer: int | None = None
         self._waiting_readers: list[_Turn] = []
         self._waiting_writers: deque[_Turn] = deque()
         self._read, self._write = Guard(self._begin_read, self._end_read), Guard(self._begin_write, self._end_write)
@@ -43,86 +45,101 @@ class ReadWriteLock:
         """For ``with``: holds the lock alone."""
         return self._write
 
-    def _begin_read(self) -> None:
+    def let_go(self) -> None:
+        """Sees to it that nobody waits for this thread, which was interrupted."""
+        thread = threading.get_ident()
         with self._mutex:
-            if not self._writing and not self._waiting_writers:
-                self._readers += 1
-                self.reads += 1
-                return
-            turn = _Turn()
-            self._waiting_readers.append(turn)
-        self._await(turn, self._end_read)
+            for turn in (*self._waiting_readers, *self._waiting_writers):
+                turn.waits = turn.waits and turn.thread != thread
+        self._end_write()
+        self._end_read()
 
-    def _end_read(self) -> None:
+    def _begin_read(self) -> None:
+        thread = threading.get_ident()
         with self._mutex:
-            self._readers -= 1
-            if not self._readers and self._waiting_writers:
-                self._let_writer_in()
+            if self._writer is None and not self._waiting_writers:
+                self.reads += 1
+                self._readers.add(thread)
+                return
+            turn = _Turn(thread)
+            self._waiting_readers.append(turn)
+            self._let_in(after_write=self._gave_back(thread))
+        self._await(turn)
 
     def _begin_write(self) -> None:
+        thread = threading.get_ident()
         with self._mutex:
-            if not self._writing and not self._readers:
-                self._writing = True
+            if self._writer is None and not self._readers:
+                self._writer = thread
                 return
-            turn = _Turn()
+            turn = _Turn(thread)
             self._waiting_writers.append(turn)
-        self._await(turn, self._end_write)
+            self._let_in(after_write=self._gave_back(thread))
+        self._await(turn)
+
+    def _end_read(self) -> None:
+        thread = threading.get_ident()
+        with self._mutex:
+            self._readers.discard(thread)
+            if self._waiting_readers or self._waiting_writers:
+                self._let_in()
 
     def _end_write(self) -> None:
+        thread = threading.get_ident()
         with self._mutex:
-            self._writing = False
-            if self._waiting_readers:
-                self._let_readers_in()
-            elif self._waiting_writers:
-                self._let_writer_in()
+            if self._writer == thread:
+                self._writer = None
+                self._let_in(after_write=True)
 
-    def _await(self, turn: _Turn, end: Callable[[], None]) -> None:
+    def _await(self, turn: _Turn) -> None:
         try:
-            turn.wait()
-        except BaseException:  # Ctrl-C: nobody else may wait for this thread.
-            if not self._withdrawn(turn):
-                end()
+            turn.gate.acquire()
+        except BaseException:  # Ctrl-C.
+            self.let_go()
             raise
 
-    def _withdrawn(self, turn: _Turn) -> bool:
-        """Takes a turn out of its queue; False where it has come already."""
-        with self._mutex:
-            if turn.came:
-                return False
-            queue: deque[_Turn] | list[_Turn] = self._waiting_readers if turn in self._waiting_readers else self._waiting_writers
-            queue.remove(turn)
-            if not self._writing and not self._waiting_writers:
-                self._let_readers_in()
-            return True
+    def _gave_back(self, thread: int) -> bool:
+        """Whether a thread that comes was the writer still, because it was interrupted on its way out: it is not any more, nor a reader."""
+        self._readers.discard(thread)
+        wrote = self._writer == thread
+        if wrote:
+            self._writer = None
+        return wrote
 
-    def _let_writer_in(self) -> None:
-        self._writing = True
-        self._waiting_writers.popleft().come()
+    def _let_in(self, *, after_write: bool = False) -> None:
+        """Lets those in whose turn it is. Interrupted, and called again, it goes on where it was."""
+        while self._waiting_writers and not self._waiting_writers[0].waits:
+            self._waiting_writers.popleft()
+        if self._writer is None and (after_write or not self._waiting_writers):
+            self._let_readers_in()
+        if self._writer is None and self._waiting_writers and not self._readers:
+            turn = self._waiting_writers[0]
+            self._writer = turn.thread
+            turn.waits = False
+            turn.gate.release()
+            self._waiting_writers.popleft()
 
     def _let_readers_in(self) -> None:
-        waiting, self._waiting_readers = self._waiting_readers, []
-        self._readers += len(waiting)
-        self.reads += len(waiting)
-        for turn in waiting:
-            turn.come()
+        while self._waiting_readers:
+            turn = self._waiting_readers[-1]
+            if turn.waits:
+                self.reads += 1
+                self._readers.add(turn.thread)
+                turn.waits = False
+                turn.gate.release()
+            self._waiting_readers.pop()
 
 
 class _Turn:
     """What one thread waits for."""
 
-    __slots__ = ("_gate", "came")
+    __slots__ = ("gate", "thread", "waits")
 
-    def __init__(self) -> None:
-        self._gate = threading.Lock()
-        self._gate.acquire()
-        self.came = False
-
-    def wait(self) -> None:
-        self._gate.acquire()
-
-    def come(self) -> None:
-        self.came = True
-        self._gate.release()
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+        self.waits = True
+        self.gate = threading.Lock()
+        self.gate.acquire()
 
 
 class Guard:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import SupportsIndex
+from typing import SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from tdreplay_server.failpoints import failpoint
 from tdreplay_server.failures import DiskFailure
 from tdreplay_server.flusher import Flusher
 from tdreplay_server.group_commit import GroupCommit
+from tdreplay_server.interrupts import lets_go
 from tdreplay_server.journal import Journal
 from tdreplay_server.ledger import Ledger, Number
 from tdreplay_server.locks import ReadWriteLock
@@ -51,6 +52,8 @@ from tdreplay_server.torchrl import TensorDictReplayBuffer
 from tdreplay_server.torchrl_parts import UniformSampler
 
 __all__ = ["Table"]
+
+_Parts: TypeAlias = "tuple[RowStorage, DurableWriter, TensorDictReplayBuffer]"
 
 
 class Table:
@@ -77,6 +80,7 @@ class Table:
         self._inserts = GroupCommit(self._insert_all, self._joins)
         self._reads_before = 0  # When the last group was stored.
         self._generation = 0
+        self._allocating = False
         self._name = name
         self._closed = self._dropped = False
         self._failure = DiskFailure(on_failure)
@@ -86,7 +90,7 @@ class Table:
         self._checkpoints = checkpoints or (None if directory is None else directory / CHECKPOINTS)
         if directory is None or where.type != "cpu":
             self._ledger = Ledger()
-            self._start(where, Ring(size), 1)
+            self._take_up(self._parts(where, Ring(size), 1), 1)
         else:
             self._open_directory(directory, size, level)
 
@@ -95,7 +99,7 @@ class Table:
         self._flusher = Flusher(durability.seconds, self._flush) if durability.level == "interval" else None
         journal = self._ledger = self._kept.journal
         try:
-            self._start(torch.device("cpu"), journal.state.ring, journal.state.generation)
+            self._take_up(self._parts(torch.device("cpu"), journal.state.ring, journal.state.generation), journal.state.generation)
             if journal.state.schema is not None:
                 self._recover(journal, journal.state.schema)
         except BaseException:
@@ -118,19 +122,25 @@ class Table:
         if journal.state.unflushed:
             journal.forget_from(storage.ring)
 
-    def _start(self, storing_device: torch.device, ring: Ring, rows: int) -> None:
-        """Starts without rows in memory; `rows` is the number of the directory that they get."""
-        self._rows = rows
+    def _parts(self, storing_device: torch.device, ring: Ring, rows: int) -> _Parts:
+        """What holds rows that are not there yet; `rows` is the number of the directory that they get."""
         directory = None if self._kept is None else rows_directory(self._kept.path, rows)
-        self._storage: RowStorage = open_storage(storing_device, ring.buffer_size, directory)
-        self._storage.ring = ring
+        storage: RowStorage = open_storage(storing_device, ring.buffer_size, directory)
+        storage.ring = ring
         # TorchRL's buffer holds the parts together; the hot paths below go to the parts.
-        self._writer = DurableWriter(self._ledger, self._flusher, self._lock.write(), self._forget_selections)
-        self._replay = TensorDictReplayBuffer(storage=self._storage, writer=self._writer, sampler=UniformSampler())
-        self._schema = None
+        writer = DurableWriter(self._ledger, self._flusher, self._lock.write(), self._forget_selections)
+        replay = TensorDictReplayBuffer(storage=storage, writer=writer, sampler=UniformSampler())
+        return storage, writer, replay
+
+    def _take_up(self, parts: _Parts, rows: int) -> None:
+        """Works with other parts from now on. It calls nothing: an interrupt (Ctrl-C) comes before or after it."""
+        self._storage, self._writer, self._replay = parts
+        self._rows, self._schema, self._allocating = rows, None, False
+        self._generation += 1
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
+    @lets_go
     def insert(self, columns: Inserts, schema: Schema, rows: int, number: Number | None = None) -> tuple[int, bool]:
         """Copies `rows` rows of `schema` in. They are checked before anything is touched, and survive what `durability` says when this returns.
 
@@ -190,13 +200,16 @@ class Table:
         """Checks rows against the schema; the first ones fix it."""
         if self._schema is None:
             check_header(schema)
+            if self._allocating:  # That was interrupted, and has left files.
+                self._storage.discard()
+            self._allocating = True
             self._storage.allocate(schema)
             try:
                 self._note_schema(schema)
             except ResourceExhaustedError:
                 self._storage.discard()
                 raise
-            self._schema = schema
+            self._schema, self._allocating = schema, False
         self._schema.check(schema)
 
     def _note_schema(self, schema: Schema) -> None:
@@ -212,6 +225,21 @@ class Table:
         for insert in inserts:
             insert.stored(row_id)
             row_id += insert.rows
+
+    def let_go(self) -> None:
+        """Sees to it that nobody waits for this thread, which was interrupted."""
+        self._lock.let_go()
+        self._inserts.let_go()
+
+    def _note_ring(self, ring: Ring, rows: int, schema: Schema | None) -> None:
+        """Notes in the ledger that the table has another ring, which it is to take up next."""
+        try:
+            with self._failure.noted():
+                self._ledger.restart(ring, rows, schema)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C: it may be noted, or not.
+                self._ledger.restart(self._storage.ring, self._rows, self._schema)
+            raise
 
     def _forget_selections(self) -> None:
         """Whoever selected rows before must not read them: their slots may be torn."""
@@ -239,15 +267,18 @@ class Table:
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
+    @lets_go
     def take(self, selection: Selection) -> dict[str, torch.Tensor]:
         """Copies of all rows of `selection`, on the storage's device: field name -> tensor of shape [n, ...], in the selection's order of fields.
 
         Raises:
             TableChangedError: the table was reset, rewound or closed since the rows were selected.
         """
-        with self._reading(selection.generation) as storage:
-            return taken(storage, selection)
+        with self._lock.read():
+            self._check_generation(selection.generation)
+            return taken(self._storage, selection)
 
+    @lets_go
     def select_random(self, rows: int, fields: Sequence[str] | None = None) -> Selection:
         """`rows` rows, drawn uniformly with replacement.
 
@@ -260,6 +291,7 @@ class Table:
             slots, _ = self._replay.sampler.sample(self._storage, rows)
             return self._select(rows, _slices(slots.numpy()), fields)
 
+    @lets_go
     def select_drawn(self, rows: int, generators: Sequence[np.random.Generator], fields: Sequence[str] | None = None) -> Selection:
         """Random batches of `rows` rows, one after the other, each drawn with a generator of its own. The order of the rows counts, not their ids.
 
@@ -272,6 +304,7 @@ class Table:
             slots = np.concatenate([self._storage.ring.draw(rows, generator) for generator in generators])
             return self._select(len(slots), _slices(slots), fields)
 
+    @lets_go
     def select_slots(self, slots: Slots, fields: Sequence[str] | None = None) -> Selection:
         """The rows in `slots`.
 
@@ -284,6 +317,7 @@ class Table:
             self._storage.ring.check_live(slots)
             return self._select(len(slots), _slices(slots), fields)
 
+    @lets_go
     def select_all(self, fields: Sequence[str] | None = None) -> Selection:
         """Every live row, in slot order.
 
@@ -295,6 +329,7 @@ class Table:
             ring = self._storage.ring
             return self._select(ring.size, lambda start, stop: ring.in_slot_order(np.arange(start, stop)), fields)
 
+    @lets_go
     def select_epochs(self, query: EpochQuery) -> Iterator[Selection]:
         """The batches of `query`, over the rows that are live now.
 
@@ -324,18 +359,23 @@ class Table:
         Raises:
             TableChangedError: the table was reset, rewound or closed since the rows were selected.
         """
-        with self._reading(selection.generation) as storage:
-            gathered(storage, selection.slots(start, stop), out, threads=threads)
+        with self._lock.read():
+            self._check_generation(selection.generation)
+            gathered(self._storage, selection.slots(start, stop), out, threads=threads)
 
     @contextmanager
-    def _reading(self, generation: int) -> Iterator[RowStorage]:
+    def _reading(self, generation: int) -> Iterator[None]:
         with self._lock.read():
-            if generation != self._generation:
-                raise TableChangedError("the table was reset, rewound or dropped while it was read")
-            yield self._storage
+            self._check_generation(generation)
+            yield
+
+    def _check_generation(self, generation: int) -> None:
+        if generation != self._generation:
+            raise TableChangedError("the table was reset, rewound or dropped while it was read")
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
+    @lets_go
     def state(self) -> State:
         """The table's state, all of it at the same moment."""
         with self._lock.read():
@@ -349,6 +389,7 @@ class Table:
         """What stored rows survive: none, process, interval or power."""
         return self._ledger.durability.level
 
+    @lets_go
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         """As `tdreplay.api.BaseReplayBuffer.reset`."""
         with self._alone():
@@ -357,13 +398,13 @@ class Table:
 
     def _restart(self, buffer_size: int) -> None:
         ring, old = self._storage.ring.restart(buffer_size), self._storage
-        with self._failure.noted():
-            self._ledger.restart(ring, self._rows + 1, None)
+        parts = self._parts(old.device, ring, self._rows + 1)
+        self._note_ring(ring, self._rows + 1, None)
+        self._take_up(parts, self._rows + 1)
         failpoint("reset-after-journal")
-        self._generation += 1
-        self._start(old.device, ring, self._rows + 1)
         old.discard()
 
+    @lets_go
     def rewind(self, buffer_size: int, size: int, write_count: int) -> None:
         """Makes the row ids ``[write_count - size, write_count)`` the live rows again; an empty buffer takes the capacity `buffer_size`.
 
@@ -380,26 +421,25 @@ class Table:
             rewound = replace(ring, buffer_size=buffer_size).rewind(size, write_count)
             if buffer_size != ring.buffer_size:
                 self._restart(buffer_size)
-            with self._failure.noted():
-                if self._flusher is not None:
+            if self._flusher is not None:
+                with self._failure.noted():
                     self._storage.sync()
-                self._ledger.restart(rewound, self._rows, self._schema)
+            self._note_ring(rewound, self._rows, self._schema)
+            self._generation += 1
+            self._storage.ring = rewound
             if self._flusher is not None:
                 self._flusher.flushed_to = write_count
-            self._storage.ring = rewound
-            self._generation += 1
 
+    @lets_go
     def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
         """As `tdreplay.api.BaseReplayBuffer.checkpoint`."""
         if self._checkpoints is None:
             raise FailedPreconditionError("there is no directory for checkpoints, because the rows end with this process: name a data_dir")
         target = self._checkpoints / check_name(name, "checkpoint")
-        if not self._checkpointing.acquire(blocking=False):
+        if self._checkpointing.locked():
             raise FailedPreconditionError(f"checkpoint {name!r}: another checkpoint of this table is being written")
-        try:
+        with self._checkpointing:  # Where another one began just now, this one comes after it.
             return write_checkpoint(target, self._name, self._snapshotted, progress)
-        finally:
-            self._checkpointing.release()
 
     @contextmanager
     def _snapshotted(self, directory: Path) -> Iterator[Snapshot]:
@@ -417,6 +457,7 @@ class Table:
                 writer.snapshot = None
             snapshot.close()
 
+    @lets_go
     def close(self) -> None:
         """Gives the memory back, and the space of rows that lie in no directory. Closing twice is allowed; any other call is then a ClosedError."""
         if self._flusher is not None:
@@ -439,6 +480,7 @@ class Table:
             self._storage.sync()
         self._ledger.close(self._storage.ring)
 
+    @lets_go
     def drop(self) -> Path | None:
         """Ends the table for good: another one may have its directory when this returns. Where it raises, nothing changed.
 

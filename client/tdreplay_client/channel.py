@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, SupportsFloat, TypeVar
 
 import grpc
@@ -50,6 +51,7 @@ class Connection:
 
     Attributes:
         owner: the process that may use it: gRPC does not survive a fork.
+        disturbed: set when gRPC was interrupted (Ctrl-C).
 
     Args:
         address: HOST:PORT or unix:PATH.
@@ -63,11 +65,12 @@ class Connection:
         self.address, self.timeout = check_target(address), check_seconds(timeout, "timeout")
         self.owner = Owner(f"the buffer at {self.address}", "gRPC does not survive a fork, so start such a process by spawn")
         self._away, self._noting = False, threading.Lock()
+        self.disturbed = threading.Event()
         self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
         self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
         self._watchdog = _Watchdog()
         self._closed = threading.Event()
-        weakref.finalize(self, _close_channel, self._channel, self.owner)
+        self._end = weakref.finalize(self, _close_channel, self._channel, self.owner, self.disturbed)
         keep_in_forks(self)
         _open.add(self)
 
@@ -151,7 +154,7 @@ class Connection:
         if self.owner.is_here:
             self._closed.set()
             self._watchdog.close()
-            self._channel.close()
+            self._end()
 
     def check_open(self) -> None:
         """Passes where calls can be made.
@@ -172,6 +175,9 @@ class Connection:
         except ValueError:  # So gRPC says that the channel was closed since that was checked.
             self.check_open()
             raise
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
+            self.let_go(None)
+            raise _interrupt(error) from None
 
     def error(self, error: Any) -> ReplayError:
         """The error that a call which gRPC ended with `error` raises."""
@@ -185,6 +191,19 @@ class Connection:
             return type(found)(f"server {self.address}: {found}")
         return found
 
+    def let_go(self, call: Any) -> None:
+        """Gives back the locks of a call and of the channel where this thread still has them: Ctrl-C came as one was taken or given back.
+
+        gRPC's threads, which serve all calls of a channel, take them too: they, all calls and `close` would wait for ever.
+        """
+        self.disturbed.set()
+        inner = gc.get_referents(getattr(self._channel, "_channel", None))  # The channel's lock is an attribute that gRPC's C does not show.
+        for condition in (getattr(getattr(call, "_state", None), "condition", None), *gc.get_referents(*inner)):
+            if isinstance(condition, threading.Condition):
+                with suppress(RuntimeError):  # So a lock says that this thread does not have it.
+                    while True:
+                        condition.release()
+
     def gone(self, how: str) -> ServerUnavailableError:
         """The error for a call that the server ended before its time."""
         return ServerUnavailableError(f"server {self.address} {how}")
@@ -194,9 +213,14 @@ class Connection:
         return DeadlineError(f"server {self.address} did not answer within {self.timeout} s")
 
 
-def _close_channel(channel: grpc.Channel, owner: Owner) -> None:
-    if owner.is_here:
+def _close_channel(channel: grpc.Channel, owner: Owner, disturbed: threading.Event) -> None:
+    if not owner.is_here:
+        return
+    if not disturbed.is_set():
         channel.close()
+        return
+    with suppress(RuntimeError):  # At the interpreter's end there are no new threads, and nothing to wait for.
+        start_reader(channel.close).join(EXIT_SECONDS)  # It waits for all calls; an interrupt may have left one that never ends.
 
 
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -210,7 +234,8 @@ def _end_at_exit() -> None:
         connection.close()
     end = time.monotonic() + EXIT_SECONDS
     for thread in list(_threads):
-        thread.join(max(0.0, end - time.monotonic()))
+        if thread.ident is not None:  # Else an interrupt came before it was started.
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 class Answers(Iterator[Any]):
@@ -237,7 +262,7 @@ class Answers(Iterator[Any]):
     def opened(self) -> None:
         """Waits until the server accepted the call, or raises the error with which it refused it."""
         self._awaited(self._call.initial_metadata)
-        if not self._call.is_active() and self._call.code() is not grpc.StatusCode.OK:
+        if not self.active and self._awaited(self._call.code) is not grpc.StatusCode.OK:
             raise self._failure(self._call)
 
     def _awaited(self, step: Callable[[], Any]) -> Any:
@@ -246,6 +271,11 @@ class Answers(Iterator[Any]):
             return step()
         except grpc.RpcError as error:
             raise self._failure(error) from None
+        except StopIteration:
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
+            self._connection.let_go(self._call)
+            raise _interrupt(error) from None
         finally:
             self._deadline = None
 
@@ -291,13 +321,27 @@ class Answers(Iterator[Any]):
     @property
     def active(self) -> bool:
         """Whether the call goes on, as far as is known here."""
-        active: bool = self._call.is_active()
+        try:
+            active: bool = self._call.is_active()
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
+            self._connection.let_go(self._call)
+            raise _interrupt(error) from None
         return active
 
     def close(self) -> None:
         """Ends the call. Closing twice is allowed; in a fork of the process that made it nothing happens."""
         if self._connection.owner.is_here:
-            self._call.cancel()
+            try:
+                self._call.cancel()
+            except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
+                self._connection.let_go(self._call)
+                self._call.cancel()
+                raise _interrupt(error) from None
+
+
+def _interrupt(error: BaseException) -> BaseException:
+    """The interrupt that made a lock, which had just been given back, say that it cannot be; any other error as it is."""
+    return error.__context__ if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt) else error
 
 
 def end_call(requests: queue.SimpleQueue[Any], answers: Answers) -> None:

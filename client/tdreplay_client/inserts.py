@@ -64,7 +64,11 @@ class InsertCall:
     ) -> None:
         self._table, self._standing = table, standing
         self._requests: Requests = queue.SimpleQueue()
-        self.answers = connection.stream("AddBatch", (outgoing or _as_put)(self._requests), patience)
+        try:
+            self.answers = connection.stream("AddBatch", (outgoing or _as_put)(self._requests), patience)
+        except BaseException:
+            self._requests.put(None)  # An interrupt may leave a call behind, whose thread waits for requests.
+            raise
         self._close = weakref.finalize(self, end_call, self._requests, self.answers)
         self._mapped = self._share(slot_bytes) if slot_bytes else None
         self.slots = 0 if self._mapped is None else self._mapped.slots

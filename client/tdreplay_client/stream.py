@@ -62,7 +62,11 @@ class BatchCall:
         query.shared_slots = window + SPARE_SLOTS if shared else 0
         self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.requests.put(query)
-        self.answers = connection.stream(call, iter(self.requests.get, None), patience)
+        try:
+            self.answers = connection.stream(call, iter(self.requests.get, None), patience)
+        except BaseException:
+            self.requests.put(None)  # An interrupt may leave a call behind, whose thread waits for requests.
+            raise
         try:
             self.answers.opened()
             self.slots = self._accepted(min(2, window)) if shared else None

@@ -15,7 +15,11 @@ from tdreplay.errors import CancelledError, ClosedError, FailedPreconditionError
 from tdreplay_client import RemoteReplayBuffer, Writer
 
 # An interrupt that comes in a finalizer is printed, and goes no further.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# So is what ends gRPC's own thread, where the channel of an interrupted call is closed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 N = 3000
 
 
@@ -142,6 +146,25 @@ def test_an_append_may_be_interrupted_at_any_line(buffer, flush_rows):
     writer.close()
     assert 20 < number < 500
     assert stored(buffer) == list(range(number))
+
+
+# -- calls of a buffer: a user's thread is inside gRPC -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["add", "sample_batch"])
+def test_what_grpc_locked_in_the_moment_of_an_interrupt_stops_no_later_call(address, table, call):
+    """Each line of Python's own locks is interrupted once: that is where a lock is taken, or about to be given back."""
+    buffer, steps, interrupted = RemoteReplayBuffer(address, table=table, buffer_size=1000, timeout=5), 0, True
+    while interrupted and steps < 60:
+        steps += 1
+        for number in (2 * steps, 2 * steps + 1):
+            buffer.add({"n": number})
+            assert len(buffer.sample_batch(3)) == 3
+        interrupted = interrupted_at(steps, "threading", lambda: buffer.add({"n": 0}) if call == "add" else buffer.sample_batch(3))
+    assert 5 < steps < 60
+    begin = time.monotonic()
+    buffer.close()
+    assert time.monotonic() - begin < 5
 
 
 # -- signal handlers that use the client ----------------------------------------------------------------------------------------------------------

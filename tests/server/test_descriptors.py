@@ -52,11 +52,12 @@ def all_taken() -> Iterator[None]:
 
 
 def test_the_command_raises_the_limit_to_what_the_system_allows():
-    with limited(LIMIT), spawn_server(config(None)) as server:
+    limit = len(os.listdir("/proc/self/fd")) + LIMIT
+    with limited(limit), spawn_server(config(None)) as server:
         found = Path(f"/proc/{server.pid}/limits").read_text()
     (line,) = (line for line in found.splitlines() if line.startswith("Max open files"))
     soft, hard = line.split()[3:5]
-    assert soft == hard != str(LIMIT)
+    assert soft == hard != str(limit)
 
 
 def test_tables_beyond_the_limit_are_refused_and_a_restart_has_those_that_were_made(tmp_path):
@@ -90,7 +91,7 @@ def test_many_fields_are_refused_by_the_limit_and_not_by_their_size(tmp_path):
     row = TensorDict({f"f{number}": torch.zeros(1) for number in range(300)}, [1])
     for directory in (tmp_path / "table", None):
         with ReplayBuffer("cpu", "cpu", 10, directory=directory) as buffer:
-            with limited(200), pytest.raises(ResourceExhaustedError, match="ulimit -n") as raised:
+            with limited(len(os.listdir("/proc/self/fd")) + 200), pytest.raises(ResourceExhaustedError, match="ulimit -n") as raised:
                 buffer.add_batch(row)
             assert "buffer_size" not in str(raised.value)
             assert buffer.state().schema is None
@@ -141,26 +142,40 @@ main()
         assert len(RemoteReplayBuffer.tables(server.address)) == 30
 
 
-def test_idle_connections_are_bounded_so_that_tables_go_on(tmp_path):
-    """More connections than the process may have files open: those beyond half of the limit are closed, and the ones that are served work."""
-    with limited(LIMIT), ReplayServer(config(tmp_path / "data", buffer_size=100)) as server, RemoteReplayBuffer(server.address) as buffer:
-        buffer.add_batch(rows(1))
-        host, _, port = server.address.rpartition(":")
-        program = f"""
+LIMITED_SERVER = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, ({LIMIT}, {LIMIT}))
+from tdreplay_server.cli import main
+main()
+"""
+
+HOLDER = f"""
 import resource, socket, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-held = [socket.create_connection(({host!r}, {port})) for _ in range({3 * LIMIT})]
+host, _, port = sys.argv[1].rpartition(":")
+held = [socket.create_connection((host, int(port))) for _ in range({3 * LIMIT})]
 print("held", flush=True)
 sys.stdin.read()
 """
-        with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-            assert holder.stdout.readline() == "held\n"
-            for number in range(1, 1200):
-                buffer.add_batch(rows(1, number))
-            buffer.checkpoint("one")
-            assert buffer.state().write_count == 1200
-            assert server.failure is None
-            holder.communicate()
-        with RemoteReplayBuffer(server.address, table="new", buffer_size=5) as new:
+
+
+def test_idle_connections_are_bounded_so_that_tables_go_on(tmp_path):
+    """More connections than the process may have files open: those beyond half of the limit are closed, and the ones that are served work."""
+    serve = [sys.executable, "-c", LIMITED_SERVER, "serve", "--address", LOCAL, "--data-dir", str(tmp_path / "data"), "--buffer-size", "100"]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        address = server.stdout.readline().split()[-1]
+        with RemoteReplayBuffer(address) as buffer:
+            buffer.add_batch(rows(1))
+            hold = [sys.executable, "-c", HOLDER, address]
+            with subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+                assert holder.stdout.readline() == "held\n"
+                for number in range(1, 1200):
+                    buffer.add_batch(rows(1, number))
+                buffer.checkpoint("one")
+                assert buffer.state().write_count == 1200
+                holder.communicate()
+        with RemoteReplayBuffer(address, table="new", buffer_size=5) as new:
             new.add_batch(rows(5))
             assert new.size == 5
+        server.terminate()
+        assert server.wait(30) == 0

@@ -157,7 +157,7 @@ def test_others_do_not_wait_while_a_large_table_is_removed_and_a_stop_in_the_mid
     with ReplayServer(config(data)) as server, made(server.address, "other", 1000) as other, made(server.address, "large", 4096) as large:
         with dropped_meanwhile(server.address, data, large, 1) as dropping:
             other.add_batch(rows(10))
-            assert RemoteReplayBuffer.tables(server.address) == ["other"]
+            awaited(lambda: RemoteReplayBuffer.tables(server.address) == ["other"])
             server.stop(0)
             assert isinstance(dropping.exception(60), (ReplayError, NoneType))
     with ReplayServer(config(data)) as server, RemoteReplayBuffer(server.address, table="other") as other:

@@ -24,7 +24,7 @@ from tdreplay_client.parcels import block_layout, rows_per_block
 from tdreplay_client.staging import Staging
 from tdreplay_client.unsettled import Delivery, Piece, Unsettled
 
-__all__ = ["SMALL_BYTES", "Holding", "Pace"]
+__all__ = ["SMALL_BYTES", "Holding", "Pace", "is_nested"]
 
 BUSY = 2
 """Messages in flight from which on portions share one: one that the server works on, and one that waits for it."""
@@ -242,14 +242,10 @@ class Holding:
         """Whether this thread is in the middle of a call that holds the lock: this is a signal handler then, and must not wait for that call."""
         if not self.inside:
             return False
-        frame = inspect.currentframe()
-        while frame is not None and frame.f_globals["__name__"] in _MODULES:
-            frame = frame.f_back
-        while frame is not None and frame.f_globals["__name__"] not in _MODULES:
-            frame = frame.f_back
-        if frame is None:
+        nested = is_nested()
+        if not nested:
             self._let_go()
-        return frame is not None
+        return nested
 
     def _let_go(self) -> None:
         """Gives back the lock where this thread still has it, because an exception (of a debugger) came as it was about to be given back."""
@@ -286,3 +282,13 @@ class Holding:
 
 
 _MODULES = (__name__, __name__.replace("holding", "pipeline"), __name__.replace("holding", "writer"))
+
+
+def is_nested() -> bool:
+    """Whether a call of a writer was interrupted by what runs now: whether there is one further down this thread's stack than the one that asks."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"] in _MODULES:
+        frame = frame.f_back
+    while frame is not None and frame.f_globals["__name__"] not in _MODULES:
+        frame = frame.f_back
+    return frame is not None

@@ -21,7 +21,7 @@ from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.schema import Columns, Schema
 from tdreplay_client.channel import Connection
 from tdreplay_client.fitting import Fitting
-from tdreplay_client.holding import SMALL_BYTES, Pace
+from tdreplay_client.holding import SMALL_BYTES, Pace, is_nested
 from tdreplay_client.pipeline import Pipeline
 from tdreplay_client.shared_memory import Sharing
 from tdreplay_client.staging import Staging
@@ -95,6 +95,7 @@ class Writer(OfOneProcess):
         self._doubt: _Doubt | None = None
         self._turn = threading.RLock()
         self._extending = 0  # The thread whose turn it is.
+        self._opening = 0  # The thread that opened the call last: a signal handler that interrupts it must not open another one.
         weakref.finalize(self, self._core.leave).atexit = False
 
     @property
@@ -215,6 +216,7 @@ class Writer(OfOneProcess):
         """Opens the call for a first row, and fixes the schema. The row is handed back where there is no call to be had."""
         self._refuse_reentry()
         self._core.check_open()
+        self._opening = threading.get_ident()
         columns = row.columns(self._first_schema(row), cast=self._fitting.cast)
         schema = row.schema(columns)
         self._core.open(schema, self._flush_rows)
@@ -249,7 +251,8 @@ class Writer(OfOneProcess):
             self._schema.check(schema)
 
     def _refuse_reentry(self) -> None:
-        if self._extending == threading.get_ident() or self._core.is_interrupted_here():
+        opening = self._opening == threading.get_ident() and is_nested()
+        if opening or self._extending == threading.get_ident() or self._core.is_interrupted_here():
             raise FailedPreconditionError("a signal handler must not write into a writer in the middle of one of its calls; it may close it")
 
     def _take(self, place: Callable[[Staging, Any, int], None], given: Any, rows: int, portion_rows: int) -> None:

@@ -67,7 +67,7 @@ class Snapshot:
         self._row_bytes = schema.row_bytes if schema else 0
         self._files: list[tuple[Field, int]] = []
         self._error: OSError | None = None
-        self._saving = threading.Lock()
+        self._saving, self._first_in_line = threading.Lock(), threading.Lock()
         try:
             for number, field in enumerate(schema.fields if schema else ()):
                 self._files.append((field, open_file(directory / rows_file(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)))
@@ -84,8 +84,10 @@ class Snapshot:
         """
         total = self.ring.size * self._row_bytes
         while self._error is None and self._next < self.ring.write_count:
+            with self._first_in_line:
+                pass  # An insert that waits goes first: a lock goes to whoever asks in the right moment, and this thread would ask again at once.
             with self._reading():
-                self.save_until(self._next + max(1, STEP_BYTES // max(1, self._row_bytes)))
+                self._save_until(self._next + max(1, STEP_BYTES // max(1, self._row_bytes)))
             failpoint("checkpoint-half-written")
             if progress is not None:
                 progress((self._next - self.ring.oldest) * self._row_bytes, total)
@@ -94,6 +96,10 @@ class Snapshot:
 
     def save_until(self, row_id: int) -> None:
         """Saves the rows below `row_id`. An error is kept for `complete`: an insert that saves rows is not to blame for it."""
+        with self._first_in_line:
+            self._save_until(row_id)
+
+    def _save_until(self, row_id: int) -> None:
         stop = min(row_id, self.ring.write_count)
         with self._saving:
             try:

@@ -25,6 +25,7 @@ config = ServerConfig(address="127.0.0.1:0", buffer_size=10)
 """
 
 INTERRUPTED = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell has its background jobs ignore it.
 with spawn_server(config) as server, RemoteReplayBuffer(server.address, timeout=10) as buffer:
     buffer.add(TensorDict({"x": torch.ones(1)}))
     try:

@@ -140,8 +140,14 @@ def test_a_checkpoint_holds_one_moment_while_writers_wrap_the_ring(quick_path):
             writers = [stack.enter_context(Writing(table, number)) for number in range(WRITERS)]
             while table.state().write_count < 2 * SLOTS:
                 time.sleep(0.01)
+
+            def wait_for_wraps(*_: int) -> None:
+                """However fast the disk is, the ring wraps twice before the checkpoint is at its end."""
+                while table.state().write_count < begun + 2 * SLOTS:
+                    time.sleep(0.001)
+
             begun, before, start = table.state().write_count, [len(writer.took) for writer in writers], time.perf_counter()
-            made = table.checkpoint("c", progress=lambda *_: time.sleep(0.02))  # So that the ring wraps meanwhile, however fast the disk is.
+            made = table.checkpoint("c", progress=wait_for_wraps)
             took, ended = time.perf_counter() - start, table.state().write_count
             after = [len(writer.took) for writer in writers]
     pauses = [max(writer.took[low:high]) for writer, low, high in zip(writers, before, after, strict=True)]

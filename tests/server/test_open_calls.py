@@ -17,7 +17,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensordict import TensorDict
 
 from conftest import rows
-from tdreplay.errors import StreamLimitError
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
@@ -86,18 +85,6 @@ def test_answers_that_nobody_takes_stop_nobody():
             assert (buffer.size, len(buffer.sample_by_index([1, 2]))) == (8, 2)
         for call in calls:
             call.cancel()
-
-
-def test_calls_beyond_the_room_are_refused_at_once():
-    """Streams that were accepted and wait for credit are in nobody's debt: they stay, and what has no room beside them is told so."""
-    with ReplayServer(ServerConfig(address=LOCAL, buffer_size=10, max_workers=3, max_streams=2)) as server:
-        with RemoteReplayBuffer(server.address, timeout=20) as buffer:
-            buffer.add_batch(rows(10))
-            held = [buffer.create_epoch_iterator(1) for _ in range(2)]
-            with pytest.raises(StreamLimitError, match="max_streams"):
-                buffer.create_epoch_iterator(1)
-            assert buffer.size == 10
-            assert all(len(next(iterator)) == 1 for iterator in held)
 
 
 STREAMS = 1000

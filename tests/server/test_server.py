@@ -195,7 +195,9 @@ def test_a_stream_beyond_the_limit_is_refused_at_once_and_other_calls_go_on():
             with pytest.raises(StreamLimitError, match="max_streams"):
                 buffer.create_epoch_iterator(1)
             assert numbers(buffer.sample_by_index([3])) == [3]
+            assert buffer.size == 100
             for iterator in held:
+                assert len(next(iterator)) == 1
                 iterator.close()
             eventually(lambda: len(list(buffer.create_epoch_iterator(50))) == 2, StreamLimitError)
 

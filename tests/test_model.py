@@ -20,7 +20,7 @@ from tdreplay.api import BaseReplayBuffer
 from tdreplay.errors import EmptyTableError, MissingRowsError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer
-from tdreplay_server.restore import restore
+from tdreplay_server.checkpoints.restore import restore
 
 SETTINGS = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
 _names = itertools.count()

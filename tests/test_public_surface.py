@@ -34,7 +34,7 @@ def test_the_client_imports_neither_torchrl_nor_the_server(statement):
 
 
 def test_the_server_does_not_import_the_client():
-    statement = "from tdreplay_server import *; import tdreplay_server.cli, tdreplay_server.restore, tdreplay_server.verify"
+    statement = "from tdreplay_server import *; import tdreplay_server.cli, tdreplay_server.checkpoints.restore, tdreplay_server.checkpoints.verify"
     assert "tdreplay_client" not in modules_after(statement)
 
 

@@ -18,17 +18,17 @@ from tdreplay.metadata import Metadata
 from tdreplay.rows import Row, given_row, given_rows
 from tdreplay.selecting import Fields, Slots, as_fields
 from tdreplay.v1 import replay_buffer_pb2 as pb
-from tdreplay_client.batches import assemble
-from tdreplay_client.channel import Connection
-from tdreplay_client.fitting import Fitting
-from tdreplay_client.inserts import SingleInserts
-from tdreplay_client.landing import Landing
-from tdreplay_client.patience import Patience
-from tdreplay_client.pipeline import finish_all
-from tdreplay_client.shared_memory import Sharing
-from tdreplay_client.stream import BatchStream, Draw, SingleBatches
-from tdreplay_client.unsettled import Unsettled
-from tdreplay_client.writer import Writer
+from tdreplay_client.reading.assembly import assemble
+from tdreplay_client.reading.landing import Landing
+from tdreplay_client.reading.stream import BatchStream, Draw, SingleBatches
+from tdreplay_client.transport.channel import Connection
+from tdreplay_client.transport.patience import Patience
+from tdreplay_client.transport.shared_memory import Sharing
+from tdreplay_client.writing.fitting import Fitting
+from tdreplay_client.writing.inserts import SingleInserts
+from tdreplay_client.writing.pipeline import finish_all
+from tdreplay_client.writing.unsettled import Unsettled
+from tdreplay_client.writing.writer import Writer
 
 __all__ = ["RemoteReplayBuffer"]
 

@@ -15,8 +15,8 @@ from tdreplay.command import command_line, failures_in_one_line, one_line
 from tdreplay.environment import environment_name, unknown_names
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE, check_seconds
-from tdreplay_client.addresses import check_target
-from tdreplay_client.health import serves
+from tdreplay_client.transport.addresses import check_target
+from tdreplay_client.transport.health import serves
 
 if TYPE_CHECKING:
     from tdreplay.api import Progress

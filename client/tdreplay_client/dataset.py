@@ -15,8 +15,8 @@ from tdreplay.errors import ForkedError
 from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, check_batch_size, check_seconds, check_whole
 from tdreplay.seeds import derived_seed
 from tdreplay.selecting import Fields, as_fields
-from tdreplay_client.addresses import check_target
 from tdreplay_client.buffer import MAX_PREFETCH, RemoteReplayBuffer
+from tdreplay_client.transport.addresses import check_target
 
 __all__ = ["ReplayDataset", "as_is"]
 

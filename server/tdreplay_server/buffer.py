@@ -20,9 +20,9 @@ from tdreplay.metadata import Metadata
 from tdreplay.processes import Owner
 from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.selecting import Slots
-from tdreplay_server.draws import generators_of
-from tdreplay_server.selection import Selection
-from tdreplay_server.table import Table
+from tdreplay_server.tables.draws import generators_of
+from tdreplay_server.tables.selection import Selection
+from tdreplay_server.tables.table import Table
 
 __all__ = ["ReplayBuffer"]
 

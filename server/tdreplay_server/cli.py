@@ -17,16 +17,16 @@ from tdreplay.command import command_line, failures_in_one_line, one_line
 from tdreplay.environment import environment_name
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE
-from tdreplay_server.allocator import keep_freed_memory
 from tdreplay_server.config import ServerConfig
-from tdreplay_server.descriptors import raise_file_limit
-from tdreplay_server.garbage import loading
-from tdreplay_server.logs import log_to_stderr
 from tdreplay_server.settings_file import line_of
 from tdreplay_server.spawn import READY
+from tdreplay_server.system.allocator import keep_freed_memory
+from tdreplay_server.system.descriptors import raise_file_limit
+from tdreplay_server.system.garbage import loading
+from tdreplay_server.system.logs import log_to_stderr
 
 if TYPE_CHECKING:
-    from tdreplay_server.ring import Ring
+    from tdreplay_server.storage.ring import Ring
 
 __all__ = ["app", "main"]
 
@@ -145,7 +145,7 @@ def verify(directory: Checked) -> None:
     is changed. Exit status 1 where something is broken, with the first thing that is.
     """
     with loading():
-        from tdreplay_server.verify import verified
+        from tdreplay_server.checkpoints.verify import verified
 
     for line in verified(directory):
         typer.echo(line)
@@ -163,8 +163,8 @@ def restore(
 ) -> None:
     """Make a table out of a checkpoint. A checkpoint with a single wrong byte is refused, and nothing changes."""
     with loading():
-        from tdreplay_server.restore import restore as restored
-        from tdreplay_server.restore import table_of
+        from tdreplay_server.checkpoints.restore import restore as restored
+        from tdreplay_server.checkpoints.restore import table_of
 
     name = table_of(checkpoint) if table is None else table
     _say(f"table {name}", restored(checkpoint, data_dir, name, replace=replace, buffer_size=buffer_size))
@@ -176,7 +176,7 @@ def resize(
 ) -> None:
     """Give a table another capacity: of more rows the last ones stay. Needs space for the rows twice over while it runs."""
     with loading():
-        from tdreplay_server.restore import resize as resized
+        from tdreplay_server.checkpoints.restore import resize as resized
 
     _say(f"table {table}", resized(data_dir, table, buffer_size))
 

@@ -14,9 +14,9 @@ from typing_extensions import Self
 
 from tdreplay.addresses import check_address
 from tdreplay.environment import ENV_PREFIX, environment_name, unknown_names
-from tdreplay_server.durability import Durability
-from tdreplay_server.logs import log
+from tdreplay_server.durability.levels import Durability
 from tdreplay_server.settings_file import read_settings
+from tdreplay_server.system.logs import log
 
 __all__ = ["ServerConfig"]
 

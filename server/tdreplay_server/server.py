@@ -17,19 +17,19 @@ from tdreplay.errors import ServerUnavailableError, StorageError
 from tdreplay.limits import message_options
 from tdreplay.processes import Owner, keep_in_forks
 from tdreplay.v1 import replay_buffer_pb2
-from tdreplay_server.call_threads import CallThreads
-from tdreplay_server.calls import Calls
 from tdreplay_server.config import ServerConfig
-from tdreplay_server.descriptors import connection_limit
-from tdreplay_server.health import Health
-from tdreplay_server.listening import check_free
-from tdreplay_server.logs import log
-from tdreplay_server.service import ReplayBufferService
-from tdreplay_server.shared_memory import SharedMemory
-from tdreplay_server.storage import check_device
-from tdreplay_server.stream_slots import StreamSlots
-from tdreplay_server.tables import Tables
-from tdreplay_server.wire import Handlers
+from tdreplay_server.storage.rows import check_device
+from tdreplay_server.system.descriptors import connection_limit
+from tdreplay_server.system.logs import log
+from tdreplay_server.tables.registry import Tables
+from tdreplay_server.transport.call_threads import CallThreads
+from tdreplay_server.transport.calls import Calls
+from tdreplay_server.transport.health import Health
+from tdreplay_server.transport.listening import check_free
+from tdreplay_server.transport.service import ReplayBufferService
+from tdreplay_server.transport.shared_memory import SharedMemory
+from tdreplay_server.transport.stream_slots import StreamSlots
+from tdreplay_server.transport.wire import Handlers
 
 __all__ = ["ReplayServer"]
 

@@ -7,8 +7,8 @@ import pytest
 from conftest import rows
 from tdreplay.errors import InvalidArgumentError
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
-from tdreplay_client.addresses import check_target
-from tdreplay_client.health import serves
+from tdreplay_client.transport.addresses import check_target
+from tdreplay_client.transport.health import serves
 
 GOOD = [
     "127.0.0.1:50051",

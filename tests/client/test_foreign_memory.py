@@ -19,7 +19,7 @@ from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2 import SharedMemory
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_client.shared_memory import MappedSlots
+from tdreplay_client.transport.shared_memory import MappedSlots
 
 SLOT = 1 << 20
 SIZE = 4096 + 2 * SLOT

@@ -14,7 +14,7 @@ from conftest import freeze, numbers, rows, thaw
 from tdreplay.errors import ClosedError, DeadlineError, EmptyTableError, ReplayError, SchemaError, ServerUnavailableError
 from tdreplay.schema import Schema
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
-from tdreplay_client.unsettled import MAX_RECORDS, Delivery, Unsettled
+from tdreplay_client.writing.unsettled import MAX_RECORDS, Delivery, Unsettled
 
 pytest_plugins = ["restart_fixtures"]
 

@@ -13,7 +13,7 @@ from restarts import Phoenix
 from conftest import numbers, rows
 from tdreplay.errors import EmptyTableError, InvalidArgumentError, ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
-from tdreplay_client.patience import LONGEST_PAUSE, Patience, jittered
+from tdreplay_client.transport.patience import LONGEST_PAUSE, Patience, jittered
 
 
 @pytest.fixture

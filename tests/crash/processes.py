@@ -21,7 +21,7 @@ from zygote import Child, Zygote
 from tdreplay.errors import ServerUnavailableError, SlotIndexError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, failpoints, journal
-from tdreplay_server.journal import read_journal
+from tdreplay_server.durability.journal import read_journal
 
 KILLS = int(os.environ.get("TDREPLAY_KILLS", "12"))
 TIMEOUT = 60.0

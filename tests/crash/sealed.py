@@ -8,8 +8,8 @@ from tensordict import TensorDict
 
 from tdreplay.columns import from_rows
 from tdreplay.schema import Schema
-from tdreplay_server.ledger import Number
-from tdreplay_server.table import Table
+from tdreplay_server.durability.ledger import Number
+from tdreplay_server.tables.table import Table
 
 FACTOR = np.int64(0x2545F4914F6CDD1D)
 

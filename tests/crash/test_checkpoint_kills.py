@@ -23,11 +23,11 @@ from disks import quick_path
 from sealed import insert, numbers, sealed, window
 
 from tdreplay_server import ReplayBuffer
-from tdreplay_server.checkpoint import read_manifest
-from tdreplay_server.restore import restore
-from tdreplay_server.table import Table
-from tdreplay_server.tables import Tables, table_directory
-from tdreplay_server.verify import verified
+from tdreplay_server.checkpoints.checkpoint import read_manifest
+from tdreplay_server.checkpoints.restore import restore
+from tdreplay_server.checkpoints.verify import verified
+from tdreplay_server.tables.registry import Tables, table_directory
+from tdreplay_server.tables.table import Table
 
 __all__ = ["quick_path"]
 

@@ -19,11 +19,11 @@ from zygote import Child
 
 from tdreplay.errors import ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import failpoints
-from tdreplay_server.checkpoint import read_manifest
-from tdreplay_server.failpoints import FAILPOINTS
-from tdreplay_server.restore import restore
-from tdreplay_server.verify import verified
+from tdreplay_server.checkpoints.checkpoint import read_manifest
+from tdreplay_server.checkpoints.restore import restore
+from tdreplay_server.checkpoints.verify import verified
+from tdreplay_server.system import failpoints
+from tdreplay_server.system.failpoints import FAILPOINTS
 
 BUFFER_SIZE, FIELDS, BLOCK = 200, 4, 40
 FILLER, ACTOR = 0, 1

@@ -22,10 +22,10 @@ from sealed import insert, sealed, window
 from conftest import files_under
 from tdreplay.errors import CorruptDataError
 from tdreplay_server import ReplayBuffer
-from tdreplay_server.restore import restore
-from tdreplay_server.table import Table
-from tdreplay_server.tables import Tables, table_directory
-from tdreplay_server.verify import verified
+from tdreplay_server.checkpoints.restore import restore
+from tdreplay_server.checkpoints.verify import verified
+from tdreplay_server.tables.registry import Tables, table_directory
+from tdreplay_server.tables.table import Table
 
 __all__ = ["quick_path"]
 

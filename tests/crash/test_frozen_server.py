@@ -23,7 +23,7 @@ from tensordict import TensorDict
 from conftest import freeze, thaw
 from tdreplay.errors import DeadlineError, ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_client.writer import Writer
+from tdreplay_client.writing.writer import Writer
 
 LONG = KILLS >= 100
 SECONDS, TIMEOUT = (60.0, 10.0) if LONG else (4.0, 1.5)

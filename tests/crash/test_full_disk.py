@@ -23,9 +23,9 @@ from conftest import files_under
 from tdreplay.errors import ReplayError, ResourceExhaustedError, ServerUnavailableError, StorageError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer
-from tdreplay_server.table import Table
-from tdreplay_server.tables import table_directory
-from tdreplay_server.verify import verified
+from tdreplay_server.checkpoints.verify import verified
+from tdreplay_server.tables.registry import table_directory
+from tdreplay_server.tables.table import Table
 
 __all__ = ["mounts", "quick_path"]
 
@@ -193,8 +193,8 @@ def test_a_disk_that_fills_up_under_the_journal_loses_no_acknowledged_row(durabi
 @pytest.mark.parametrize("durability", ["process", "interval:60", "power"])
 def test_wherever_in_an_insert_or_a_compaction_the_space_ends_nothing_is_lost(durability, quick_path, tmp_path, monkeypatch):
     """The journal is compacted often, forgets writers often, and the disk has room for few pages."""
-    monkeypatch.setattr("tdreplay_server.journal.COMMITS_TO_COMPACT", 7)
-    monkeypatch.setattr("tdreplay_server.journal.MAX_WRITERS", 12)
+    monkeypatch.setattr("tdreplay_server.durability.journal.COMMITS_TO_COMPACT", 7)
+    monkeypatch.setattr("tdreplay_server.durability.journal.MAX_WRITERS", 12)
     acknowledged, stored = 0, Counter()
     for attempt in range(16):
         pages = attempt % 4

@@ -33,8 +33,8 @@ from conftest import freeze
 from tdreplay.errors import CorruptDataError, ReplayError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, journal
-from tdreplay_server.table import Table
-from tdreplay_server.tables import table_directory
+from tdreplay_server.tables.registry import table_directory
+from tdreplay_server.tables.table import Table
 
 __all__ = ["mounts", "quick_path"]
 

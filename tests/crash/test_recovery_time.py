@@ -19,7 +19,7 @@ from sealed import insert, sealed, window
 
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
-from tdreplay_server.tables import Tables
+from tdreplay_server.tables.registry import Tables
 
 ROW_BYTES = 8 * 1024 + 16
 ROWS, BLOCK = 4096, 64

@@ -20,7 +20,7 @@ from processes import ACTORS, KILLS, LEARNERS, TIMEOUT, Place, Servers, recovere
 from zygote import Child, Zygote
 
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server.verify import verified
+from tdreplay_server.checkpoints.verify import verified
 
 BUFFER_SIZE = 2000
 INSERTS = ("insert-after-commit", "insert-half-written", "insert-before-intent", "insert-after-rows", "insert-after-intent")

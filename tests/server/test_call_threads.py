@@ -9,7 +9,7 @@ import pytest
 
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig, call_threads
-from tdreplay_server.call_threads import CallThreads
+from tdreplay_server.transport.call_threads import CallThreads
 
 WAIT = 20.0
 STREAMS = 60

@@ -15,8 +15,8 @@ from conftest import files_under, numbers, rows
 from tdreplay.errors import CorruptDataError, FailedPreconditionError, InvalidArgumentError, TableChangedError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
-from tdreplay_server.restore import resize, restore, table_of
-from tdreplay_server.verify import verified
+from tdreplay_server.checkpoints.restore import resize, restore, table_of
+from tdreplay_server.checkpoints.verify import verified
 
 LOCAL = "127.0.0.1:0"
 

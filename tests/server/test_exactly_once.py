@@ -18,9 +18,9 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
-from tdreplay_server.ledger import MAX_WRITERS, Ledger, Number, Written
-from tdreplay_server.restore import restore
-from tdreplay_server.ring import Ring
+from tdreplay_server.checkpoints.restore import restore
+from tdreplay_server.durability.ledger import MAX_WRITERS, Ledger, Number, Written
+from tdreplay_server.storage.ring import Ring
 
 
 def block(first: int, rows: int = 3) -> bytes:

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from tdreplay.errors import SchemaError
 from tdreplay_server import ReplayBuffer
-from tdreplay_server.group_commit import GroupCommit
+from tdreplay_server.durability.group_commit import GroupCommit
 
 WAIT = 20.0
 

@@ -12,7 +12,7 @@ from conftest import numbers, rows
 from tdreplay.api import BaseReplayBuffer
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, spawn_server
-from tdreplay_server.restore import resize, restore
+from tdreplay_server.checkpoints.restore import resize, restore
 
 
 def counts(buffer: BaseReplayBuffer) -> tuple[int, int]:

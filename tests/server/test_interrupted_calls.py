@@ -12,7 +12,7 @@ import torch
 
 from tdreplay.errors import EmptyTableError, InternalError, SlotIndexError
 from tdreplay_server import ReplayBuffer
-from tdreplay_server.locks import ReadWriteLock
+from tdreplay_server.storage.locks import ReadWriteLock
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Interrupts where Python ends objects.
 WAIT = 20.0

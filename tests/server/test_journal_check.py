@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tdreplay.errors import CorruptDataError
-from tdreplay_server.journal_check import check_journal, write_checksums
+from tdreplay_server.durability.journal_check import check_journal, write_checksums
 
 KILLS = 64
 KEPT = 40

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from tdreplay_server.locks import ReadWriteLock
+from tdreplay_server.storage.locks import ReadWriteLock
 
 WAIT = 10.0
 

@@ -19,8 +19,8 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig, spawn_server
-from tdreplay_server.journal import FORMAT
-from tdreplay_server.verify import verified
+from tdreplay_server.checkpoints.verify import verified
+from tdreplay_server.durability.journal import FORMAT
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "format-1"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tdreplay.api import EpochQuery
-from tdreplay_server.orders import LISTED, random_order
-from tdreplay_server.ring import Ring
-from tdreplay_server.selection import epoch_orders
+from tdreplay_server.storage.ring import Ring
+from tdreplay_server.tables.orders import LISTED, random_order
+from tdreplay_server.tables.selection import epoch_orders
 
 SIZES = (1, 2, 1000, LISTED, LISTED + 1, 3 * LISTED + 7, 4 * LISTED, 4 * LISTED + 1)
 

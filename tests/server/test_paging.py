@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 from tdreplay_server import ReplayBuffer
-from tdreplay_server.paging import PAGE_BYTES, page_runs
+from tdreplay_server.storage.paging import PAGE_BYTES, page_runs
 
 FLOATS = 4096
 ROW_BYTES = 4 * FLOATS

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tdreplay_server.parallel import PART_BYTES, in_parts
+from tdreplay_server.storage.parallel import PART_BYTES, in_parts
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_an_error_in_a_part_is_raised_when_all_parts_are_done():
 def test_a_forked_child_has_threads_of_its_own():
     program = """
 import os, signal
-from tdreplay_server.parallel import PART_BYTES, in_parts
+from tdreplay_server.storage.parallel import PART_BYTES, in_parts
 in_parts(100, PART_BYTES, lambda *_: None)
 pid = os.fork()
 if pid == 0:

@@ -16,8 +16,8 @@ from conftest import files_under, numbers, rows
 from tdreplay.errors import DirectoryInUseError, FailedPreconditionError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
-from tdreplay_server.restore import restore
-from tdreplay_server.verify import verified
+from tdreplay_server.checkpoints.restore import restore
+from tdreplay_server.checkpoints.verify import verified
 
 LOCAL = "127.0.0.1:0"
 

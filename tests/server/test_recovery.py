@@ -28,8 +28,8 @@ from tdreplay.errors import (
 )
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, spawn_server
-from tdreplay_server.journal import FORMAT, read_journal
-from tdreplay_server.journal_check import write_checksums
+from tdreplay_server.durability.journal import FORMAT, read_journal
+from tdreplay_server.durability.journal_check import write_checksums
 
 LOCAL = "127.0.0.1:0"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdreplay.errors import MissingRowsError, SlotIndexError
-from tdreplay_server.ring import Ring
+from tdreplay_server.storage.ring import Ring
 
 rings = st.builds(
     lambda buffer_size, write_count, size: Ring(buffer_size, write_count - min(size, buffer_size, write_count), write_count),

@@ -30,7 +30,7 @@ from tdreplay.errors import (
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig, spawn_server
-from tdreplay_server.verify import verified
+from tdreplay_server.checkpoints.verify import verified
 
 LOCAL = "127.0.0.1:0"
 FIELDS, SLOTS = 700, 256

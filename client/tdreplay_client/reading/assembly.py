@@ -1,0 +1,112 @@
+"""Messages -> batches: put together from the blocks that come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from google.protobuf.message import Message
+
+from tdreplay.block import Block, decode
+from tdreplay.errors import CodecError, ResourceExhaustedError
+from tdreplay.framing import split
+from tdreplay.memory import copy_rows
+from tdreplay.schema import Columns
+from tdreplay_client.reading.landing import Arrival, Landing
+from tdreplay_client.transport.shared_memory import MappedSlots
+
+__all__ = ["assemble"]
+
+
+def assemble(
+    messages: Iterator[bytes], message_type: type[Message], landing: Landing, sizes: range, slots: MappedSlots | None = None
+) -> Iterator[Arrival]:
+    """The batches that `messages` carry, or that lie in `slots`, each in memory of its own, on its way to the device of `landing`.
+
+    A batch of one block is views of the message's memory, which no other batch uses, or of a slot's; of a block with several batches each is views of
+    its own part. A batch of several blocks is allocated once, and each block is copied into its place.
+
+    Args:
+        messages: of a call.
+        message_type: of these.
+        landing: where batches go.
+        sizes: how many rows a batch may have, by what was asked for.
+        slots: the memory that is shared with the server, where there is any.
+
+    Raises:
+        CodecError: a message is not a block of the batch that it belongs to.
+        ResourceExhaustedError: there is no memory for a batch.
+    """
+    for message in messages:
+        head, block = _decoded(message, message_type, slots)
+        if head.batch_rows not in sizes:
+            raise CodecError(f"a batch of {head.batch_rows} rows came, and {_shown(sizes)} were asked for")
+        columns, batch_size, names = block.columns, (head.batch_rows, *block.batch_shape[1:]), block.header.dim_names
+        lent = slots if slots is not None and landing.on_host and head.HasField("slot") else None
+        if head.first_row == 0 and block.rows and block.rows % head.batch_rows == 0:
+            parts = _parts(columns, block.rows // head.batch_rows, head.batch_rows)
+            yield from (replace(landing.bring(part, batch_size, names), slot=0 if lent is None else head.slot, slots=lent) for part in parts)
+            del parts
+        else:
+            yield landing.bring(_joined(head, columns, messages, message_type, landing), batch_size, names)
+        del message, block, columns  # While the next message is awaited, this one's memory is its batches' alone.
+
+
+def _parts(columns: Columns, count: int, rows: int) -> Iterator[Columns]:
+    """The `count` batches of `rows` rows that a block holds, one after the other, as views of it."""
+    if count == 1:
+        return iter([columns])
+    parts = {name: column.view(count, rows, *column.shape[1:]).unbind(0) for name, column in columns.items()}
+    return ({name: views[n] for name, views in parts.items()} for n in range(count))
+
+
+def _decoded(message: bytes, message_type: type[Message], slots: MappedSlots | None) -> tuple[Any, Block]:
+    """The fields of a message, and its block."""
+    head: Any
+    head, memory = split(message, message_type)
+    shared = slots is not None and head.HasField("slot")
+    block = decode(slots.borrow(head.slot), longer=True) if slots is not None and shared else decode(memory)
+    block.header.check_fields()
+    return head, block
+
+
+def _shown(sizes: range) -> str:
+    return f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+
+
+def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], landing: Landing) -> Columns:
+    rows = head.batch_rows
+    columns = _memory(part, rows, landing)
+    done = _place(columns, head, part, 0, rows)
+    while done < rows:
+        message = next(messages, None)
+        if message is None:
+            raise CodecError(f"the stream ended after {done} of {rows} rows of a batch")
+        head, block = _decoded(message, message_type, None)
+        done = _place(columns, head, block.columns, done, rows)
+    return columns
+
+
+def _memory(part: Columns, rows: int, landing: Landing) -> Columns:
+    """Fresh memory for a batch of so many rows like those of `part`."""
+    try:
+        return {name: landing.memory((rows, *column.shape[1:]), column.dtype) for name, column in part.items()}
+    except RuntimeError as error:  # So torch says that there is none.
+        raise ResourceExhaustedError(f"there is no memory for a batch of {rows} rows: {str(error)[:200]}") from None
+
+
+def _place(columns: Columns, head: Any, part: Columns, done: int, rows: int) -> int:
+    """Copies the rows of a block to their place, and gives the place of the next ones."""
+    count = min((len(column) for column in part.values()), default=0)
+    if head.first_row != done or head.batch_rows != rows or not 0 < count <= rows - done or _kinds(part) != _kinds(columns):
+        raise CodecError(f"a block of rows {head.first_row} to {head.first_row + count} of {head.batch_rows} came, {done} of {rows} was next")
+    for name, column in part.items():
+        copy_rows(column, columns[name][done : done + count])
+    return done + count
+
+
+def _kinds(columns: Columns) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """What the blocks of one batch have in common."""
+    return {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}

@@ -1,0 +1,82 @@
+"""The last step of a batch: from the host's memory to the training device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+
+from tdreplay.columns import to_tensordict
+from tdreplay.memory import copy_rows
+from tdreplay.schema import Columns, DimNames
+from tdreplay_client.transport.shared_memory import MappedSlots
+
+__all__ = ["Arrival", "Landing"]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A batch on its device, or, with CUDA, on its way there.
+
+    Attributes:
+        batch: the batch.
+        copied: set where it is copied by a CUDA stream of its own: when that is done.
+        slot: set where it lies in memory that is shared with the server.
+        slots: that memory.
+    """
+
+    batch: TensorDict
+    copied: torch.cuda.Event | None = None
+    slot: int = 0
+    slots: MappedSlots | None = None
+
+    def take(self) -> TensorDict:
+        """The batch, in memory that is nobody else's: a slot of shared memory where one can be spared for as long as the batch lives, else a copy.
+
+        It is for use on the current CUDA stream of the calling thread, which waits for the copy to the device; the thread does not.
+        """
+        if self.slots is not None and not self.slots.lend(self.slot):
+            return self.batch.clone()
+        if self.copied is not None:
+            stream = torch.cuda.current_stream(self.batch.device)
+            stream.wait_event(self.copied)
+            for leaf in self.batch.values(include_nested=True, leaves_only=True):
+                leaf.record_stream(stream)  # The memory is the side stream's: it must not be used again before this one is done with it.
+        return self.batch
+
+
+class Landing:
+    """Brings batches to `device`: to CUDA from pinned memory, on a stream of its own, so that copies and training overlap."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    @property
+    def on_host(self) -> bool:
+        """Whether batches stay in the host's memory."""
+        return self._device.type == "cpu"
+
+    def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Fresh memory of the host for a column: pinned where it goes on to CUDA."""
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=self._copies is not None)
+
+    def copy(self, column: torch.Tensor) -> torch.Tensor:
+        """A copy of a column in such memory."""
+        copied = self.memory(tuple(column.shape), column.dtype)
+        copy_rows(column, copied)
+        return copied
+
+    def bring(self, columns: Columns, batch_size: tuple[int, ...], dim_names: DimNames = ()) -> Arrival:
+        """The batch of these columns of the host's memory, which it takes over: on the CPU they are the batch."""
+        if self._copies is None:
+            return Arrival(to_tensordict({name: column.to(self._device) for name, column in columns.items()}, batch_size, self._device, dim_names))
+        with torch.cuda.stream(self._copies):
+            moved = {name: self._pinned(column).to(self._device, non_blocking=True) for name, column in columns.items()}
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record(self._copies)
+        return Arrival(to_tensordict(moved, batch_size, self._device, dim_names), copied)
+
+    def _pinned(self, column: torch.Tensor) -> torch.Tensor:
+        return column if column.is_pinned() else self.copy(column)

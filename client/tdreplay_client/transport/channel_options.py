@@ -1,0 +1,52 @@
+"""The settings of a channel to a server."""
+
+from __future__ import annotations
+
+import json
+
+from grpc.experimental import ChannelOptions
+
+from tdreplay.limits import MAX_MESSAGE_BYTES, message_options
+from tdreplay.v1 import replay_buffer_pb2
+from tdreplay_client.transport.addresses import proxy_options
+
+__all__ = ["channel_options"]
+
+SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
+
+IDEMPOTENT = ("Add", "SampleBatch", "SampleByIndex", "SampleAll", "Describe", "CreateTable", "ListTables")
+"""The calls with one request that gRPC may send again by itself: inserts are numbered, so that they are stored once."""
+
+# Short: what lasts longer, as a server that starts again does, is `Connection.repeated`'s, which knows how much time is left.
+RETRIES = {"maxAttempts": 5, "initialBackoff": "0.02s", "maxBackoff": "0.1s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}
+SERVICE_CONFIG = json.dumps(
+    {"methodConfig": [{"name": [{"service": SERVICE.full_name, "method": method} for method in IDEMPOTENT], "retryPolicy": RETRIES}]}
+)
+
+
+def channel_options(address: str) -> list[tuple[str, int | str]]:
+    """The settings of a channel to the server at `address`."""
+    return [
+        *message_options(),
+        *proxy_options(address),
+        # Reads an answer in the thread that asks for it: 42 us a message instead of 74.
+        (ChannelOptions.SingleThreadedUnaryStream, 1),
+        # A connection of its own, not one that is shared with other buffers in the process, which would share its flow control.
+        ("grpc.use_local_subchannel_pool", 1),
+        # A server that is started again is found within a second or so.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # So is one that comes back at another address: gRPC asks for a name no more than twice a minute otherwise.
+        ("grpc.dns_min_time_between_resolutions_ms", 1000),
+        # A network that is dead, and a host that is gone, are noticed.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),  # What gRPC waits for the answer to a ping: a minute, unless it is told so.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.enable_retries", 1),
+        ("grpc.service_config", SERVICE_CONFIG),
+        # Without it requests above 256 KiB are sent once.
+        ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES + (1 << 20)),
+    ]

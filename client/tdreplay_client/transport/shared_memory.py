@@ -1,0 +1,146 @@
+"""The client's side of shared memory: a server's file, mapped."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from tdreplay.block import Bytes
+from tdreplay.errors import CodecError, ReplayError
+from tdreplay.limits import SHARED_SLOTS_START
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_client.transport.channel import Answers
+from tdreplay_client.transport.foreign_memory import NONCE_BYTES, open_memory
+
+__all__ = ["MappedSlots", "Sharing", "mapped"]
+
+log = logging.getLogger("tdreplay")
+T = TypeVar("T")
+
+MOST_SLOTS = 1 << 16
+
+
+class Sharing:
+    """Whether the calls of one buffer use shared memory: as long as it is wanted, and was not found to be out of reach.
+
+    Args:
+        address: of the server.
+        wanted: by the user.
+    """
+
+    def __init__(self, address: str, wanted: bool) -> None:
+        self._address, self.wanted = address, wanted
+
+    def tried(self, opened: Callable[[bool], T]) -> T:
+        """``opened(True)``; where the memory that the server offers cannot be had, ``opened(False)`` from then on, and one line in the log."""
+        if self.wanted:
+            try:
+                return opened(True)
+            except OSError as error:
+                if isinstance(error, ReplayError):  # A lost connection is an OSError too.
+                    raise
+                self.wanted = False
+                log.warning("%s offers shared memory that cannot be had from here (%s): batches travel over gRPC", self._address, error)
+        return opened(False)
+
+
+class MappedSlots:
+    """The slots that a server offers, mapped into this process. Whatever the server says of them is checked before it is used.
+
+    Attributes:
+        slots: how many there are.
+        slot_bytes: the size of each.
+
+    Args:
+        offer: what the server says of them.
+        reserve: how many are never lent to the user.
+
+    Raises:
+        OSError: the memory cannot be had from here, or it may be something else than a server's memory; see `open_memory`.
+        CodecError: the offer is none.
+    """
+
+    def __init__(self, offer: pb.SharedMemory, reserve: int = 2) -> None:
+        self.slots, self.slot_bytes = offer.slots, offer.slot_bytes
+        if not (1 <= self.slots <= MOST_SLOTS and self.slot_bytes >= 1 and len(offer.nonce) == NONCE_BYTES):
+            raise CodecError(f"an offer of {self.slots} slots of {self.slot_bytes} bytes, with a nonce of {len(offer.nonce)} bytes, is none")
+        size = SHARED_SLOTS_START + self.slots * self.slot_bytes
+        file = open_memory(offer.path, size, offer.nonce)
+        try:
+            self._memory = np.frombuffer(mmap.mmap(file, size), np.uint8)
+        finally:
+            os.close(file)
+        self._reserve, self._borrowed = reserve, 0
+        # Changed by finalizers, which may run in any thread and at any moment: one operation of a deque or a set is safe then, a lock is not.
+        self._returned: deque[int] = deque()
+        self._in_use: set[int] = set()
+        self._lent: set[int] = set()
+
+    def block(self, slot: int) -> Bytes:
+        """The memory of a slot.
+
+        Raises:
+            CodecError: there is none of that number.
+        """
+        if not 0 <= slot < self.slots:
+            raise CodecError(f"slot ({slot}) must be one of the {self.slots} that the server offered")
+        start = SHARED_SLOTS_START + slot * self.slot_bytes
+        return self._memory[start : start + self.slot_bytes]
+
+    def borrow(self, slot: int) -> Bytes:
+        """The memory of a slot that the server lends. It may be given back to the server when nothing refers to this memory any more.
+
+        Raises:
+            CodecError: there is none of that number, or it was not given back since the server lent it last.
+        """
+        memory = self.block(slot)
+        if slot in self._in_use:
+            raise CodecError(f"slot ({slot}): the server lends it twice")
+        self._in_use.add(slot)
+        self._borrowed += 1
+        weakref.finalize(memory, self._give_back, slot).atexit = False
+        return memory
+
+    def _give_back(self, slot: int) -> None:
+        self._lent.discard(slot)
+        self._in_use.discard(slot)
+        self._returned.append(slot)
+
+    def lend(self, slot: int) -> bool:
+        """Whether a batch in a borrowed slot may be lent on to the user, for as long as the user likes: some slots stay for the batches to come."""
+        if slot not in self._lent and len(self._lent) >= self.slots - self._reserve:
+            return False
+        self._lent.add(slot)
+        return True
+
+    @property
+    def unreturned(self) -> int:
+        """Slots that are in use here."""
+        return self._borrowed - len(self._returned)
+
+    def returned(self) -> list[int]:
+        """The slots to be given back to the server: the caller sees to it, and they do not count as borrowed any more."""
+        slots = [self._returned.popleft() for _ in range(len(self._returned))]
+        self._borrowed -= len(slots)
+        return slots
+
+
+def mapped(offer: pb.SharedMemory, answers: Answers, reserve: int = 2) -> MappedSlots | None:
+    """The slots that a server offers on a call; None where it offers none. `reserve`: as of `MappedSlots`.
+
+    Raises:
+        OSError: they cannot be had from here.
+        ServerUnavailableError: the server died since it offered them, and its memory with it: that says nothing of the next one's.
+    """
+    try:
+        return MappedSlots(offer, reserve) if offer.path else None
+    except OSError:
+        answers.check_alive()
+        raise

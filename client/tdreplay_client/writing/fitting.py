@@ -1,0 +1,68 @@
+"""What a client knows of a table's rows, for values that have no dtype of their own, or another one: it comes from an insert, or from the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tdreplay.errors import SchemaError
+from tdreplay.messages import schema_from_message
+from tdreplay.rows import Given
+from tdreplay.schema import Columns, Schema
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_client.transport.channel import Connection
+
+__all__ = ["Fitting"]
+
+
+class Fitting:
+    """Brings rows to the schema of the table. Rows whose tensors and arrays have dtypes of their own do without it, unless `cast`.
+
+    Args:
+        connection: to the server.
+        table: the table's name.
+        cast: whether values of other dtypes are converted.
+
+    Attributes:
+        cast: the same.
+    """
+
+    def __init__(self, connection: Connection, table: str, *, cast: bool) -> None:
+        self._connection, self._request, self.cast = connection, pb.DescribeRequest(table=table), cast
+        self._known: Schema | None = None
+
+    def insert(self, rows: Given, store: Callable[[Columns, Schema, int], None]) -> None:
+        """Gives rows to `store`, as columns. Where they do not fit what is known, another client may have fixed another schema: it is asked for once.
+
+        Raises:
+            SchemaError: they do not fit the table's schema as it is now.
+        """
+        if rows.typed and not self.cast:
+            self._store(rows, None, store)
+            return
+        known = self._known or self._asked()
+        try:
+            self._store(rows, known, store)
+        except SchemaError:
+            now = self._asked()
+            if now == known:
+                raise
+            self._store(rows, now, store)
+
+    def _store(self, rows: Given, schema: Schema | None, store: Callable[[Columns, Schema, int], None]) -> None:
+        columns = rows.columns(schema, cast=self.cast)
+        stored = rows.schema(columns)
+        store(columns, stored, rows.number)
+        self._known = stored
+
+    def _asked(self) -> Schema | None:
+        """The schema as the server has it now; None while there is none."""
+        answer = self._connection.repeated(lambda patience: self._connection.unary("Describe", self._request, patience))
+        return schema_from_message(answer.schema) if answer.HasField("schema") else None
+
+    def for_first(self, rows: Given) -> Schema | None:
+        """The table's schema as it is now, where the first rows of a writer need it."""
+        return None if rows.typed and not self.cast else self._asked()
+
+    def forget(self) -> None:
+        """Forgets what is known: the table does not hold earlier rows any more."""
+        self._known = None

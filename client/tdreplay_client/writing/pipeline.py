@@ -1,0 +1,386 @@
+"""What a writer's rows go through: blocks on their way over a call, acknowledgements that come back, another call where one is lost, and the end.
+
+No thread of a pipeline refers to the writer: one that nobody refers to any more is noticed, and its pipeline ends by itself.
+
+The user's thread waits without the lock. How it may be interrupted is said in `tdreplay_client.writing.holding`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import queue
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar, cast
+
+from tdreplay.errors import ClosedError, InternalError, ReplayError
+from tdreplay.limits import MAX_BATCH_SIZE
+from tdreplay.schema import Schema
+from tdreplay_client.transport.channel import Connection, start_reader
+from tdreplay_client.transport.patience import FIRST_PAUSE, SECOND_LOOK, Patience
+from tdreplay_client.transport.shared_memory import Sharing
+from tdreplay_client.writing.holding import Holding, Pace
+from tdreplay_client.writing.inserts import NUDGE, InsertCall, Requests, check_acknowledged, open_inserts
+from tdreplay_client.writing.parcels import Parcel
+from tdreplay_client.writing.unsettled import Unsettled
+
+__all__ = ["Pipeline", "finish_all"]
+
+log = logging.getLogger("tdreplay")
+T = TypeVar("T")
+POLL_SECONDS = 0.5
+EXIT_SECONDS = 1.0
+
+
+class _First(NamedTuple):
+    """What a call is opened for: rows of that schema, so many at once."""
+
+    schema: Schema
+    rows: int
+
+
+class Pipeline(Holding):
+    """The rows of one writer, on their way to a table.
+
+    Attributes:
+        name: of the writer, for messages.
+        connection: to the server.
+
+    Args:
+        connection: to the server.
+        table: the table's name.
+        sharing: whether blocks go through memory that is shared with the server, where they are large enough.
+        unsettled: the failed inserts of the buffer.
+        pace: when rows are sent.
+    """
+
+    def __init__(self, connection: Connection, table: str, sharing: Sharing, unsettled: Unsettled, pace: Pace) -> None:
+        super().__init__(unsettled, pace)
+        self.connection, self._table, self._sharing = connection, table, sharing
+        self.name = f"the writer of table {table!r} at {connection.address}"
+        self._first: _First | None = None
+        self._begins = 0  # The first block that goes over the call that is open now.
+        self._connected = self._following = False
+        self._steady = True  # The call that is open now was acknowledged something, or is the first one.
+        self._until: float | None = None  # When those that are there must be stored, once nobody waits for them.
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._waiters: set[queue.SimpleQueue[None]] = set()
+
+    # -- the user's thread --------------------------------------------------------------------------------------------------------------------
+
+    def open(self, schema: Schema, rows: int) -> None:
+        """Waits until there is a call for blocks of that schema, of about so many rows. `check` says where there is none to be had."""
+        if self._first is None:
+            self._first = _First(schema, rows)
+        while self.call is None and self.error is None:
+            self.check_open()
+            self.connection.check_open()
+            if not self._following:
+                _live.add(self)
+                start_reader(self._follow)
+            self._listen(lambda: self.call is not None or self.error is not None, POLL_SECONDS)
+
+    def asked(self, question: Callable[[], T]) -> T:
+        """What `question` gives, which asks the server. In a thread of its own: gRPC does not bear it that its caller is interrupted."""
+        answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put((question(), None))
+            except BaseException as error:  # noqa: BLE001 - the thread that asks raises it.
+                answers.put((None, error.with_traceback(None)))
+
+        start_reader(ask)
+        answer, error = answers.get()
+        if error is not None:
+            raise error
+        return cast("T", answer)
+
+    def await_room(self) -> None:
+        """Waits while too much is in flight. Raises as `check` does."""
+        self._wait(lambda: self.flight.portions <= self._max_in_flight or len(self.flight.blocks) == 1, None)
+
+    def flush(self, timeout: float | None) -> None:
+        """Sends what is staged, and waits until it is stored, at most `timeout` seconds for each answer. Raises as `check` does."""
+        last = self._sealed(self._leaving)
+        self._wait(lambda: self.flight.acknowledged >= last, timeout)
+
+    def close(self, timeout: float | None) -> None:
+        """Flushes, and ends. An interrupt leaves it closed for rows, and what it holds on its way."""
+        last = self._sealed(leaving=True)
+        self._wait(lambda: self.flight.acknowledged >= last, timeout)
+        self.end("it was closed")
+
+    def _wait(self, done: Callable[[], bool], timeout: float | None) -> None:
+        """Waits until done(), at most `timeout` seconds (None: the connection's timeout) for each acknowledgement."""
+        seconds = self.connection.timeout if timeout is None else timeout
+        while not done():
+            self.check()
+            self._check_not_over()
+            before = self.flight.acknowledged
+            heard = lambda: done() or self.error is not None or self._over or self.flight.acknowledged != before  # noqa: B023, E731
+            if not self._listen(heard, seconds) and not self._listen(heard, SECOND_LOOK):
+                gone = timeout is None and not self._connected
+                self.fail(self.connection.gone("is lost, and did not come back") if gone else self.connection.late())
+        self.check()
+
+    def _listen(self, heard: Callable[[], bool], seconds: float) -> bool:
+        """Whether something that was waited for came within so many seconds. Nothing here breaks where it is interrupted."""
+        self._let_go()
+        waiter: queue.SimpleQueue[None] = queue.SimpleQueue()
+        until = time.monotonic() + seconds
+        try:
+            self._waiters.add(waiter)
+            while not heard():
+                waiter.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return heard()
+        finally:
+            self._waiters.discard(waiter)
+        return True
+
+    # -- any thread, a finalizer's among them ---------------------------------------------------------------------------------------------------
+
+    def leave(self, seconds: float | None = None) -> None:
+        """Sends what is there, at most for so long (None: the connection's timeout), then ends; nobody waits for it. Takes no lock."""
+        if not self.connection.owner.is_here:  # The parent's, in a fork: there are no threads here.
+            return
+        self._until = time.monotonic() + (self.connection.timeout if seconds is None else seconds)
+        self._leaving = True
+        call = self.call
+        if call is None and not self._following:
+            self.end("")
+        elif call is not None:
+            call.answers.end_at(self._until)
+        self._nudge()
+
+    def left(self, seconds: float) -> bool:
+        """Whether all of it was sent, after at most so many seconds."""
+        return self._listen(lambda: self._over or self.error is not None, max(0.0, seconds))
+
+    def give_up(self, why: str) -> None:
+        """Ends at once. What is not acknowledged is counted in the log, and handed back by the next call of the writer, where there is one."""
+        if self.flight.rows:
+            self.fail(ClosedError(f"{self.name} was closed: {why}"))
+        self.end(why)
+
+    def end(self, why: str) -> None:
+        """Ends at once. What is not acknowledged is counted in the log."""
+        with self.lock:
+            dropped = 0 if self._over else self.flight.rows
+            if not self._over and not self.flight.blocks:
+                self._unsettled.identities.give_back(self.identity)
+            self._over = True
+        if dropped:
+            log.warning("%s dropped %d rows: %s", self.name, dropped, why)
+        if self.call is not None:
+            self.call.retire()
+        self._changed()
+        _live.discard(self)
+
+    def _told(self) -> None:
+        """The end of a pipeline whose error is raised, with its rows."""
+        with self.lock:
+            self._over = True
+        self.end("")
+
+    def fail(self, error: ReplayError) -> None:
+        """Keeps an error for the next call of the writer; where none will come, what is not acknowledged is counted in the log."""
+        with self.lock:
+            if self.error is None and not self._over:
+                self.error = error.with_traceback(None)
+        if self._until is not None:
+            self.end(str(error))
+        self._changed()
+
+    def _changed(self) -> None:
+        """Wakes those who wait."""
+        for waiter in tuple(self._waiters):
+            waiter.put(None)
+
+    def _nudge(self) -> None:
+        """Says that there is, or is about to be, something to be sent."""
+        if self._connected and self.call is not None:
+            self.call.nudge()
+        else:
+            self._wakes.put(None)
+
+    # -- the thread in which gRPC asks for messages ---------------------------------------------------------------------------------------------
+
+    def _outgoing(self, requests: Requests) -> Iterator[Any]:
+        """The messages of one call: what is put, and, once it is in use, the blocks that were not sent over it."""
+        position: int | None = None
+        while (message := self._next_put(requests)) is not None:
+            if message is not NUDGE:
+                yield message
+                continue
+            if position is None and self._connected and self._last_call.is_behind(requests):
+                position = self._begins
+            if position is not None:
+                self._seal_in_time()
+                while (block := self._block(position, requests)) is not None:
+                    position += 1
+                    yield block.message
+
+    def _next_put(self, requests: Requests) -> Any:
+        """What is put next; a nudge when the time has come for the block that is being filled."""
+        try:
+            return requests.get(timeout=self._seconds_left())
+        except queue.Empty:
+            return NUDGE
+
+    def _seconds_left(self) -> float | None:
+        """Until the block that is being filled is to be sent. None: there is none, or no room for it, and an acknowledgement will tell."""
+        with self.lock:
+            staging = self.flight.staging
+            if staging is None or not self._connected or not self._has_room(staging):
+                return None
+            return max(0.001, staging.since + self._pace.flush_seconds - time.monotonic())
+
+    def _seal_in_time(self) -> None:
+        """Sends the block that is being filled, where it is time; and ends what is to end."""
+        with self.lock:
+            staging = self.flight.staging
+            if self._until is not None:
+                self.seal()
+                if not self.flight.blocks:
+                    self.end("a batch was given in part")
+            elif staging is not None and self._has_room(staging) and time.monotonic() >= staging.since + self._pace.flush_seconds:
+                self.seal()
+                self.drop_staging()
+
+    def _block(self, position: int, requests: Requests) -> Parcel | None:
+        """The block of that number, as it goes over this call, if there is one."""
+        flight, call = self.flight, self._last_call
+        at = position - flight.acknowledged
+        if not call.is_behind(requests) or not 0 <= at < len(flight.blocks):
+            return None
+        if call.carries(flight.blocks[at]):
+            return flight.blocks[at]
+        with self.lock:  # It lies in the memory of a call that was lost.
+            block = call.adopt(flight.blocks[at])
+            self.flight = self.flight.adopt(position - self.flight.acknowledged, block)
+            return block
+
+    # -- the thread that follows the acknowledgements -------------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """Takes acknowledgements for as long as the pipeline lives, over another call where one was lost."""
+        with self.lock:
+            if self._following:  # Started twice, by a thread that was interrupted in between.
+                return
+            self._following = True
+        try:
+            self.connection.repeated(self._take_acknowledgements)
+        except ReplayError as error:
+            self.fail(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next call of the writer raises it.
+            self.fail(InternalError(f"the writer failed: {error!r}"))
+
+    def _take_acknowledgements(self, patience: Patience) -> None:
+        call = self._current(patience)
+        if call is None:
+            return
+        try:
+            for answer in call.answers.patiently():
+                self._acknowledge(call, answer.rows)
+                patience.answered()
+            if not self._over:
+                raise self.connection.gone("ended the call")
+        except ReplayError:
+            self._lose(call, patience)
+            if not self._over:
+                raise
+
+    def _current(self, patience: Patience) -> InsertCall | None:
+        """The call that is open; where it was lost, another one, once there is something to send over it. None where the writer is at its end."""
+        if self._connected:
+            return self.call
+        while self.call is not None and not self._has_something_due() and not self._over:  # Nothing is late before something is to be sent.
+            self._await_wake()
+            self.connection.check_open()
+            patience.renew()
+        return None if self._over else self._use(self._opened(patience))
+
+    def _await_wake(self) -> None:
+        try:
+            self._wakes.get(timeout=min(POLL_SECONDS, max(FIRST_PAUSE, self._pace.flush_seconds)))
+        except queue.Empty:
+            return
+
+    def _has_something_due(self) -> bool:
+        with self.lock:
+            self._seal_in_time()
+            return bool(self.flight.blocks)
+
+    def _opened(self, patience: Patience) -> InsertCall:
+        if self._first is None:
+            raise InternalError("a call is opened for rows, and there were none")
+        schema, rows = self._first
+        return open_inserts(self.connection, self._table, self._sharing, schema, rows, patience, most_rows=MAX_BATCH_SIZE, outgoing=self._outgoing)
+
+    def _use(self, call: InsertCall) -> InsertCall | None:
+        """Makes it the call over which blocks go, from the first one on that was not acknowledged."""
+        with self.lock:
+            if self._over:
+                call.close()
+                return None
+            self.call, self._begins, self._connected = call, self.flight.acknowledged, True
+            # Beside those on their way, one block is being filled, and one may have to be cut short.
+            self._max_in_flight = min(self._most, max(1, call.slots - 2)) if call.slots else self._most
+            if self._until is not None:
+                call.answers.end_at(self._until)
+        call.nudge()
+        self._changed()
+        return call
+
+    def _lose(self, call: InsertCall, patience: Patience) -> None:
+        """Notes that a call is lost. The time that the server has to come back begins, unless it began with a loss before, and nothing came since."""
+        call.close()
+        with self.lock:
+            self._connected = False
+            if self._steady:
+                patience.renew()
+            self._steady = False
+
+    def _acknowledge(self, call: InsertCall, rows: int) -> None:
+        with self.lock:
+            if not self.flight.blocks:
+                raise InternalError(f"server {self.connection.address} acknowledged a block that was not sent")
+            block = self.flight.blocks[0]
+            check_acknowledged(rows, block.block.batch_shape[0])
+            call.release(block)
+            self.flight = self.flight.acknowledge()
+            self._steady = True
+            self._send_what_waits()
+        self._changed()
+
+    def _send_what_waits(self) -> None:
+        """Sends the block that is being filled, where a portion of it is complete, and the connection is not busy any more."""
+        staging = self.flight.staging
+        if staging is not None and staging.portions and not self._is_busy and self._has_room(staging):
+            self.seal()
+        elif staging is not None or self._until is not None:
+            self._nudge()
+
+
+_live: set[Pipeline] = set()
+"""Those that have threads. Single operations of a set are safe in threads, and where they are interrupted."""
+
+
+def finish_all(connection: Connection | None, seconds: float, why: str) -> None:
+    """Ends all pipelines (of a connection), each after it sent what it has, at most within so many seconds."""
+    pipelines = [pipeline for pipeline in tuple(_live) if connection in (None, pipeline.connection) and pipeline.connection.owner.is_here]
+    for pipeline in pipelines:
+        pipeline.leave(seconds)
+    until = time.monotonic() + seconds
+    for pipeline in pipelines:
+        if pipeline.is_interrupted_here() or not pipeline.left(until - time.monotonic()):
+            pipeline.give_up(why)
+
+
+@atexit.register
+def _finish_at_exit() -> None:
+    # After this the connections are closed: what is registered last goes first.
+    finish_all(None, EXIT_SECONDS, "the interpreter exits")

@@ -1,0 +1,158 @@
+"""Rows gathered into a block, one at a time, each written straight into the memory that will carry it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from tdreplay.errors import SchemaError
+from tdreplay.limits import shown
+from tdreplay.memory import RAW, Rows
+from tdreplay.rows import Given
+from tdreplay.schema import DTYPE_NAMES, Columns, Field, Schema
+from tdreplay.values import NUMPY, dense, fitted, quick_limits
+from tdreplay_client.writing.identities import Number
+from tdreplay_client.writing.inserts import InsertCall
+from tdreplay_client.writing.parcels import Parcel, block_layout, rows_of, rows_per_block
+
+__all__ = ["Staging"]
+
+
+class _Place(NamedTuple):
+    """Where a field's values go, as an array of shape [rows, *shape]; of RAW's dtype where NumPy does not have the field's."""
+
+    array: Any
+    field: Field
+    numpy: np.dtype[Any] | None  # The field's dtype, where NumPy has it.
+    limits: dict[type, tuple[Any, Any]]
+
+
+class Staging:
+    """A block with room for some rows, and the rows that are in it so far.
+
+    Args:
+        call: that the message is for.
+        schema: of the rows.
+        rows: room for so many; fewer where they would be more than a block.
+        number: of the block.
+        cast: whether values of other dtypes are converted.
+
+    Attributes:
+        rows: that are in it.
+        portions: that are complete.
+        since: when it was made.
+    """
+
+    def __init__(self, call: InsertCall, schema: Schema, rows: int, number: Number, *, cast: bool = False) -> None:
+        self._call, self._schema, self._number, self._cast = call, schema, number, cast
+        self._room = min(rows, rows_per_block(schema))
+        self.rows = self.portions = self._portion_start = 0
+        self.since = time.monotonic()
+        self._parcel = call.parcel(block_layout(schema, self._room), number)
+        places = self._parcel.places
+        self._fields = {field.name: _place(places.get(field.name), self._room, field) for field in schema.fields}
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room left."""
+        return self.rows == self._room
+
+    @property
+    def room(self) -> int:
+        """How many more rows go in."""
+        return self._room - self.rows
+
+    @property
+    def portion_rows(self) -> int:
+        """How many rows came since the last complete portion."""
+        return self.rows - self._portion_start
+
+    def end_portion(self) -> None:
+        """Makes the rows that came since the last portion another one."""
+        self.portions += 1
+        self._portion_start = self.rows
+
+    def place(self, row: Given, rows: int = 1) -> None:
+        """Copies a row to where the next one goes; there must be room. It is not in before `rows` counts it.
+
+        Raises:
+            SchemaError: a field is missing, extra, misshapen or of another dtype, or a number does not fit.
+        """
+        values, at = row.values, self.rows
+        if values.keys() != self._fields.keys() or row.row_shape != self._schema.row_shape or row.dim_names:
+            self._schema.check(row.schema(row.columns(self._schema, cast=self._cast)))
+        for name, (array, field, dtype, limits) in self._fields.items():
+            value = values[name]
+            if isinstance(value, torch.Tensor):
+                value = self._from_tensor(field, value)
+            elif isinstance(value, np.ndarray):
+                if value.dtype != dtype or value.shape != field.shape or type(value) is not np.ndarray:
+                    value = self._converted(field, value)
+            elif not _lies_between(value, limits.get(type(value))) or field.shape:
+                value = self._converted(field, value)
+            array[at] = value
+
+    def place_batch(self, columns: Columns, rows: int) -> None:
+        """Copies `rows` rows of the schema to where the next ones go; there must be room. They are not in before `rows` counts them."""
+        for name, place in self._parcel.places.items():
+            place[self.rows : self.rows + rows] = rows_of(columns[name])
+
+    def has_placed(self, other: Staging, at: int, rows: int) -> bool:
+        """Whether the rows that were placed, but not taken, equal `rows` rows of another block, or of this one, from row `at` on."""
+        here, there = slice(self.rows, self.rows + rows), slice(at, at + rows)
+        return all(place.array[here].tobytes() == other._fields[name].array[there].tobytes() for name, place in self._fields.items())
+
+    def _from_tensor(self, field: Field, value: torch.Tensor) -> Any:
+        if value.dtype is not field.dtype or value.shape != field.shape:
+            return self._converted(field, value)
+        try:
+            return _raw(value)
+        except (TypeError, RuntimeError):
+            dense(field.name, value)  # Says what is wrong with it.
+            raise
+
+    def _converted(self, field: Field, value: Any) -> Any:
+        """A value that is not of the field's dtype and shape as it is, brought there where that is allowed."""
+        column = fitted(field.name, value, field, cast=self._cast, batch=False)
+        if column.dtype is not field.dtype or column.shape != field.shape:
+            raise SchemaError(f"field {field.name!r}: expected {field} in every row, got {_kind(value)}")
+        return _raw(column)
+
+    def parcel(self) -> Parcel:
+        """The message, with a block of the rows that are in it. Once full it is the memory itself; before that, a copy of its part."""
+        if self.full:
+            return self._parcel
+        parcel = self._call.parcel(block_layout(self._schema, self.rows), self._number)
+        for name, place in parcel.places.items():
+            place[:] = self._parcel.places[name][: self.rows]
+        return parcel
+
+    def leave(self, parcel: Parcel | None) -> None:
+        """Gives back its memory, where `parcel`, which took over its rows, does not lie in it."""
+        if parcel is None or parcel.memory is not self._parcel.memory:
+            self._call.release(self._parcel)
+
+
+def _place(place: Rows | None, rows: int, field: Field) -> _Place:
+    dtype = torch.empty(0, dtype=RAW.get(field.dtype, field.dtype), device="cpu").numpy().dtype
+    array = np.empty((rows, *field.shape), dtype) if place is None else place.view(np.uint8).view(dtype).reshape(rows, *field.shape)
+    return _Place(array, field, None if field.dtype in RAW else NUMPY[field.dtype], quick_limits(field.dtype))
+
+
+def _lies_between(value: Any, limits: tuple[Any, Any] | None) -> bool:
+    return limits is not None and limits[0] <= value <= limits[1]
+
+
+def _raw(value: torch.Tensor) -> Any:
+    """A tensor of any device and layout as an array: of RAW's dtype where NumPy does not have its own."""
+    host = value.detach().cpu().resolve_conj().resolve_neg()
+    return (host.view(RAW[host.dtype]) if host.dtype in RAW else host).numpy()
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{DTYPE_NAMES.get(value.dtype, value.dtype)}{list(value.shape)}"
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray | np.generic) else f"{type(value).__name__} {shown(value, 40)}"

@@ -1,0 +1,329 @@
+"""Pipelined inserts: rows are coalesced into blocks, and blocks are on their way while more rows are appended."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from typing_extensions import Self
+
+from tdreplay.columns import to_tensordict
+from tdreplay.copying import OfOneProcess
+from tdreplay.errors import FailedPreconditionError, ReplayError
+from tdreplay.limits import check_seconds
+from tdreplay.rows import Given, Row, given_row, given_rows
+from tdreplay.schema import Columns, Schema
+from tdreplay_client.transport.channel import Connection
+from tdreplay_client.transport.shared_memory import Sharing
+from tdreplay_client.writing.fitting import Fitting
+from tdreplay_client.writing.holding import SMALL_BYTES, Pace, is_nested
+from tdreplay_client.writing.pipeline import Pipeline
+from tdreplay_client.writing.staging import Staging
+from tdreplay_client.writing.unsettled import Delivery, Unsettled
+
+__all__ = ["Writer"]
+
+log = logging.getLogger("tdreplay")
+
+
+class _Doubt(NamedTuple):
+    """Rows that are in, although the call that gave them was interrupted: `rows` of a block, from row `at` on; and the thread that gave them."""
+
+    staging: Staging
+    at: int
+    rows: int
+    thread: int
+
+
+class Writer(OfOneProcess):
+    """Appends rows to a table without waiting for each. The rows that one thread gives a writer are stored in the order in which they came.
+
+    Rows are stored when `flush` or `close` returns (or the ``with`` block ends, with an error too), each of them once. Where the connection is lost,
+    the writer opens another one by itself, and sends what was not acknowledged again; `append` and `extend` go on meanwhile, while there is room.
+    What does not come right within the connection's timeout, or was refused, is raised by the next call; the error's ``rows`` are those that were
+    not acknowledged (a TensorDict; after a lost connection or a timeout, some of them may be stored). The writer is then at its end. Given all of
+    these rows, `add_batch` of the same buffer and `extend` of another of its writers store them once.
+
+    A writer that nothing refers to any more, and one that is open when its buffer is closed or the interpreter exits, sends what it has, and ends
+    by itself: within the connection's timeout, at the exit within a second. Rows that are dropped all the same, by `abandon` too, are counted in
+    one line of the log (logger ``tdreplay``, a warning).
+
+    An interrupted call (Ctrl-C) leaves the writer whole: its rows were taken, or were not. Given again by the next call, they are stored once. An
+    interrupted `extend` of several blocks may leave a part of its batch behind: then the next call raises a `CancelledError`, whose ``rows`` are
+    all that were not acknowledged. A signal handler that runs in the middle of a call may `close` the writer, which does not wait then; it must not
+    write.
+
+    What comes is counted in portions: `flush_rows` appended rows are one, and so is a batch of `extend`, or each block (2 MiB) of a larger one.
+    A portion is sent at once while the connection has little to do. While it is busy, small portions wait a moment and share a message: the rows that
+    wait for their acknowledgement are the same, the messages are fewer.
+
+    Args:
+        connection: to the server.
+        table: the table's name.
+        sharing: whether blocks go through memory that is shared with the server, where they are large enough.
+        unsettled: the failed inserts of the buffer.
+        fitting: what the buffer knows of the table's rows.
+        flush_rows: rows are sent when there are so many, or a block of them.
+        flush_seconds: or when the oldest of them waited for so long.
+        max_in_flight: portions that may wait for their acknowledgement; `append` blocks beyond that. Above 32 it means 32: the server remembers the
+            numbers of so many blocks, and as many again.
+    """
+
+    _instead = "it belongs to a connection of this process. Give the other process the buffer, and open a writer there"
+
+    def __init__(
+        self,
+        connection: Connection,
+        table: str,
+        sharing: Sharing,
+        unsettled: Unsettled,
+        fitting: Fitting,
+        flush_rows: int,
+        flush_seconds: float,
+        max_in_flight: int,
+    ) -> None:
+        connection.check_open()
+        self._owner, self._unsettled, self._fitting, self._flush_rows = connection.owner, unsettled, fitting, flush_rows
+        self._core = Pipeline(connection, table, sharing, unsettled, Pace(flush_rows, flush_seconds, max_in_flight, fitting.cast))
+        self._schema: Schema | None = None
+        self._doubt: _Doubt | None = None
+        self._turn = threading.RLock()
+        self._extending = 0  # The thread whose turn it is.
+        self._opening = 0  # The thread that opened the call last: a signal handler that interrupts it must not open another one.
+        weakref.finalize(self, self._core.leave).atexit = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether blocks go through memory that is shared with the server. Known once rows were added."""
+        return self._core.call is not None and self._core.call.slots > 0
+
+    def append(self, row: Row) -> None:
+        """Adds one row: a TensorDict without a row dimension, or a dict, as `add` takes them. Its memory is copied.
+
+        Blocks while `max_in_flight` blocks wait for their acknowledgement, at most the connection's timeout.
+
+        Raises:
+            SchemaError, CodecError: the row does not fit the writer's first one, or cannot travel. It is not added; the writer goes on.
+            ReplayError: rows were not stored; they are the error's ``rows``, this one among them.
+        """
+        self._owner.check()
+        given = given_row(row)
+        try:
+            if self._schema is None:
+                self._open_for_row(given)
+            self._take(Staging.place, given, 1, self._flush_rows)
+        except ReplayError as error:
+            if error is self._core.error:  # Nothing can interrupt these last steps: either they are done, or the next call raises it again.
+                self._core.error = None
+            raise
+
+    def extend(self, batch: Row) -> None:
+        """Adds n rows: a TensorDict of batch size [n, ...], or a dict, as `add_batch` takes them. Its memory is copied. Blocks as `append` does.
+
+        Raises:
+            SchemaError, CodecError: the rows do not fit the writer's first one, or cannot travel. None is added; the writer goes on.
+            ReplayError: rows were not stored; they are the error's ``rows``, these among them.
+        """
+        self._owner.check()
+        given = given_rows(batch)
+        self._core.check_open()
+        try:
+            columns = given.columns(self._schema or self._first_schema(given), cast=self._fitting.cast)
+            schema, rows = given.schema(columns), given.number
+            self._open_for_batch(columns, schema, rows)
+            delivery = self._unsettled.claim(columns, schema, rows)
+            if schema.row_bytes * rows * 2 <= SMALL_BYTES and not delivery.resumed:
+                self._take(Staging.place_batch, columns, rows, 1)
+            else:
+                self._extend_in_blocks(delivery)
+        except ReplayError as error:
+            if error is self._core.error:
+                self._core.error = None
+            raise
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Sends what was appended, and waits until all of it is stored, at most `timeout` seconds (None: the connection's timeout) for each answer.
+
+        Raises:
+            DeadlineError: it took longer. The rows are the error's ``rows``.
+            ReplayError: rows were not stored; they are the error's ``rows``.
+        """
+        seconds = None if timeout is None else check_seconds(timeout, "timeout")
+        self._owner.check()
+        self._refuse_reentry()
+        self._core.check_open()
+        try:
+            self._core.flush(seconds)
+        except ReplayError as error:
+            if error is self._core.error:
+                self._core.error = None
+            raise
+
+    def close(self, timeout: float | None = None) -> None:
+        """Flushes, as `flush` does, and ends the writer. Closing twice is allowed; in a fork of its process nothing happens.
+
+        Raises:
+            ReplayError: rows were not stored; they are the error's ``rows``, and are counted in the log.
+        """
+        seconds = None if timeout is None else check_seconds(timeout, "timeout")
+        if not self._owner.is_here or self._core.is_over:
+            return
+        if self._core.is_interrupted_here():
+            self._core.leave(seconds)
+        else:
+            self._close(seconds)
+
+    def _close(self, seconds: float | None) -> None:
+        try:
+            self._core.close(seconds)
+        except ReplayError as error:
+            if error.rows is not None:
+                log.warning("%s, which was closed, did not store %d rows: %s", self._core.name, len(error.rows), error)
+            if error is self._core.error:
+                self._core.error = None
+            raise
+
+    def abandon(self) -> None:
+        """Ends the writer at once. Rows that are not stored are dropped, and counted in the log. Closing it afterwards is allowed."""
+        if not self._owner.is_here:
+            return
+        if self._core.is_interrupted_here():
+            self._core.leave(0.0)
+        else:
+            self._core.end("it was abandoned")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Closes the writer. Where an error is on its way already, what goes wrong meanwhile is noted with it."""
+        try:
+            self.close()
+        except ReplayError as failure:
+            if error is None:
+                raise
+            _note(error, failure)
+
+    # -- inside ---------------------------------------------------------------------------------------------------------------------------------
+
+    def _open_for_row(self, row: Given) -> None:
+        """Opens the call for a first row, and fixes the schema. The row is handed back where there is no call to be had."""
+        self._refuse_reentry()
+        self._core.check_open()
+        self._opening = threading.get_ident()
+        columns = row.columns(self._first_schema(row), cast=self._fitting.cast)
+        schema = row.schema(columns)
+        self._core.open(schema, self._flush_rows)
+        if self._core.call is None:
+            self._core.check(_batch(columns, schema, 1))
+        self._fix(schema)
+
+    def _first_schema(self, rows: Given) -> Schema | None:
+        """The table's schema, where the first rows need it; they are handed back where the server does not say it."""
+        try:
+            return self._core.asked(lambda: self._fitting.for_first(rows))
+        except ReplayError as error:
+            columns = rows.columns(None, cast=False)
+            self._core.fail(error)
+            self._core.check(_batch(columns, rows.schema(columns), rows.number))
+            raise
+
+    def _open_for_batch(self, columns: Columns, schema: Schema, rows: int) -> None:
+        """Opens the call for a first batch, and fixes the schema. The batch is handed back where the writer failed."""
+        self._refuse_reentry()
+        if self._schema is not None:
+            self._schema.check(schema)
+        self._core.open(schema, rows)
+        if self._core.error is not None:
+            self._core.check_batch(Delivery(columns, schema, rows))
+        self._fix(schema)
+
+    def _fix(self, schema: Schema) -> None:
+        with self._core.lock:
+            if self._schema is None:
+                self._schema = schema
+            self._schema.check(schema)
+
+    def _refuse_reentry(self) -> None:
+        opening = self._opening == threading.get_ident() and is_nested()
+        if opening or self._extending == threading.get_ident() or self._core.is_interrupted_here():
+            raise FailedPreconditionError("a signal handler must not write into a writer in the middle of one of its calls; it may close it")
+
+    def _take(self, place: Callable[[Staging, Any, int], None], given: Any, rows: int, portion_rows: int) -> None:
+        """Takes rows into the block that is being filled, and ends a portion there where it has `portion_rows`."""
+        core, staging, at, taken = self._core, None, 0, False
+        if core.inside:
+            self._refuse_reentry()
+        try:
+            with core.lock:
+                try:
+                    core.inside = True
+                    core.check_open()
+                    staging = core.staged(self._schema, rows)
+                    place(staging, given, rows)
+                    if self._doubt is None or not self._is_in(staging, rows):
+                        at = staging.rows
+                        staging.rows, taken = at + rows, True
+                    core.check()
+                    due = staging.full or staging.portion_rows >= portion_rows
+                    if due:
+                        core.end_portion()
+                finally:
+                    core.inside = False
+            if due:
+                core.await_room()
+            self._doubt = None
+        except ReplayError:
+            self._forget_schema()
+            raise
+        except BaseException:
+            if taken and staging is not None:
+                self._doubt = _Doubt(staging, at, rows, threading.get_ident())
+            raise
+
+    def _forget_schema(self) -> None:
+        """What was refused does not fix the schema."""
+        with self._core.lock:
+            if self._core.is_untouched:
+                self._core.drop_staging()
+                self._schema = None
+
+    def _is_in(self, staging: Staging, rows: int) -> bool:
+        """Whether the rows that were placed are in already: the call before this one gave them, and was interrupted."""
+        doubt = self._doubt
+        if doubt is not None and (doubt.rows, doubt.thread) == (rows, threading.get_ident()) and staging.has_placed(doubt.staging, doubt.at, rows):
+            return True
+        self._doubt = None
+        return False
+
+    def _extend_in_blocks(self, delivery: Delivery) -> None:
+        """Adds a batch in blocks of its own: a large one, and one that went out before."""
+        with self._turn:
+            try:
+                self._extending = threading.get_ident()
+                self._core.begin(delivery)
+                for piece in delivery.blocks(self._core.block_bytes, self._core.identity):
+                    self._core.add(delivery, piece)
+                    self._core.await_room()
+            except BaseException as error:
+                if not isinstance(error, ReplayError) or error.rows is None:
+                    self._core.break_off(delivery, error)
+                raise
+            finally:
+                self._extending = 0
+
+
+def _batch(columns: Columns, schema: Schema, rows: int) -> TensorDict:
+    return to_tensordict(columns, (rows, *schema.row_shape), torch.device("cpu"))
+
+
+def _note(error: BaseException, failure: ReplayError) -> None:
+    """Adds to an error that the writer could not be closed well; before Python 3.11 only the log says so."""
+    if hasattr(error, "add_note"):
+        error.add_note(f"the writer could not be closed well meanwhile: {type(failure).__name__}: {failure}")

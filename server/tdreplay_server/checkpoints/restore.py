@@ -1,0 +1,131 @@
+"""Tables out of checkpoints, and tables of another size: with no server at work on them."""
+
+from __future__ import annotations
+
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import numpy as np
+
+from tdreplay.errors import CorruptDataError, FailedPreconditionError
+from tdreplay.limits import DEFAULT_TABLE, check_whole
+from tdreplay.schema import Field
+from tdreplay_server.checkpoints.checkpoint import Manifest, listed_bytes, read_acknowledged, read_manifest
+from tdreplay_server.checkpoints.snapshot import rows_file
+from tdreplay_server.durability.journal import create_journal
+from tdreplay_server.durability.table_directory import CHECKPOINTS, read_table, rows_directory
+from tdreplay_server.storage.ring import Ring
+from tdreplay_server.storage.rows import MemmapRows
+from tdreplay_server.system.directory_lock import LOCK, DirectoryLock
+from tdreplay_server.system.disk import check_name, is_name, new_directory, put_in_place
+from tdreplay_server.system.disk_errors import disk_errors
+from tdreplay_server.system.private_files import check_directory, make_directories, write_file
+from tdreplay_server.tables.registry import table_directory
+from tdreplay_server.tables.table import Table
+
+__all__ = ["resize", "restore", "table_of"]
+
+
+def table_of(checkpoint: Path) -> str:
+    """The name of the table that a checkpoint was made of.
+
+    A checkpoint of an older version does not say it: there it is the name of the folder that the server put it in, ``checkpoints/TABLE/NAME``. Where
+    that does not tell either, as of a buffer in process, it is 'default'.
+
+    Raises:
+        CorruptDataError, FailedPreconditionError: as `restore`.
+    """
+    parent = checkpoint.resolve().parent
+    folder = parent.name if parent.parent.name == CHECKPOINTS and is_name(parent.name) else ""
+    return read_manifest(checkpoint).table or folder or DEFAULT_TABLE
+
+
+def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = False, buffer_size: int | None = None) -> Ring:
+    """Makes a table out of a checkpoint: all of it, or nothing changes. It is checked as it is read.
+
+    Args:
+        checkpoint: its directory.
+        data_dir: of the server that is to have the table; none may be at work on it. It is made where it is missing.
+        table: the table's name.
+        replace: whether the table may be there, and is replaced.
+        buffer_size: its capacity; None: that of the checkpoint. Of more rows the last ones stay.
+
+    Returns:
+        Its live rows.
+
+    Raises:
+        CorruptDataError: the checkpoint is not what was written.
+        FailedPreconditionError: the table is there, and is not to be replaced; or a newer version wrote the checkpoint.
+        DirectoryInUseError: a server is at work on the directory.
+        ResourceExhaustedError: there is no space for the rows.
+    """
+    target = table_directory(data_dir, check_name(table, "table"))
+    manifest = read_manifest(checkpoint)
+    with disk_errors(str(data_dir)):
+        make_directories(data_dir)
+        with DirectoryLock(data_dir):
+            check_directory(target.parent)
+            if target.exists() and not replace:
+                raise FailedPreconditionError(f"table {table!r} is there already in {data_dir}: choose another name (--table), or say --replace")
+            return _restored(checkpoint, manifest, target, buffer_size or manifest.buffer_size)
+
+
+def _restored(checkpoint: Path, manifest: Manifest, target: Path, buffer_size: int) -> Ring:
+    with new_directory(target) as scratch, DirectoryLock(target) if target.exists() else nullcontext():
+        ring = _filled(scratch, checkpoint, manifest, buffer_size)
+        put_in_place(scratch, target)
+    return ring
+
+
+def _filled(directory: Path, checkpoint: Path, manifest: Manifest, buffer_size: int) -> Ring:
+    written = manifest.write_count
+    ring = Ring(buffer_size, written - min(manifest.rows, buffer_size), written, manifest.insert_count - written)
+    storage = MemmapRows(buffer_size, rows_directory(directory, 1))
+    try:
+        if manifest.schema is not None:
+            storage.allocate(manifest.schema)
+            for number, field in enumerate(manifest.schema.fields):
+                _fill(storage, ring, checkpoint, manifest, number, field)
+    finally:
+        storage.release()
+    write_file(directory / LOCK, b"")
+    create_journal(directory, ring, manifest.schema, read_acknowledged(checkpoint, manifest))
+    return ring
+
+
+def _fill(storage: MemmapRows, ring: Ring, checkpoint: Path, manifest: Manifest, number: int, field: Field) -> None:
+    """Copies the values of one field to the slots of their rows."""
+    listed = next((file for file in manifest.files if file.name == rows_file(number)), None)
+    if listed is None or listed.size != manifest.rows * field.row_bytes:
+        raise CorruptDataError(
+            f"{checkpoint} has no file {rows_file(number)} of {manifest.rows} rows of {field.row_bytes} bytes, of field {field.name!r}"
+        )
+    row_id = manifest.write_count - manifest.rows
+    for chunk in listed_bytes(checkpoint, listed, max(1, field.row_bytes)):
+        rows = np.frombuffer(chunk, np.dtype((np.void, field.row_bytes)))
+        ids = np.arange(row_id, row_id + len(rows))
+        kept = ids >= ring.oldest
+        storage.scatter(field.name, ids[kept] % ring.buffer_size, rows[kept])
+        row_id += len(rows)
+
+
+def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
+    """Gives a table another capacity; of more rows the last ones stay. All of it, or nothing changes.
+
+    It needs space for the rows twice over, beside those that are there.
+
+    Returns:
+        Its live rows.
+
+    Raises:
+        FailedPreconditionError: there is no such table.
+        CorruptDataError, DirectoryInUseError, ResourceExhaustedError: as `restore`.
+    """
+    check_whole(buffer_size, "buffer_size", 1)
+    directory = table_directory(data_dir, check_name(table, "table"))
+    if not directory.is_dir():
+        raise FailedPreconditionError(f"there is no table {table!r} in {data_dir}")
+    with disk_errors(str(data_dir)), DirectoryLock(data_dir), new_directory(data_dir / CHECKPOINTS / table) as scratch:
+        with closing(Table("cpu", read_table(directory, torn_end=True).ring.buffer_size, directory=directory, checkpoints=scratch)) as opened:
+            checkpoint = Path(opened.checkpoint("resize").path)
+        return _restored(checkpoint, read_manifest(checkpoint), directory, buffer_size)

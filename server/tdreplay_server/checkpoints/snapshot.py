@@ -1,0 +1,123 @@
+"""The rows of one moment, copied while others go on writing.
+
+The copy goes by ascending row ids. An insert overwrites the rows with the lowest ids, so it is enough that it first saves those that the copy has not
+reached: neither waits for the other for longer than that takes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+
+from tdreplay.api import Progress
+from tdreplay.schema import Field, Schema
+from tdreplay_server.durability.ledger import Acknowledged
+from tdreplay_server.storage.ring import Ring
+from tdreplay_server.storage.rows import RowStorage
+from tdreplay_server.system.disk import write_at
+from tdreplay_server.system.failpoints import failpoint
+from tdreplay_server.system.private_files import open_file
+
+__all__ = ["Snapshot", "rows_file"]
+
+STEP_BYTES = 4 << 20
+"""That are copied before others may write again: 1 to 3 ms."""
+
+
+def rows_file(number: int) -> str:
+    """The name of the file with the rows of a schema's field of that number."""
+    return f"field_{number:03d}.rows"
+
+
+class Snapshot:
+    """The live rows of a ring as it is now, on their way into files: one a field, row after row by ascending id.
+
+    It is made, and `save_until` is called, by whoever writes to the table at the time: nobody else does. Rows are overwritten after they were saved.
+
+    Attributes:
+        ring: whose live rows they are.
+        schema: of the rows; None where there are none.
+        acknowledged: what was known of numbered blocks.
+
+    Args:
+        storage: of the rows.
+        schema: of the rows.
+        acknowledged: as the ledger gave it.
+        directory: for the files.
+        reading: holds the table's lock as a reader, or raises TableChangedError where the rows are not there any more.
+    """
+
+    def __init__(
+        self,
+        storage: RowStorage,
+        schema: Schema | None,
+        acknowledged: list[Acknowledged],
+        directory: Path,
+        reading: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self.ring: Ring = storage.ring
+        self.schema, self.acknowledged = schema, acknowledged
+        self._storage, self._reading = storage, reading
+        self._next = self.ring.oldest
+        self._row_bytes = schema.row_bytes if schema else 0
+        self._files: list[tuple[Field, int]] = []
+        self._error: OSError | None = None
+        self._saving, self._first_in_line = threading.Lock(), threading.Lock()
+        try:
+            for number, field in enumerate(schema.fields if schema else ()):
+                self._files.append((field, open_file(directory / rows_file(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)))
+        except OSError:
+            self.close()
+            raise
+
+    def complete(self, progress: Progress | None) -> None:
+        """Saves all rows, a few at a time. Returns when that is done.
+
+        Raises:
+            TableChangedError: the table was reset, rewound or dropped.
+            OSError: the disk is full, or failed, here or in `save_until`.
+        """
+        total = self.ring.size * self._row_bytes
+        while self._error is None and self._next < self.ring.write_count:
+            with self._first_in_line:
+                pass  # An insert that waits goes first: a lock goes to whoever asks in the right moment, and this thread would ask again at once.
+            with self._reading():
+                self._save_until(self._next + max(1, STEP_BYTES // max(1, self._row_bytes)))
+            failpoint("checkpoint-half-written")
+            if progress is not None:
+                progress((self._next - self.ring.oldest) * self._row_bytes, total)
+        if self._error is not None:
+            raise self._error
+
+    def save_until(self, row_id: int) -> None:
+        """Saves the rows below `row_id`. An error is kept for `complete`: an insert that saves rows is not to blame for it."""
+        with self._first_in_line:
+            self._save_until(row_id)
+
+    def _save_until(self, row_id: int) -> None:
+        stop = min(row_id, self.ring.write_count)
+        with self._saving:
+            try:
+                while self._error is None and self._next < stop:
+                    self._next = self._save(self._next, stop)
+            except OSError as error:
+                self._error = error
+
+    def _save(self, first: int, stop: int) -> int:
+        """Saves rows that lie one after the other, from `first` on, and gives the id of the next one."""
+        slot, count = first % self.ring.buffer_size, min(stop - first, self.ring.buffer_size - first % self.ring.buffer_size)
+        for field, file in self._files:
+            if field.row_bytes:
+                rows = self._storage.rows(slot, slot + count, field.name)
+                write_at(file, np.ascontiguousarray(rows).view(np.uint8).data, (first - self.ring.oldest) * field.row_bytes)
+        return first + count
+
+    def close(self) -> None:
+        """Closes the files. Closing twice is allowed."""
+        while self._files:
+            os.close(self._files.pop()[1])

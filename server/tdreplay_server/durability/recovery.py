@@ -1,0 +1,42 @@
+"""Which rows are trusted after a server that flushed them now and then (the level interval) died.
+
+Where only the process died, all of its rows are there. Where the machine lost its power, some of those that were not flushed may be; nothing tells
+the one from the other. So the blocks that were not flushed are compared with their digests, and the rows end before the first that differs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tdreplay.schema import Schema
+from tdreplay_server.durability.ledger import digest_of
+from tdreplay_server.storage.ring import Ring
+from tdreplay_server.storage.rows import RowStorage
+from tdreplay_server.system.logs import log
+
+__all__ = ["digest_of_rows", "trusted"]
+
+
+def trusted(ring: Ring, unflushed: tuple[tuple[int, int, int], ...], storage: RowStorage, schema: Schema) -> Ring:
+    """`ring` without the rows that are not what was written.
+
+    Args:
+        ring: the live rows by the journal.
+        unflushed: (first row id, rows, digest) of the blocks that may be lost, by ascending id.
+        storage: of the rows.
+        schema: of the rows.
+    """
+    for first, rows, digest in unflushed:
+        if first < ring.oldest < first + rows:  # A part of a block cannot be compared.
+            ring = replace(ring, oldest=first + rows)
+        elif first >= ring.oldest and digest_of_rows(storage, schema, first, rows) != digest:
+            log.warning("rows were lost with the power", first_row_id=first, rows=ring.write_count - first)
+            return replace(ring, oldest=min(ring.oldest, first), write_count=first)
+    return ring
+
+
+def digest_of_rows(storage: RowStorage, schema: Schema, first: int, rows: int) -> int:
+    """The digest of the rows ``[first, first + rows)`` as they are stored; they fit into the ring."""
+    start = first % storage.max_size
+    ranges = [(start, min(start + rows, storage.max_size)), (0, max(0, start + rows - storage.max_size))]
+    return digest_of({field.name: [storage.rows(*part, field.name) for part in ranges] for field in schema.fields if field.row_bytes})

@@ -1,0 +1,317 @@
+"""The tables of a server, by name, and the directory that they share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from tdreplay.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ReplayError,
+    ResourceExhaustedError,
+    StorageError,
+    TableExistsError,
+    TableNotFoundError,
+)
+from tdreplay.limits import DEFAULT_TABLE
+from tdreplay_server.durability.journal import JournalState
+from tdreplay_server.durability.levels import NO_DURABILITY, Durability
+from tdreplay_server.durability.table_directory import CHECKPOINTS, read_table
+from tdreplay_server.system.descriptors import TABLE_DESCRIPTORS, check_descriptors
+from tdreplay_server.system.directory_lock import DirectoryLock
+from tdreplay_server.system.disk import check_name, discard, remove_leftovers
+from tdreplay_server.system.disk_errors import disk_errors
+from tdreplay_server.system.logs import log
+from tdreplay_server.system.private_files import check_directory, check_no_link, make_directories
+from tdreplay_server.tables.busy_names import BusyNames
+from tdreplay_server.tables.table import Table
+
+__all__ = ["DEFAULT_BUFFER_SIZE", "TABLES", "Tables", "table_directory"]
+
+DEFAULT_BUFFER_SIZE = 1_000_000
+"""The capacity of the table 'default' where neither the server's settings nor a client names one."""
+
+
+Result = TypeVar("Result")
+TABLES = "tables"
+"""The directory of all tables, in a data directory."""
+
+
+def table_directory(data_dir: Path, name: str) -> Path:
+    """Where a table lies in a data directory."""
+    return data_dir / TABLES / name
+
+
+class Tables:
+    """The tables of one server. What makes or removes a table of one name waits for what does that already; nothing else does.
+
+    The table 'default' is there at the start where the settings give it a capacity. Else the first insert makes it, or whoever creates it with a
+    capacity; reads find it empty until then.
+
+    Args:
+        data_dir: where the rows lie: the tables that are there are opened. None: in files without names, which end with the tables.
+        storing_device: of tables whose creator names none.
+        default_buffer_size: creates the table 'default' at once, or checks that it has this capacity.
+        max_tables: how many there may be.
+        durability: what acknowledged rows survive, given a data_dir.
+        on_failure: called when the disk failed.
+
+    Raises:
+        FailedPreconditionError: the table 'default' has another capacity, a newer version wrote the directory, or links are in it. Nothing in it
+            changes.
+        DirectoryInUseError: another server has the directory.
+        CorruptDataError: what is in it is not what was written. Nothing in it changes.
+        ResourceExhaustedError: it has more tables than this process may have files open, or its disk has no room for the journals.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path | None,
+        storing_device: str,
+        default_buffer_size: int | None,
+        max_tables: int,
+        durability: str = "process",
+        on_failure: Callable[[StorageError], object] | None = None,
+    ) -> None:
+        self._storing_device, self._max_tables = storing_device, max_tables
+        self._durability, self._on_failure = durability, on_failure
+        self._tables: dict[str, Table] = {}
+        self._places = 0  # Of the tables that are there, and of those that are being made.
+        self._lock = threading.Lock()
+        self._names = BusyNames()
+        self._data_dir = data_dir
+        self._held: DirectoryLock | None = None
+        self._unmade = self._stand_in()
+        try:
+            if data_dir is not None:
+                with disk_errors(str(data_dir)):
+                    self._open_all(data_dir, default_buffer_size)
+            else:
+                log.warning("rows end with this process; name a data_dir to keep them")
+            if default_buffer_size is not None:
+                self.create(DEFAULT_TABLE, default_buffer_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_all(self, data_dir: Path, default_buffer_size: int | None) -> None:
+        make_directories(data_dir)
+        self._held = DirectoryLock(data_dir)
+        for path in (data_dir / TABLES, data_dir / CHECKPOINTS, *_visible(data_dir / TABLES)):
+            check_directory(path)
+        for path in _visible(data_dir / CHECKPOINTS):
+            check_no_link(path)
+        found = {path.name: read_table(path, torn_end=True) for path in _visible(data_dir / TABLES)}  # All of them, before anything is changed.
+        _check_default(data_dir, found, default_buffer_size)
+        check_descriptors(sum(map(_descriptors, found.values())), f"{data_dir}, with {len(found)} tables,")
+        self._held.sign()
+        for parent in (data_dir / TABLES, *_visible(data_dir / CHECKPOINTS), data_dir / CHECKPOINTS):
+            remove_leftovers(parent)
+        for name, state in found.items():
+            self._tables[name] = self._made(name, state.ring.buffer_size, "cpu")
+            log.info("table recovered" if state.was_open else "table opened", table=name, rows=state.ring.size, write_count=state.ring.write_count)
+        self._places = len(self._tables)
+
+    def _stand_in(self) -> Table:
+        """What reads find in place of the table 'default' while that is not there."""
+        checkpoints = None if self._data_dir is None else self._data_dir / CHECKPOINTS / DEFAULT_TABLE
+        kept = self._data_dir is not None and torch.device(self._storing_device).type == "cpu"
+        return _Unmade(self._storing_device, Durability.parse(self._durability).level if kept else NO_DURABILITY.level, checkpoints)
+
+    def __getitem__(self, name: str) -> Table:
+        """The table of that name, to be read. For the table 'default' that is not there: an empty one.
+
+        Raises:
+            TableNotFoundError: there is none.
+            InvalidArgumentError: there cannot be one of that name.
+        """
+        found = self._tables.get(name)
+        if found is None and name == DEFAULT_TABLE:
+            return self._unmade
+        if found is None:
+            raise self._missing(name)
+        return found
+
+    def write(self, name: str, change: Callable[[Table], Result]) -> Result:
+        """What `change` gives for the table of that name, which it changes. It makes the table 'default', unless it fails.
+
+        Raises:
+            TableNotFoundError, InvalidArgumentError: there is no table of that name, or cannot be one.
+            ResourceExhaustedError, StorageError: the table 'default' cannot be made.
+        """
+        found = self._tables.get(name)
+        if found is None and name == DEFAULT_TABLE:
+            return self._first_written(change)
+        return change(self[name])
+
+    def _first_written(self, change: Callable[[Table], Result]) -> Result:
+        with self._names.held(DEFAULT_TABLE):
+            found = self._tables.get(DEFAULT_TABLE)
+            if found is None:
+                with self._new(DEFAULT_TABLE, DEFAULT_BUFFER_SIZE, self._storing_device) as made:
+                    return change(made)
+        return change(found)
+
+    def create(self, name: str, buffer_size: int, storing_device: str = "") -> bool:
+        """Creates a table, or checks that the one that is there agrees. True where it was created.
+
+        Raises:
+            TableExistsError: it is there with another capacity or storing device; the message says what differs.
+            InvalidArgumentError: a setting breaks its rule.
+            ResourceExhaustedError: there are `max_tables` already, or the disk is full, or no descriptors are left for it.
+        """
+        device = str(_device(storing_device)) if storing_device else ""
+        check_name(name, "table")
+        with self._names.held(name):
+            found = self._tables.get(name)
+            if found is None:
+                with self._new(name, buffer_size, device or self._storing_device):
+                    return True
+            _check_agrees(name, found, buffer_size, device)
+            return False
+
+    @contextmanager
+    def _new(self, name: str, buffer_size: int, storing_device: str) -> Iterator[Table]:
+        """A new table, which others find once the block ends; where that fails, it is gone again. The name is held."""
+        with self._place(name):
+            table = self._made(name, buffer_size, storing_device)
+            try:
+                yield table
+            except BaseException:
+                self._remove(table)
+                raise
+            with self._lock:
+                self._tables[name] = table
+        log.info("table created", table=name, buffer_size=buffer_size, storing_device=storing_device)
+
+    @contextmanager
+    def _place(self, name: str) -> Iterator[None]:
+        """Takes one of the places that there are for tables, unless the block fails."""
+        with self._lock:
+            if self._places >= self._max_tables:
+                raise ResourceExhaustedError(f"table {name!r}: there are {self._max_tables} tables (max_tables) already")
+            self._places += 1
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._places -= 1
+            raise
+
+    def _made(self, name: str, buffer_size: int, storing_device: str) -> Table:
+        if self._data_dir is None:
+            return Table(storing_device, buffer_size, name=name)
+        check_descriptors(TABLE_DESCRIPTORS, f"table {name!r}")
+        for path in (self._data_dir / TABLES, table_directory(self._data_dir, name), self._data_dir / CHECKPOINTS):
+            check_directory(path)
+        return Table(
+            storing_device,
+            buffer_size,
+            directory=table_directory(self._data_dir, name),
+            durability=self._durability,
+            checkpoints=self._data_dir / CHECKPOINTS / name,
+            name=name,
+            on_failure=self._on_failure,
+        )
+
+    def drop(self, name: str) -> None:
+        """Removes a table and its rows. Its name is free before its files are removed, and others do not wait for that.
+
+        Raises:
+            TableNotFoundError, InvalidArgumentError: there is none, or cannot be one.
+            FailedPreconditionError, StorageError: its directory cannot be taken away. Nothing changed.
+        """
+        with self._names.at_work():
+            with self._names.held(name):
+                found = self._tables.get(name)
+                if found is None:
+                    raise self._missing(name)
+                removed = found.drop()
+                with self._lock:
+                    del self._tables[name]
+                    self._places -= 1
+            self._discard(removed)
+        log.info("table dropped", table=name)
+
+    def _remove(self, table: Table) -> None:
+        self._discard(table.drop())
+
+    def _discard(self, removed: Path | None) -> None:
+        """Removes what a table left. Where the server stops meanwhile, the next start does the rest."""
+        if removed is not None:
+            discard(removed, lambda: self._names.closed)
+
+    def _missing(self, name: str) -> ReplayError:
+        """Why there is no table of that name: InvalidArgumentError where there cannot be one."""
+        return TableNotFoundError(f"table {check_name(name, 'table')!r} is not there; this server has {self.names()}")
+
+    def names(self) -> list[str]:
+        """The tables' names, sorted."""
+        with self._lock:
+            return sorted(self._tables)
+
+    def close(self) -> None:
+        """Closes every table, and gives the data directory back. What makes or removes a table ends first."""
+        self._names.close()
+        with self._lock, ExitStack() as stack:
+            if self._held is not None:
+                stack.callback(self._held.close)
+            for table in self._tables.values():
+                stack.callback(table.close)
+            self._tables.clear()
+
+
+class _Unmade(Table):
+    """Stands for the table 'default' while that is not there: it is empty, and says what the one would say that an insert makes."""
+
+    def __init__(self, storing_device: str, durability: str, checkpoints: Path | None) -> None:
+        super().__init__(storing_device, DEFAULT_BUFFER_SIZE, checkpoints=checkpoints, name=DEFAULT_TABLE)
+        self._promised = durability
+
+    @property
+    def durability(self) -> str:
+        """What rows will survive."""
+        return self._promised
+
+
+def _visible(directory: Path) -> list[Path]:
+    """What lies in a directory, but for what is not in place yet, or not any more."""
+    return [path for path in sorted(directory.glob("*")) if not path.name.startswith(".")]
+
+
+def _check_default(data_dir: Path, found: dict[str, JournalState], buffer_size: int | None) -> None:
+    default = found.get(DEFAULT_TABLE)
+    if default is not None and buffer_size not in (None, default.ring.buffer_size):
+        raise FailedPreconditionError(
+            f"{data_dir} holds a table 'default' with buffer_size {default.ring.buffer_size}, not {buffer_size}: "
+            f"leave --buffer-size out, or change the table with: tdreplay-server resize {data_dir} --buffer-size {buffer_size}"
+        )
+
+
+def _descriptors(found: JournalState) -> int:
+    """That a table takes, once it is open."""
+    return TABLE_DESCRIPTORS + sum(1 for field in (found.schema.fields if found.schema else ()) if field.row_bytes)
+
+
+def _check_agrees(name: str, found: Table, buffer_size: int, device: str) -> None:
+    state = found.state()
+    differing = [
+        ("buffer_size", state.buffer_size, buffer_size),
+        ("storing_device", str(state.storing_device), device or str(state.storing_device)),
+    ]
+    for setting, is_, asked in differing:
+        if is_ != asked:
+            raise TableExistsError(f"table {name!r} is there with {setting} {is_}, not {asked}; use that, another name, or reset the table")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise InvalidArgumentError(f"storing_device ({name[:80]!r}) must be cpu or cuda:N") from None

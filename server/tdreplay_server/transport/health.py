@@ -1,0 +1,83 @@
+"""grpc.health.v1: whether the server serves, for Docker, Kubernetes and load balancers.
+
+Its calls have threads and room of their own, so that they are answered whatever the other calls do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from tdreplay.v1 import replay_buffer_pb2
+from tdreplay_server.transport.call_threads import CallThreads
+from tdreplay_server.transport.calls import Calls
+from tdreplay_server.transport.stream_slots import StreamSlots
+from tdreplay_server.transport.wire import Handlers, Request
+
+__all__ = ["Health"]
+
+SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
+SERVICES = frozenset({"", replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"].full_name})
+"""The server as a whole, and its one service."""
+MOST_CALLS, MOST_WATCHERS = 256, 128
+LOOK_SECONDS = 0.5
+"""After which a watcher looks anew, where it was not woken."""
+Response = health_pb2.HealthCheckResponse
+
+
+class Health:
+    """What the health service says of the server."""
+
+    def __init__(self) -> None:
+        self._status: int = Response.SERVING
+        self._over = False
+        self._changed = threading.Condition()
+        self._calls = Calls(MOST_CALLS)
+        self._workers = CallThreads(self._calls.threads, "tdreplay-health")
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Of the service's calls."""
+        return Handlers(SERVICE, self, self._calls, StreamSlots(MOST_WATCHERS, 0), self._workers)
+
+    def Check(self, request: Request, context: grpc.ServicerContext) -> Any:
+        """Answers at once; NOT_FOUND for a service that the server does not have."""
+        if request.head.service not in SERVICES:
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+            return Response()
+        return Response(status=self._status)
+
+    def List(self, request: Request, context: grpc.ServicerContext) -> Any:
+        """Every service, and whether it is served. Older versions of the health protocol do not have this call."""
+        return health_pb2.HealthListResponse(statuses={name: Response(status=self._status) for name in SERVICES})
+
+    def Watch(self, request: Request, context: grpc.ServicerContext) -> Iterator[Any]:
+        """Answers at once, and again whenever it changes."""
+        context.add_callback(self._look)  # A watcher that leaves is noticed.
+        known, said = request.head.service in SERVICES, -1
+        while not self._over and context.is_active():
+            status = self._status if known else Response.SERVICE_UNKNOWN
+            if status != said:
+                said = status
+                yield Response(status=status)
+            with self._changed:
+                self._changed.wait(LOOK_SECONDS)
+
+    def _look(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Says, from now on, that the server does not serve."""
+        self._status = Response.NOT_SERVING
+        self._look()
+
+    def close(self) -> None:
+        """Ends the calls of those who watch, and gives back what it holds."""
+        self._over = True
+        self._look()
+        self._calls.stop(1.0)
+        self._workers.shutdown(wait=False)

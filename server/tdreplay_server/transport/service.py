@@ -1,0 +1,203 @@
+"""ReplayBufferService: each call of the proto decodes, acts, and encodes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+
+from tdreplay.api import EpochQuery
+from tdreplay.block import Bytes, checked_places, decode
+from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, TableChangedError, TableNotFoundError
+from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, check_whole
+from tdreplay.messages import durability_to_message, schema_to_message
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_server.durability.ledger import Number
+from tdreplay_server.tables.draws import generators_of
+from tdreplay_server.tables.registry import Tables
+from tdreplay_server.tables.selection import Selection
+from tdreplay_server.tables.table import Table
+from tdreplay_server.transport.batches import Credits, blocks, merged, per_message, slot_bytes, streamed
+from tdreplay_server.transport.checkpoint_progress import checkpointed
+from tdreplay_server.transport.shared_memory import SharedMemory, SharedSlots, offer
+from tdreplay_server.transport.wire import Request
+
+__all__ = ["ReplayBufferService"]
+
+Requests = Iterator[Request]
+Context = grpc.ServicerContext
+
+
+class ReplayBufferService:
+    """The calls of ``replay_buffer.proto`` over some tables. `tdreplay_server.transport.wire` decodes requests, and makes statuses of errors."""
+
+    def __init__(self, tables: Tables, shared_memory: SharedMemory) -> None:
+        self._tables, self._shared_memory = tables, shared_memory
+
+    def Add(self, request: Request, context: Context) -> pb.AddResponse:
+        return pb.AddResponse(**_insert(self._tables, request.head.table, request.head, request.block))
+
+    def AddBatch(self, requests: Requests, context: Context) -> Iterator[pb.AddBatchResponse]:
+        opening = next(requests, None)
+        if opening is None:
+            return
+        offered = opening.head.shared_slots
+        with self._shared_memory.share(context, offered, opening.head.slot_bytes) as slots:
+            if offered:
+                yield pb.AddBatchResponse(shared_memory=offer(slots))
+            table = opening.head.table
+            for request in requests if offered else itertools.chain([opening], requests):
+                table = request.head.table or table
+                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, *_block(request, slots)))
+
+    def Sample(self, requests: Requests, context: Context) -> Iterator[Any]:
+        query = _first(requests)
+        table, rows, fields = self._tables[query.table], check_batch_size(query.batch_size), _fields(query.fields)
+        draw = _drawing(table, query, query.first_batch, rows, fields)
+        example = table.select_random(1, fields)
+        draw = draw if query.standing else _unchanging(draw, example)
+        most = per_message(query.batches_per_message, rows, example.fields)
+        context.send_initial_metadata(())
+        with self._shared_memory.share(context, query.shared_slots, slot_bytes(most, rows, example)) as slots:
+            granted = Credits(query.credits, requests, slots)
+            draws = ((draw(batches), rows) for batches in iter(lambda: granted.take(most), 0))
+            yield from streamed(table, draws, pb.SampleResponse, slots, query.shared_slots > 0)
+
+    def SampleBatch(self, request: Request, context: Context) -> Iterator[bytes]:
+        table, rows = self._tables[request.head.table], check_batch_size(request.head.batch_size)
+        draw = _drawing(table, request.head, request.head.batch, rows, _fields(request.head.fields))
+        return blocks(table, draw(1), pb.SampleBatchResponse, rows)
+
+    def SampleByIndex(self, request: Request, context: Context) -> Iterator[bytes]:
+        table, query = self._tables[request.head.table], request.head
+        rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
+        selection = table.select_slots(np.array(query.index, np.int64), _fields(query.fields))
+        return blocks(table, selection, pb.SampleByIndexResponse, rows)
+
+    def SampleAll(self, request: Request, context: Context) -> Iterator[bytes]:
+        table = self._tables[request.head.table]
+        selection = table.select_all(_fields(request.head.fields))
+        return blocks(table, selection, pb.SampleAllResponse, selection.rows)
+
+    def Epoch(self, requests: Requests, context: Context) -> Iterator[Any]:
+        query = _first(requests)
+        table, epochs = self._tables[query.table], _epoch_query(query)
+        example = table.select_all(epochs.fields)
+        most = per_message(query.batches_per_message, epochs.batch_size, example.fields)
+        check_whole(query.credits, "credits", 0)
+        chosen = table.select_epochs(epochs)
+        context.send_initial_metadata(())
+        with self._shared_memory.share(context, query.shared_slots, slot_bytes(most, min(epochs.batch_size, example.rows), example)) as slots:
+            batches = merged(chosen, most, Credits(query.credits, requests, slots))
+            yield from streamed(table, batches, pb.EpochResponse, slots, query.shared_slots > 0)
+
+    def Describe(self, request: Request, context: Context) -> pb.DescribeResponse:
+        state = self._tables[request.head.table].state()
+        return pb.DescribeResponse(
+            buffer_size=state.buffer_size,
+            size=state.size,
+            pointer=state.pointer,
+            write_count=state.write_count,
+            storing_device=str(state.storing_device),
+            schema=None if state.schema is None else schema_to_message(state.schema),
+            durability=durability_to_message(state.durability),
+            insert_count=state.insert_count,
+        )
+
+    def Checkpoint(self, request: Request, context: Context) -> Iterator[pb.CheckpointResponse]:
+        return checkpointed(self._tables[request.head.table], request.head.name)
+
+    def CreateTable(self, request: Request, context: Context) -> pb.CreateTableResponse:
+        query = request.head
+        return pb.CreateTableResponse(created=self._tables.create(query.table, query.buffer_size, query.storing_device))
+
+    def DropTable(self, request: Request, context: Context) -> pb.DropTableResponse:
+        self._tables.drop(request.head.table)
+        return pb.DropTableResponse()
+
+    def ListTables(self, request: Request, context: Context) -> pb.ListTablesResponse:
+        return pb.ListTablesResponse(tables=self._tables.names())
+
+    def Reset(self, request: Request, context: Context) -> pb.ResetResponse:
+        name, size = request.head.table, request.head.buffer_size
+        if size:
+            self._tables.write(name, lambda table: table.reset(size))
+        else:
+            self._tables[name].reset()
+        return pb.ResetResponse()
+
+    def Rewind(self, request: Request, context: Context) -> pb.RewindResponse:
+        query = request.head
+        self._tables.write(query.table, lambda table: table.rewind(query.buffer_size, query.size, query.write_count))
+        return pb.RewindResponse()
+
+
+def _block(request: Request, slots: SharedSlots | None) -> tuple[Bytes, bool]:
+    """The memory in which a request's block lies, and whether it goes on after the block: a slot does."""
+    if not request.head.HasField("slot"):
+        return request.block, False
+    if slots is None:
+        raise InvalidArgumentError(f"slot ({request.head.slot}): the server shares no memory with this call")
+    return slots[request.head.slot], True
+
+
+def _insert(tables: Tables, name: str, head: Any, block: Bytes, longer: bool = False) -> dict[str, Any]:
+    """Stores a block in the table of that name, and says what it became: the fields of the answer."""
+    decoded = decode(block, longer=longer)
+    if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
+        raise InvalidArgumentError(f"batch_shape ({list(decoded.batch_shape)}): a block must hold 1 to {MAX_BATCH_SIZE} rows")
+    columns = checked_places(decoded, changing=longer)
+    number = Number.of(head.writer_id, head.sequence, columns)
+
+    def stored(table: Table) -> dict[str, Any]:
+        first, again = table.insert(columns, decoded.header.schema, decoded.rows, number)
+        return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(table.durability), "already_stored": again}
+
+    return tables.write(name, stored)
+
+
+def _first(requests: Requests) -> Any:
+    request = next(requests, None)
+    if request is None:
+        raise InvalidArgumentError("the stream ended before its first message, which holds the query")
+    check_whole(len(request.head.released_slots), "the number of released_slots in the first message", 0, 0)
+    return request.head
+
+
+def _drawing(table: Table, query: Any, first: int, rows: int, fields: tuple[str, ...] | None) -> Callable[[int], Selection]:
+    """Draws so many batches at once: the next ones of the query's seed, where it has one, from number `first` on."""
+    generators = generators_of(query.seed if query.HasField("seed") else 0, first)  # Checked in any case.
+    if not query.HasField("seed"):
+        return lambda batches: table.select_random(rows * batches, fields)
+    return lambda batches: table.select_drawn(rows, generators(batches), fields)
+
+
+def _unchanging(draw: Callable[[int], Selection], example: Selection) -> Callable[[int], Selection]:
+    """As `draw`, while the rows look as those of `example`: a table that was reset may have others.
+
+    Batches of a standing call are calls of their own: they need not be alike.
+    """
+
+    def drawn(batches: int) -> Selection:
+        try:
+            found = draw(batches)
+        except (FieldNotFoundError, TableNotFoundError) as error:
+            raise TableChangedError(f"the table was reset or dropped while it was read: {error}") from None
+        if (found.fields, found.row_shape, found.dim_names) != (example.fields, example.row_shape, example.dim_names):
+            raise TableChangedError("the table was reset while it was read, and its rows have another schema now")
+        return found
+
+    return drawn
+
+
+def _fields(names: Sequence[str]) -> tuple[str, ...] | None:
+    check_whole(len(names), "the number of names in fields", 0, MAX_FIELD_NAMES)
+    return tuple(names) or None
+
+
+def _epoch_query(query: Any) -> EpochQuery:
+    seed = query.seed if query.HasField("seed") else None
+    return EpochQuery(query.batch_size, query.n_epochs or 1, query.shuffle, seed, query.drop_last, _fields(query.fields))

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from tensordict import TensorDict
 
+from tdreplay.insert_id import InsertId
 from tdreplay.rows import given_rows
-from tdreplay_client.writing.identities import Number
 from tdreplay_client.writing.parcels import Parcel
 from tdreplay_client.writing.staging import Staging
 from tdreplay_client.writing.unsettled import Delivery, Piece
@@ -77,11 +77,11 @@ class Flight(NamedTuple):
 def handed_back(flight: Flight, given: TensorDict | None) -> tuple[TensorDict, Delivery] | None:
     """The rows of a flight, then those that were just given, and how they go out again so that each is stored once. None: there are none."""
     batches = [block.rows() for block in flight.blocks]
-    numbered = [(block.number, len(rows)) for block, rows in zip(flight.blocks, batches, strict=True)]
+    numbered = [(block.insert_id, len(rows)) for block, rows in zip(flight.blocks, batches, strict=True)]
     if flight.rest is not None:
         batches += flight.rest.batches(flight.rest.sent)
-        numbered += [(piece.number, piece.stop - piece.start) for piece in flight.rest.pieces if piece.start >= flight.rest.sent]
-    if flight.staging is not None and flight.staging.rows:  # These never went out, and have no number yet.
+        numbered += [(piece.insert_id, piece.stop - piece.start) for piece in flight.rest.pieces if piece.start >= flight.rest.sent]
+    if flight.staging is not None and flight.staging.rows:  # These never went out, and have no insert id yet.
         batches.append(flight.staging.parcel().rows())
     batches += [] if given is None else [given]
     if not batches:
@@ -90,10 +90,10 @@ def handed_back(flight: Flight, given: TensorDict | None) -> tuple[TensorDict, D
     return rows, _delivery(rows, numbered)
 
 
-def _delivery(rows: TensorDict, numbered: list[tuple[Number, int]]) -> Delivery:
+def _delivery(rows: TensorDict, numbered: list[tuple[InsertId, int]]) -> Delivery:
     """These rows, of which the first ones were cut into blocks of so many, of these numbers."""
     given = given_rows(rows)
     columns = given.columns(None, cast=False)
     stops = list(itertools.accumulate(count for _, count in numbered))
-    pieces = [Piece(number, stop - count, stop) for (number, count), stop in zip(numbered, stops, strict=True)]
+    pieces = [Piece(insert_id, stop - count, stop) for (insert_id, count), stop in zip(numbered, stops, strict=True)]
     return Delivery(columns, given.schema(columns), len(rows), pieces=pieces)

@@ -173,7 +173,7 @@ class Holding:
                 self.inside = True
                 self.check()
                 self._check_not_over()
-                block = self._last_call.parcel(block_layout(delivery.schema, piece.stop - piece.start), piece.number)
+                block = self._last_call.parcel(block_layout(delivery.schema, piece.stop - piece.start), piece.insert_id)
                 block.fill(delivery.columns, piece.start, piece.stop)
                 self._nudge()
                 flight = self.flight.with_block(replace(block, portions=1), delivery if piece.stop < delivery.rows else None)

@@ -5,33 +5,26 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections import deque
-from typing import NamedTuple
 
+from tdreplay.insert_id import InsertId
 from tdreplay.limits import SEQUENCE_WINDOW
 
-__all__ = ["MOST_UNACKNOWLEDGED", "Identities", "Identity", "Number"]
+__all__ = ["MOST_UNACKNOWLEDGED", "Identities", "Identity"]
 
 MOST_UNACKNOWLEDGED = SEQUENCE_WINDOW // 2
 """Blocks of one writer id that may wait for their acknowledgement at once: well within what the server remembers."""
 
 
-class Number(NamedTuple):
-    """What the server knows a block by."""
-
-    writer_id: str
-    sequence: int
-
-
 class Identity:
-    """A writer id that nobody else has, and its numbers. Used by one insert or one writer at a time."""
+    """A writer id that nobody else has, and the insert ids made of it. Used by one insert or one writer at a time."""
 
     def __init__(self) -> None:
         self._writer_id = uuid.uuid4().hex
         self._sequences = itertools.count(1)
 
-    def next(self) -> Number:
-        """A number that was not used yet."""
-        return Number(self._writer_id, next(self._sequences))
+    def next(self) -> InsertId:
+        """An insert id that was not used yet."""
+        return InsertId(self._writer_id, next(self._sequences))
 
 
 class Identities:

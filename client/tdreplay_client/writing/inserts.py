@@ -14,13 +14,14 @@ from typing import Any, TypeAlias
 
 from tdreplay.block import Layout
 from tdreplay.errors import InternalError, StreamLimitError
+from tdreplay.insert_id import InsertId
 from tdreplay.limits import BLOCK_BYTES, LEAST_SHARED_BYTES, SHARED_BLOCK_BYTES
 from tdreplay.schema import Columns, Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.channel import Connection, end_call
 from tdreplay_client.transport.patience import Patience, jittered
 from tdreplay_client.transport.shared_memory import MappedSlots, Sharing, mapped
-from tdreplay_client.writing.identities import Identity, Number
+from tdreplay_client.writing.identities import Identity
 from tdreplay_client.writing.parcels import Parcel, block_layout, framed, rows_per_block
 from tdreplay_client.writing.unsettled import Delivery, Unsettled
 
@@ -83,14 +84,14 @@ class InsertCall:
             self.close()
             raise
 
-    def parcel(self, block: Layout, number: Number) -> Parcel:
+    def parcel(self, block: Layout, insert_id: InsertId) -> Parcel:
         """A message with room for a block of that layout, in shared memory where there is a slot for it."""
-        head = pb.AddBatchRequest(table=self._table, standing=self._standing, writer_id=number.writer_id, sequence=number.sequence)
+        head = pb.AddBatchRequest(table=self._table, standing=self._standing, writer_id=insert_id.writer_id, sequence=insert_id.sequence)
         if self._mapped is None or not self._free or not LEAST_SHARED_BYTES <= block.size <= self._mapped.slot_bytes:
-            return framed(head, block, number)
+            return framed(head, block, insert_id)
         head.slot = self._free.pop()
         memory = self._mapped.block(head.slot)[: block.size]
-        return Parcel(head.SerializeToString(), memory, block.write_header(memory), number, head.slot, self._mapped)
+        return Parcel(head.SerializeToString(), memory, block.write_header(memory), insert_id, head.slot, self._mapped)
 
     def carries(self, parcel: Parcel) -> bool:
         """Whether a parcel can be sent over this call as it is: it does not lie in another one's memory."""
@@ -100,7 +101,7 @@ class InsertCall:
         """A parcel that was made for this call or another one, as one that can be sent over this one: copied, where it lies in that one's memory."""
         if self.carries(parcel):
             return parcel
-        adopted = self.parcel(parcel.block, parcel.number)
+        adopted = self.parcel(parcel.block, parcel.insert_id)
         adopted.memory[:] = parcel.memory
         return replace(adopted, portions=parcel.portions)
 
@@ -239,8 +240,8 @@ class SingleInserts:
 
     def _add_one_block(self, delivery: Delivery, identity: Identity, patience: Patience) -> None:
         for piece in delivery.blocks(BLOCK_BYTES, identity):
-            head = pb.AddRequest(table=self._table, writer_id=piece.number.writer_id, sequence=piece.number.sequence)
-            parcel = framed(head, block_layout(delivery.schema, piece.stop - piece.start), piece.number)
+            head = pb.AddRequest(table=self._table, writer_id=piece.insert_id.writer_id, sequence=piece.insert_id.sequence)
+            parcel = framed(head, block_layout(delivery.schema, piece.stop - piece.start), piece.insert_id)
             parcel.fill(delivery.columns, piece.start, piece.stop)
             answer = self._connection.unary("Add", parcel.message, patience)
             check_acknowledged(answer.rows, piece.stop - piece.start)
@@ -259,7 +260,7 @@ def _pipelined(call: InsertCall, delivery: Delivery, identity: Identity) -> None
     for piece in delivery.blocks(call.block_bytes, identity):
         if len(in_flight) >= SLOTS:
             _await_acknowledgement(call, in_flight, delivery)
-        parcel = call.parcel(block_layout(delivery.schema, piece.stop - piece.start), piece.number)
+        parcel = call.parcel(block_layout(delivery.schema, piece.stop - piece.start), piece.insert_id)
         parcel.fill(delivery.columns, piece.start, piece.stop)
         call.send(parcel)
         in_flight.append(parcel)

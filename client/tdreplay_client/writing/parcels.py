@@ -12,11 +12,11 @@ from tensordict import TensorDict
 from tdreplay.block import Bytes, Layout, decode, layout
 from tdreplay.columns import to_tensordict
 from tdreplay.framing import frame
+from tdreplay.insert_id import InsertId
 from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Columns, Schema
 from tdreplay_client.transport.shared_memory import MappedSlots
-from tdreplay_client.writing.identities import Number
 
 __all__ = ["Parcel", "block_layout", "block_ranges", "framed", "rows_of", "rows_per_block"]
 
@@ -29,7 +29,7 @@ class Parcel:
         message: what is sent.
         memory: the block: a part of the message, or of memory that is shared with the server.
         places: the fields' places in the block.
-        number: of the block.
+        insert_id: of the block.
         slot: of the shared memory, where the block lies there.
         slots: that memory.
         portions: of what a `Writer` was given, that are in it.
@@ -38,7 +38,7 @@ class Parcel:
     message: bytes
     memory: Bytes
     places: Mapping[str, Rows]
-    number: Number
+    insert_id: InsertId
     slot: int = 0
     slots: MappedSlots | None = None
     portions: int = 0
@@ -66,14 +66,14 @@ def rows_of(column: torch.Tensor) -> Rows:
     return as_rows(column if has_rows(column) else column.cpu().resolve_conj().resolve_neg().contiguous())
 
 
-def framed(head: Message, block: Layout, number: Number) -> Parcel:
-    """A message with the fields of `head`, the number among them, and room for a block of that layout.
+def framed(head: Message, block: Layout, insert_id: InsertId) -> Parcel:
+    """A message with the fields of `head`, the insert id among them, and room for a block of that layout.
 
     Raises:
         MessageTooLargeError: it is above the limit.
     """
     message, memory = frame(head, block.size)
-    return Parcel(message, memory, block.write_header(memory), number)
+    return Parcel(message, memory, block.write_header(memory), insert_id)
 
 
 def block_layout(schema: Schema, rows: int) -> Layout:

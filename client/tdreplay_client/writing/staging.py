@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from tdreplay.errors import SchemaError
+from tdreplay.insert_id import InsertId
 from tdreplay.limits import shown
 from tdreplay.memory import RAW, Rows
 from tdreplay.rows import Given
 from tdreplay.schema import DTYPE_NAMES, Columns, Field, Schema
 from tdreplay.values import NUMPY, dense, fitted, quick_limits
-from tdreplay_client.writing.identities import Number
 from tdreplay_client.writing.inserts import InsertCall
 from tdreplay_client.writing.parcels import Parcel, block_layout, rows_of, rows_per_block
 
@@ -37,7 +37,7 @@ class Staging:
         call: that the message is for.
         schema: of the rows.
         rows: room for so many; fewer where they would be more than a block.
-        number: of the block.
+        insert_id: of the block.
         cast: whether values of other dtypes are converted.
 
     Attributes:
@@ -46,12 +46,12 @@ class Staging:
         since: when it was made.
     """
 
-    def __init__(self, call: InsertCall, schema: Schema, rows: int, number: Number, *, cast: bool = False) -> None:
-        self._call, self._schema, self._number, self._cast = call, schema, number, cast
+    def __init__(self, call: InsertCall, schema: Schema, rows: int, insert_id: InsertId, *, cast: bool = False) -> None:
+        self._call, self._schema, self._insert_id, self._cast = call, schema, insert_id, cast
         self._room = min(rows, rows_per_block(schema))
         self.rows = self.portions = self._portion_start = 0
         self.since = time.monotonic()
-        self._parcel = call.parcel(block_layout(schema, self._room), number)
+        self._parcel = call.parcel(block_layout(schema, self._room), insert_id)
         places = self._parcel.places
         self._fields = {field.name: _place(places.get(field.name), self._room, field) for field in schema.fields}
 
@@ -125,7 +125,7 @@ class Staging:
         """The message, with a block of the rows that are in it. Once full it is the memory itself; before that, a copy of its part."""
         if self.full:
             return self._parcel
-        parcel = self._call.parcel(block_layout(self._schema, self.rows), self._number)
+        parcel = self._call.parcel(block_layout(self._schema, self.rows), self._insert_id)
         for name, place in parcel.places.items():
             place[:] = self._parcel.places[name][: self.rows]
         return parcel

@@ -15,8 +15,9 @@ from tensordict import TensorDict
 
 from tdreplay.columns import to_tensordict
 from tdreplay.errors import ReplayError
+from tdreplay.insert_id import InsertId
 from tdreplay.schema import Columns, Schema
-from tdreplay_client.writing.identities import Identities, Identity, Number
+from tdreplay_client.writing.identities import Identities, Identity
 from tdreplay_client.writing.parcels import block_ranges, rows_of, rows_per_block
 
 __all__ = ["Delivery", "Piece", "Unsettled"]
@@ -37,9 +38,9 @@ REFUSALS = frozenset(
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows of a batch from `start` to `stop`, which travel as the block of that number."""
+    """The rows of a batch from `start` to `stop`, which travel as the block of that insert id."""
 
-    number: Number
+    insert_id: InsertId
     start: int
     stop: int
 

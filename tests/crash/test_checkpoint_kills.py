@@ -26,7 +26,8 @@ from tdreplay_server import ReplayBuffer
 from tdreplay_server.checkpoints.checkpoint import read_manifest
 from tdreplay_server.checkpoints.restore import restore
 from tdreplay_server.checkpoints.verify import verified
-from tdreplay_server.tables.registry import Tables, table_directory
+from tdreplay_server.durability.data_directory import table_directory
+from tdreplay_server.tables.registry import Tables
 from tdreplay_server.tables.table import Table
 
 __all__ = ["quick_path"]

@@ -24,7 +24,8 @@ from tdreplay.errors import CorruptDataError
 from tdreplay_server import ReplayBuffer
 from tdreplay_server.checkpoints.restore import restore
 from tdreplay_server.checkpoints.verify import verified
-from tdreplay_server.tables.registry import Tables, table_directory
+from tdreplay_server.durability.data_directory import table_directory
+from tdreplay_server.tables.registry import Tables
 from tdreplay_server.tables.table import Table
 
 __all__ = ["quick_path"]

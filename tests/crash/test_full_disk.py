@@ -24,7 +24,7 @@ from tdreplay.errors import ReplayError, ResourceExhaustedError, ServerUnavailab
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer
 from tdreplay_server.checkpoints.verify import verified
-from tdreplay_server.tables.registry import table_directory
+from tdreplay_server.durability.data_directory import table_directory
 from tdreplay_server.tables.table import Table
 
 __all__ = ["mounts", "quick_path"]

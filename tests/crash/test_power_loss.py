@@ -33,7 +33,7 @@ from conftest import freeze
 from tdreplay.errors import CorruptDataError, ReplayError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, journal
-from tdreplay_server.tables.registry import table_directory
+from tdreplay_server.durability.data_directory import table_directory
 from tdreplay_server.tables.table import Table
 
 __all__ = ["mounts", "quick_path"]

@@ -10,13 +10,13 @@ from pathlib import Path
 from tdreplay.errors import FailedPreconditionError
 from tdreplay.schema import Schema
 from tdreplay_server.checkpoints.checkpoint import MANIFEST, verify_checkpoint
+from tdreplay_server.durability.data_directory import CHECKPOINTS, TABLES
 from tdreplay_server.durability.journal import JOURNAL
-from tdreplay_server.durability.table_directory import CHECKPOINTS, read_table
+from tdreplay_server.durability.table_directory import read_table
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.system.directory_lock import LOCK, DirectoryLock
 from tdreplay_server.system.disk_errors import disk_errors
 from tdreplay_server.system.private_files import check_directory, check_no_link
-from tdreplay_server.tables.registry import TABLES
 
 __all__ = ["verified"]
 

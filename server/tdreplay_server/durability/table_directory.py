@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
+from tdreplay_server.durability.data_directory import CHECKPOINTS
 from tdreplay_server.durability.journal import Journal, JournalState, create_journal, read_journal
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.storage.ring import Ring
@@ -20,10 +21,7 @@ from tdreplay_server.system.failpoints import failpoint
 from tdreplay_server.system.logs import log
 from tdreplay_server.system.private_files import check_tree, close_to_others, sync, write_file
 
-__all__ = ["CHECKPOINTS", "TableDirectory", "read_table", "rows_directory"]
-
-CHECKPOINTS = "checkpoints"
-"""The directory for checkpoints, in that of a table, or in that of a server."""
+__all__ = ["TableDirectory", "read_table", "rows_directory"]
 
 
 def rows_directory(table: Path, generation: int) -> Path:

@@ -20,9 +20,10 @@ from tdreplay.errors import (
     TableNotFoundError,
 )
 from tdreplay.limits import DEFAULT_TABLE
+from tdreplay_server.durability.data_directory import CHECKPOINTS, TABLES, table_directory
 from tdreplay_server.durability.journal import JournalState
 from tdreplay_server.durability.levels import NO_DURABILITY, Durability
-from tdreplay_server.durability.table_directory import CHECKPOINTS, read_table
+from tdreplay_server.durability.table_directory import read_table
 from tdreplay_server.system.descriptors import TABLE_DESCRIPTORS, check_descriptors
 from tdreplay_server.system.directory_lock import DirectoryLock
 from tdreplay_server.system.disk import check_name, discard, remove_leftovers
@@ -32,20 +33,13 @@ from tdreplay_server.system.private_files import check_directory, check_no_link,
 from tdreplay_server.tables.busy_names import BusyNames
 from tdreplay_server.tables.table import Table
 
-__all__ = ["DEFAULT_BUFFER_SIZE", "TABLES", "Tables", "table_directory"]
+__all__ = ["DEFAULT_BUFFER_SIZE", "Tables"]
 
 DEFAULT_BUFFER_SIZE = 1_000_000
 """The capacity of the table 'default' where neither the server's settings nor a client names one."""
 
 
 Result = TypeVar("Result")
-TABLES = "tables"
-"""The directory of all tables, in a data directory."""
-
-
-def table_directory(data_dir: Path, name: str) -> Path:
-    """Where a table lies in a data directory."""
-    return data_dir / TABLES / name
 
 
 class Tables:

@@ -31,6 +31,7 @@ from tdreplay.memory import Rows
 from tdreplay.schema import Schema
 from tdreplay_server.checkpoints.checkpoint import write_checkpoint
 from tdreplay_server.checkpoints.snapshot import Snapshot
+from tdreplay_server.durability.data_directory import CHECKPOINTS
 from tdreplay_server.durability.durable_writer import DurableWriter, Insert, joins
 from tdreplay_server.durability.failures import DiskFailure
 from tdreplay_server.durability.flusher import Flusher
@@ -39,7 +40,7 @@ from tdreplay_server.durability.journal import Journal
 from tdreplay_server.durability.ledger import Ledger, Number
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.durability.recovery import trusted
-from tdreplay_server.durability.table_directory import CHECKPOINTS, TableDirectory, rows_directory
+from tdreplay_server.durability.table_directory import TableDirectory, rows_directory
 from tdreplay_server.storage.locks import ReadWriteLock
 from tdreplay_server.storage.ring import MAX_ROW_ID, Ring, Slots, check_window
 from tdreplay_server.storage.rows import Inserts, RowStorage, open_storage

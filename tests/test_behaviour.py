@@ -13,7 +13,7 @@ from tensordict import LazyStackedTensorDict, TensorDict
 
 from conftest import MakeBuffer, numbers, rows
 from tdreplay.api import BaseReplayBuffer
-from tdreplay.schema import DTYPES
+from tdreplay.fields import DTYPES
 
 
 def filled(make_buffer: MakeBuffer, n: int, buffer_size: int) -> BaseReplayBuffer:

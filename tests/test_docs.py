@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tdreplay import errors, limits
-from tdreplay.schema import DTYPES
+from tdreplay.fields import DTYPES
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import cli as client_cli
 from tdreplay_server import ServerConfig

@@ -18,7 +18,8 @@ from conftest import numbers, rows
 from tdreplay.api import BaseReplayBuffer
 from tdreplay.block import decode, layout
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
-from tdreplay.schema import DTYPES, EXTRA_FIELDS, Field
+from tdreplay.fields import DTYPES, Field
+from tdreplay.system_fields import SENT_FIELDS
 from tdreplay.v1.replay_buffer_pb2 import AddRequest
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
@@ -479,7 +480,7 @@ def test_a_field_of_that_name_that_is_not_the_servers_is_refused(make_buffer, na
 
 def test_a_block_with_the_servers_own_fields_is_stored_without_them(address, table):
     with RemoteReplayBuffer(address, table=table, buffer_size=10) as buffer, grpc.insecure_channel(address) as channel:
-        block = layout((Field("x", torch.float32, ()), *EXTRA_FIELDS), 2, ())
+        block = layout((Field("x", torch.float32, ()), *SENT_FIELDS), 2, ())
         memory = bytearray(block.size)
         places = block.write_header(np.frombuffer(memory, np.uint8))
         places["x"].view(np.float32)[:] = [1, 2]

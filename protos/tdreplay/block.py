@@ -22,16 +22,17 @@ import numpy.typing as npt
 import torch
 
 from tdreplay.errors import CodecError, SchemaError
+from tdreplay.fields import DTYPE_NAMES, DTYPES, Field
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_RANK
 from tdreplay.memory import Rows
-from tdreplay.schema import DTYPE_NAMES, DTYPES, EXTRA_FIELDS, METADATA, DimNames, Field, Schema, check_dim_names
+from tdreplay.schema import METADATA, DimNames, Schema, check_dim_names
+from tdreplay.system_fields import SYSTEM_FIELDS, SYSTEM_NAMES
 
 __all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_header", "checked_places", "decode", "layout"]
 
 ALIGNMENT = 16
 BATCH_SHAPE = "batch_shape"
 DIM_NAMES = "dim_names"
-EXTRA_NAMES = frozenset(field.name for field in EXTRA_FIELDS)  # One number a row, also where a row is a batch itself.
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -71,10 +72,9 @@ class Layout:
 
     @cached_property
     def stored(self) -> tuple[Span, ...]:
-        """The spans of what is stored of a block that is inserted: all but ``index`` and ``row_id`` as a server sends them, which it adds itself."""
-        return tuple(
-            span for span in self.spans if (span.name, span.dtype, span.shape) not in {(n, torch.int64, self.batch_shape[:1]) for n in EXTRA_NAMES}
-        )
+        """The spans of the fields that are stored when the block is inserted: all but the system fields, if they are as a server sends them."""
+        system = {(field.name, field.dtype, (*self.batch_shape[:1], *field.shape)) for field in SYSTEM_FIELDS}
+        return tuple(span for span in self.spans if (span.name, span.dtype, span.shape) not in system)
 
     @cached_property
     def schema(self) -> Schema:
@@ -168,12 +168,13 @@ def check_header(schema: Schema) -> None:
     Raises:
         CodecError: it is above `MAX_HEADER_BYTES`.
     """
-    fields = (*schema.fields, *EXTRA_FIELDS)
+    fields = (*schema.fields, *SYSTEM_FIELDS)
     rows = min(MAX_BATCH_SIZE, max(1, MAX_MESSAGE_BYTES // sum(field.row_bytes for field in fields)))
     try:
         layout(fields, rows, schema.row_shape, schema.dim_names)
     except CodecError as error:
-        raise CodecError(f"the {len(schema.fields)} fields of a row are too many: with index and row_id, as they are sent, {error}") from None
+        added = " and ".join(field.name for field in fields[len(schema.fields) :])
+        raise CodecError(f"the {len(schema.fields)} fields of a row are too many: with {added}, as they are sent, {error}") from None
 
 
 def checked_places(block: Block, *, changing: bool) -> dict[str, Rows]:
@@ -272,7 +273,7 @@ def _parse(header: bytes) -> Layout:
     for span in spans:
         if span.start != end:
             raise CodecError(f"not a block: field {span.name!r} starts at byte {span.start}, it must start at {end}, where the one before ends")
-        expected = batch_shape[:1] if span.name in EXTRA_NAMES else batch_shape
+        expected = batch_shape[:1] if span.name in SYSTEM_NAMES else batch_shape  # A system field has one value a row.
         if span.shape[: len(expected)] != expected:
             raise CodecError(f"not a block: field {span.name!r} of shape {list(span.shape)} must start with the batch shape {list(expected)}")
         end += span.size

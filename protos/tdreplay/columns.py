@@ -10,14 +10,15 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase, is_non_tensor, is_tensor_collection
 
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
-from tdreplay.schema import INDEX, ROW_ID, Columns, DimNames
-from tdreplay.values import dense
+from tdreplay.schema import Columns, DimNames
+from tdreplay.system_fields import SYSTEM_FIELDS, SYSTEM_NAMES, SystemField
+from tdreplay.values import NUMPY, dense
 
-__all__ = ["collect", "from_rows", "leaves", "to_tensordict", "without_extras"]
+__all__ = ["collect", "from_rows", "leaves", "to_tensordict", "without_system_fields"]
 
 
 def leaves(data: TensorDictBase) -> dict[str, torch.Tensor]:
-    """The tensors of a TensorDict: nested keys joined with '.' -> tensor. The server's own ``index`` and ``row_id`` are left out.
+    """The tensors of a TensorDict: nested keys joined with '.' -> tensor. System fields are left out.
 
     Raises:
         CodecError: it is not a TensorDict, or a field cannot travel; the message names it.
@@ -27,20 +28,21 @@ def leaves(data: TensorDictBase) -> dict[str, torch.Tensor]:
         raise CodecError(f"data ({type(data).__name__}) must be a TensorDict, or a dict")
     found: dict[str, torch.Tensor] = {}
     collect(data, "", found)
-    return without_extras(found, tuple(data.batch_size))
+    return without_system_fields(found, tuple(data.batch_size))
 
 
-def without_extras(values: dict[str, Any], batch_size: tuple[int, ...]) -> dict[str, Any]:
-    """The values without ``index`` and ``row_id``, where these are what a sampled batch has under the names: an int64 a row."""
-    for name in (INDEX, ROW_ID):
-        if name in values and _is_extra(values[name], batch_size):
-            del values[name]
+def without_system_fields(values: dict[str, Any], batch_size: tuple[int, ...]) -> dict[str, Any]:
+    """The values without those of system fields. What has such a name and is not as a sampled batch has it stays: the schema refuses it."""
+    for field in SYSTEM_FIELDS:
+        if field.name in values and _is_sampled(values[field.name], field, batch_size):
+            del values[field.name]
     return values
 
 
-def _is_extra(value: Any, batch_size: tuple[int, ...]) -> bool:
+def _is_sampled(value: Any, field: SystemField, batch_size: tuple[int, ...]) -> bool:
     array = value if isinstance(value, torch.Tensor) else np.asarray(value)
-    return array.dtype in (torch.int64, np.dtype(np.int64)) and tuple(array.shape) in (batch_size, batch_size[:1])
+    shapes = ((*batch_size, *field.shape), (*batch_size[:1], *field.shape))
+    return array.dtype in (field.dtype, NUMPY[field.dtype]) and tuple(array.shape) in shapes
 
 
 def from_rows(batch: TensorDictBase) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
@@ -62,7 +64,7 @@ def from_rows(batch: TensorDictBase) -> tuple[dict[str, torch.Tensor], tuple[int
 def to_tensordict(columns: Columns, batch_size: tuple[int, ...], device: torch.device, dim_names: DimNames = ()) -> TensorDict:
     """The TensorDict with these columns, names with '.' nested again; it takes the tensors over, without a copy.
 
-    Where rows are batches themselves, ``index`` and ``row_id`` are expanded to the whole batch size, as TorchRL does.
+    If rows are themselves batches, system fields are expanded to the whole batch size, as TorchRL does.
     """
     nested: dict[str, Any] = {}
     for name, column in columns.items():
@@ -70,7 +72,7 @@ def to_tensordict(columns: Columns, batch_size: tuple[int, ...], device: torch.d
         node = nested
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = column if name not in (INDEX, ROW_ID) or len(batch_size) == 1 else _expanded(column, batch_size)
+        node[leaf] = column if len(batch_size) == 1 or name not in SYSTEM_NAMES else _expanded(column, batch_size)
     made = _build(nested, torch.Size(batch_size), device)
     if dim_names:
         made.names = list(dim_names)
@@ -78,7 +80,8 @@ def to_tensordict(columns: Columns, batch_size: tuple[int, ...], device: torch.d
 
 
 def _expanded(column: torch.Tensor, batch_size: tuple[int, ...]) -> torch.Tensor:
-    return column.view(-1, *[1] * (len(batch_size) - 1)).expand(batch_size)
+    value = column.shape[1:]
+    return column.view(-1, *[1] * (len(batch_size) - 1), *value).expand(*batch_size, *value)
 
 
 def _build(nested: dict[str, Any], batch_size: torch.Size, device: torch.device) -> TensorDict:

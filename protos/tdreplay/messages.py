@@ -5,7 +5,8 @@ from __future__ import annotations
 from tdreplay.api import State
 from tdreplay.devices import parse_device
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
-from tdreplay.schema import DTYPE_NAMES, DTYPES, Field, Schema, check_dim_names
+from tdreplay.fields import DTYPE_NAMES, DTYPES, Field
+from tdreplay.schema import Schema, check_dim_names
 from tdreplay.v1 import replay_buffer_pb2 as pb
 
 __all__ = ["durability_from_message", "durability_to_message", "schema_from_message", "schema_to_message", "state_from_message"]

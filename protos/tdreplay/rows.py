@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase, is_non_tensor, is_tensor_collection
 
-from tdreplay.columns import collect, from_rows, leaves, without_extras
+from tdreplay.columns import collect, from_rows, leaves, without_system_fields
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
-from tdreplay.schema import INDEX, MAX_NAME_LENGTH, ROW_ID, Columns, DimNames, Schema, check_dim_names
+from tdreplay.schema import MAX_NAME_LENGTH, Columns, DimNames, Schema, check_dim_names
+from tdreplay.system_fields import SYSTEM_NAMES
 from tdreplay.values import fitted, has_dtype
 
 __all__ = ["Given", "Row", "given_row", "given_rows"]
@@ -69,7 +70,7 @@ class Given(NamedTuple):
 
 
 def given_row(row: Row) -> Given:
-    """One row: a TensorDict without a row dimension, or a dict. The server's own ``index`` and ``row_id`` are left out.
+    """One row: a TensorDict without a row dimension, or a dict. System fields are left out.
 
     Raises:
         CodecError: it is neither, or a field cannot be stored.
@@ -78,7 +79,7 @@ def given_row(row: Row) -> Given:
     if is_tensor_collection(row):  # Asked first: a TensorDict is a Mapping too.
         data: TensorDictBase = row
         return Given(leaves(data), tuple(data.batch_size), None, _dim_names([None, *data.names]))
-    return Given(without_extras(_flattened(row, 0), ()), (), None)
+    return Given(without_system_fields(_flattened(row, 0), ()), (), None)
 
 
 def given_rows(batch: Row) -> Given:
@@ -93,7 +94,7 @@ def given_rows(batch: Row) -> Given:
         return Given(*from_rows(data), data.batch_size[0], _dim_names(data.names))
     values = _flattened(batch, 1)
     count = _count(values)
-    return Given(without_extras(values, (count,)), (), count)
+    return Given(without_system_fields(values, (count,)), (), count)
 
 
 def _dim_names(names: list[str | None]) -> DimNames:
@@ -142,7 +143,7 @@ def _flatten_nested(value: Any, name: str, dimensions: int, values: dict[str, An
 def _count(values: Mapping[str, Any]) -> int:
     """How many rows a dict of fields holds."""
     counts = {name: _length(name, value) for name, value in values.items()}
-    count = next((count for name, count in counts.items() if name not in (INDEX, ROW_ID)), 1)
+    count = next((count for name, count in counts.items() if name not in SYSTEM_NAMES), 1)
     for name, other in counts.items():
         if other != count:
             raise SchemaError(f"field {name!r}: it has {other} rows, and the fields before it have {count}")

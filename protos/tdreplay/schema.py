@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,9 +11,11 @@ from typing import Any, TypeAlias
 import torch
 
 from tdreplay.errors import CodecError, FieldNotFoundError, SchemaError
+from tdreplay.fields import DTYPE_NAMES, DTYPES, Field
 from tdreplay.limits import MAX_MESSAGE_BYTES, MAX_RANK, check_whole, shown
+from tdreplay.system_fields import NAMEABLE_FIELDS, PERSISTED_FIELDS, SENT_FIELDS, SYSTEM_FIELDS
 
-__all__ = ["DTYPES", "EXTRA_FIELDS", "INDEX", "ROW_ID", "Columns", "DimNames", "Field", "Schema", "check_dim_names"]
+__all__ = ["Columns", "DimNames", "Schema", "check_dim_names"]
 
 Columns = Mapping[str, torch.Tensor]
 """Field name -> tensor of shape [n, *field shape], the same n in all of them."""
@@ -22,59 +23,8 @@ Columns = Mapping[str, torch.Tensor]
 DimNames: TypeAlias = "tuple[str | None, ...]"
 """The names of the batch dimensions: one for each, or none at all."""
 
-DTYPES: dict[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-}
-"""The dtypes that can be stored, by the names that safetensors gives them."""
-
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
 MAX_NAME_LENGTH = 256
 METADATA = "__metadata__"
-INDEX = "index"
-ROW_ID = "row_id"
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of a row.
-
-    Attributes:
-        name: nested keys joined with '.'.
-        dtype: one of `DTYPES`.
-        shape: of one row's value; () for a scalar.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @cached_property
-    def row_bytes(self) -> int:
-        """Bytes of one row's value."""
-        return self.dtype.itemsize * math.prod(self.shape)
-
-    def __str__(self) -> str:
-        return f"{DTYPE_NAMES[self.dtype]}{list(self.shape)}"
-
-
-EXTRA_FIELDS = (Field(INDEX, torch.int64, ()), Field(ROW_ID, torch.int64, ()))
-"""What the server adds to the batches that it sends: the slot, and the row's number."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +32,9 @@ class Schema:
     """What every row of a table looks like.
 
     Attributes:
-        fields: sorted by name.
+        fields: the fields that users insert, sorted by name.
         row_shape: the batch dimensions after the first; () unless a row is itself a batch, as a trajectory segment is.
-        dim_names: of the batch dimensions, the rows' own first; None: it has no name. () where none has one.
+        dim_names: the names of the batch dimensions, the first of which counts the rows. None for a dimension without a name; () if none has one.
     """
 
     fields: tuple[Field, ...]
@@ -141,27 +91,37 @@ class Schema:
 
     @cached_property
     def by_name(self) -> dict[str, Field]:
-        """The fields, and the extra ones that a server adds, by name."""
-        return {field.name: field for field in (*self.fields, *EXTRA_FIELDS)}
+        """The fields that a request may name, system fields among them, by name."""
+        return {field.name: field for field in (*self.fields, *NAMEABLE_FIELDS)}
 
     @cached_property
     def fields_by_name(self) -> dict[str, Field]:
-        """The fields by name, without the extra ones."""
+        """The fields that users insert, by name."""
         return {field.name: field for field in self.fields}
 
     @cached_property
+    def stored_fields(self) -> tuple[Field, ...]:
+        """The columns that a table keeps: the fields that users insert, and after them the persisted system fields."""
+        return (*self.fields, *PERSISTED_FIELDS)
+
+    @cached_property
+    def sent_fields(self) -> tuple[Field, ...]:
+        """The fields of a batch if the request names none: those that users insert, and after them the system fields that are sent."""
+        return (*self.fields, *SENT_FIELDS)
+
+    @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one row, without the extra fields."""
-        return sum(field.row_bytes for field in self.fields)
+        """Bytes of one row as it is stored."""
+        return sum(field.row_bytes for field in self.stored_fields)
 
     def select(self, names: Iterable[str] | None) -> tuple[Field, ...]:
-        """The named fields, in that order; the name of a parent stands for all fields below it. None: all of them and the extra ones.
+        """The named fields, in that order; the name of a parent stands for all fields below it. None stands for `sent_fields`.
 
         Raises:
-            FieldNotFoundError: a name that is not there, or that comes twice, or no name at all.
+            FieldNotFoundError: a name is not that of a field, a field comes twice, or there is no name at all.
         """
         if names is None:
-            return (*self.fields, *EXTRA_FIELDS)
+            return self.sent_fields
         wanted = [names] if isinstance(names, str) else list(names)
         chosen = [field for name in dict.fromkeys(wanted) for field in self._named(name)]
         if not wanted or len(set(wanted)) < len(wanted) or len(set(chosen)) < len(chosen):
@@ -228,9 +188,10 @@ def _check_storable(field: Field, siblings: Container[str]) -> None:
         raise SchemaError(f"field {field.name!r}: the keys that '.' joins must not be empty, and none may be a field itself")
     if not field.name.isprintable() or len(field.name) > MAX_NAME_LENGTH:
         raise SchemaError(f"field {field.name[:80]!r}: a name must be printable and at most {MAX_NAME_LENGTH} characters long")
-    if parts[0] in (INDEX, ROW_ID):
+    system = next((system for system in SYSTEM_FIELDS if system.name == parts[0]), None)
+    if system is not None:
         shown = f"{DTYPE_NAMES.get(field.dtype, field.dtype)}{list(field.shape)}"
-        raise SchemaError(f"field {field.name!r} is reserved: sampled batches have one, I64[], which is left out; this one is {shown}")
+        raise SchemaError(f"field {field.name!r} is reserved: sampled batches have one, {system}, which is left out; this one is {shown}")
     if field.name == METADATA:
         raise SchemaError(f"field {field.name!r} is reserved: in a block's header it stands for no field")
     if field.dtype not in DTYPE_NAMES:

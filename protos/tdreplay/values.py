@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 
 from tdreplay.errors import CodecError, SchemaError
+from tdreplay.fields import DTYPE_NAMES, DTYPES, Field
 from tdreplay.limits import shown
 from tdreplay.memory import RAW
-from tdreplay.schema import DTYPE_NAMES, DTYPES, Field
 
 __all__ = ["NUMPY", "as_own_tensor", "dense", "fitted", "has_dtype", "quick_limits"]
 

@@ -17,7 +17,8 @@ from tensordict import TensorDict
 
 from tdreplay.block import layout
 from tdreplay.errors import CodecError, InternalError, ReplayError, ResourceExhaustedError
-from tdreplay.schema import EXTRA_FIELDS, Field
+from tdreplay.fields import Field
+from tdreplay.system_fields import SENT_FIELDS
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import RemoteReplayBuffer
 
@@ -27,7 +28,7 @@ ROW = TensorDict({"a": torch.zeros(2)}, [])
 
 
 def block(rows: int, *fields: Field, row_shape: tuple[int, ...] = ()) -> bytes:
-    made = layout(fields or (A, *EXTRA_FIELDS), rows, row_shape)
+    made = layout(fields or (A, *SENT_FIELDS), rows, row_shape)
     return made.header + bytes(made.data_size)
 
 

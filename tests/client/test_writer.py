@@ -14,7 +14,7 @@ from tensordict import TensorDict
 
 from conftest import freeze, numbers, rows, thaw
 from tdreplay.errors import ClosedError, CodecError, DeadlineError, InvalidArgumentError, SchemaError, ServerUnavailableError
-from tdreplay.schema import DTYPES
+from tdreplay.fields import DTYPES
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ServerConfig, spawn_server
 

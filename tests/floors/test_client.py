@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict
 
 from tdreplay.errors import EmptyTableError, SchemaError
-from tdreplay.schema import DTYPES
+from tdreplay.fields import DTYPES
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
 from tdreplay_client.cli import main
 

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from tensordict import TensorDict
 
 from conftest import numbers, rows
-from tdreplay.schema import DTYPES
+from tdreplay.fields import DTYPES
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from tdreplay.block import ALIGNMENT, Block, Layout, checked_places, decode, layout
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
+from tdreplay.fields import DTYPES, Field
 from tdreplay.limits import MAX_HEADER_BYTES, MAX_RANK
 from tdreplay.memory import as_rows
-from tdreplay.schema import DTYPES, Columns, Field, Schema
+from tdreplay.schema import Columns, Schema
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 SECONDS = 0.1

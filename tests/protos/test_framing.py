@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from tdreplay.block import ALIGNMENT, decode, layout
 from tdreplay.errors import CodecError, InvalidArgumentError, MessageTooLargeError
+from tdreplay.fields import DTYPES, Field
 from tdreplay.framing import frame, split
 from tdreplay.limits import MAX_MESSAGE_BYTES
 from tdreplay.memory import new_bytes, writable
-from tdreplay.schema import DTYPES, Field
 from tdreplay.v1 import replay_buffer_pb2 as pb
 
 ALL_TYPES = [GetMessageClass(descriptor) for descriptor in pb.DESCRIPTOR.message_types_by_name.values()]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tdreplay.block import decode, layout
+from tdreplay.fields import DTYPE_NAMES, DTYPES, Field
 from tdreplay.memory import as_rows
-from tdreplay.schema import DTYPE_NAMES, DTYPES, Field
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from tdreplay.errors import SchemaError
+from tdreplay.fields import DTYPE_NAMES, Field
 from tdreplay.insert_id import InsertId
 from tdreplay.limits import shown
 from tdreplay.memory import RAW, Rows
 from tdreplay.rows import Given
-from tdreplay.schema import DTYPE_NAMES, Columns, Field, Schema
+from tdreplay.schema import Columns, Schema
 from tdreplay.values import NUMPY, dense, fitted, quick_limits
 from tdreplay_client.writing.inserts import InsertCall
 from tdreplay_client.writing.parcels import Parcel, block_layout, rows_of, rows_per_block

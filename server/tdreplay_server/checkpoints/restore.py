@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
+from tdreplay.fields import Field
 from tdreplay.limits import DEFAULT_TABLE, check_whole
-from tdreplay.schema import Field
 from tdreplay_server.checkpoints.checkpoint import Manifest, listed_bytes, read_acknowledged, read_manifest
 from tdreplay_server.checkpoints.snapshot import rows_file
 from tdreplay_server.durability.data_directory import CHECKPOINTS, table_directory

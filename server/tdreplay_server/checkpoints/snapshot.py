@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from tdreplay.api import Progress
-from tdreplay.schema import Field, Schema
+from tdreplay.fields import Field
+from tdreplay.schema import Schema
 from tdreplay_server.durability.ledger import Acknowledged
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.storage.rows import RowStorage

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tdreplay.api import EpochQuery
-from tdreplay.schema import DimNames, Field
+from tdreplay.fields import Field
+from tdreplay.schema import DimNames
 from tdreplay_server.storage.ring import Ring, Slots
 from tdreplay_server.tables.orders import random_order
 

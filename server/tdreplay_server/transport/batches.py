@@ -11,9 +11,9 @@ import numpy as np
 
 from tdreplay.block import layout
 from tdreplay.errors import InvalidArgumentError
+from tdreplay.fields import Field
 from tdreplay.framing import frame
 from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE, check_whole
-from tdreplay.schema import Field
 from tdreplay_server.tables.selection import Selection
 from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.shared_memory import SharedSlots, offer

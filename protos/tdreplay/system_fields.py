@@ -1,0 +1,51 @@
+"""The system fields: what a server knows of each row beside the fields that users insert.
+
+They are declared here and nowhere else. Schemas, blocks, TensorDicts, the server's reads and its files follow from `SYSTEM_FIELDS`. A new system
+field needs one more entry, and a source of its values. If they are computed when rows are read, their source is an entry in
+`tdreplay_server.tables.system_values`. If they are persisted, they are inserted as a column beside the user's own.
+
+A user's field cannot have the name of a system field. A batch that was sampled can be inserted again: its system fields are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tdreplay.fields import Field
+
+__all__ = ["INDEX", "NAMEABLE_FIELDS", "PERSISTED_FIELDS", "ROW_ID", "SENT_FIELDS", "SYSTEM_FIELDS", "SYSTEM_NAMES", "SystemField"]
+
+
+@dataclass(frozen=True, eq=False)  # Two fields are compared as `Field` does it: by what lies in a block.
+class SystemField(Field):
+    """A field that the server adds to every row.
+
+    A row has one value of it, also where the row is itself a batch. In a TensorDict this value is expanded to the whole batch size. Its dtype is one
+    that NumPy has, too.
+
+    Attributes:
+        persisted: whether the values lie in the table's files and in its checkpoints, beside the rows. If not, they are computed when rows are read.
+        sent: whether a request that names no fields gets it.
+        nameable: whether a request may name it.
+    """
+
+    persisted: bool
+    sent: bool
+    nameable: bool
+
+
+INDEX = SystemField("index", torch.int64, (), persisted=False, sent=True, nameable=True)
+"""The slot of the row."""
+
+ROW_ID = SystemField("row_id", torch.int64, (), persisted=False, sent=True, nameable=True)
+"""The number of the row since its table began."""
+
+SYSTEM_FIELDS = (INDEX, ROW_ID)
+"""All of them, in the order in which a batch has them."""
+
+SYSTEM_NAMES = frozenset(field.name for field in SYSTEM_FIELDS)
+PERSISTED_FIELDS = tuple(field for field in SYSTEM_FIELDS if field.persisted)
+SENT_FIELDS = tuple(field for field in SYSTEM_FIELDS if field.sent)
+NAMEABLE_FIELDS = tuple(field for field in SYSTEM_FIELDS if field.nameable)

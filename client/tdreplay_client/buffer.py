@@ -19,15 +19,15 @@ from tdreplay.rows import Row, given_row, given_rows
 from tdreplay.selecting import Fields, Slots, as_fields
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
-from tdreplay_client.reading.landing import Landing
+from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.reading.stream import BatchStream, Draw, SingleBatches
 from tdreplay_client.transport.channel import Connection
-from tdreplay_client.transport.patience import Patience
+from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
-from tdreplay_client.writing.fitting import Fitting
 from tdreplay_client.writing.inserts import SingleInserts
+from tdreplay_client.writing.known_schema import KnownSchema
 from tdreplay_client.writing.pipeline import finish_all
-from tdreplay_client.writing.unsettled import Unsettled
+from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts
 from tdreplay_client.writing.writer import Writer
 
 __all__ = ["RemoteReplayBuffer"]
@@ -86,7 +86,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         size = None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)
         self._open(address, device, table, where, timeout, transport, cast, seed)
         try:
-            self._connection.repeated(lambda patience: self._agree(size, patience))
+            self._connection.repeated(lambda budget: self._agree(size, budget))
         except BaseException:
             self._connection.close()
             raise
@@ -110,24 +110,24 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._wanted_device = storing_device
         self._storing_device: torch.device | None = None  # Of the table, once it is known.
         self._sharing = Sharing(self.address, wanted=transport != "grpc")
-        self._landing = Landing(self._device)
-        self._unsettled = Unsettled()
-        self._fitting = Fitting(self._connection, table, cast=check_flag(cast, "cast"))
-        self._inserts = SingleInserts(self._connection, table, self._sharing, self._unsettled)
-        self._single_batches = SingleBatches(self._connection, table, self._landing, self._sharing)
+        self._transfer = DeviceTransfer(self._device)
+        self._unacknowledged = UnacknowledgedInserts()
+        self._known_schema = KnownSchema(self._connection, table, cast=check_flag(cast, "cast"))
+        self._inserts = SingleInserts(self._connection, table, self._sharing, self._unacknowledged)
+        self._single_batches = SingleBatches(self._connection, table, self._transfer, self._sharing)
 
-    def _agree(self, buffer_size: int | None, patience: Patience) -> None:
+    def _agree(self, buffer_size: int | None, budget: RetryBudget) -> None:
         wanted = self._wanted_device
         if buffer_size is not None:
             where = "" if wanted is None else str(wanted)
-            self._connection.unary("CreateTable", pb.CreateTableRequest(table=self._table, buffer_size=buffer_size, storing_device=where), patience)
-        there = self._described(patience).storing_device
+            self._connection.unary("CreateTable", pb.CreateTableRequest(table=self._table, buffer_size=buffer_size, storing_device=where), budget)
+        there = self._described(budget).storing_device
         if buffer_size is None and wanted not in (None, there):
             raise TableExistsError(f"table {self._table!r} is there with storing_device {there}, not {wanted}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The address, the table and the arguments. What is made of them connects at its first call, and creates no table."""
-        arguments = (self._device, self._table, self._wanted_device, self._connection.timeout, self._transport, self._fitting.cast, self._seed)
+        arguments = (self._device, self._table, self._wanted_device, self._connection.timeout, self._transport, self._known_schema.cast, self._seed)
         return _opened, (type(self), self.address, *arguments)
 
     @property
@@ -145,7 +145,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         """The names of all tables of the server at `address`, sorted."""
         connection = Connection(address, timeout)
         try:
-            return list(connection.repeated(lambda patience: connection.unary("ListTables", pb.ListTablesRequest(), patience)).tables)
+            return list(connection.repeated(lambda budget: connection.unary("ListTables", pb.ListTablesRequest(), budget)).tables)
         finally:
             connection.close()
 
@@ -158,11 +158,11 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
     def add(self, row: Row) -> None:
-        self._fitting.insert(given_row(row), self._inserts.add)
+        self._known_schema.insert(given_row(row), self._inserts.add)
 
     def add_batch(self, batch: Row) -> None:
         """As in `BaseReplayBuffer`. A batch above a few MiB is stored in parts, pipelined; what is refused after the first part leaves it there."""
-        self._fitting.insert(given_rows(batch), self._inserts.add)
+        self._known_schema.insert(given_rows(batch), self._inserts.add)
 
     def writer(self, *, flush_rows: SupportsIndex = 64, flush_seconds: float = 0.1, max_in_flight: SupportsIndex = 16) -> Writer:
         """A writer that coalesces rows into blocks and does not wait for each: ``with buffer.writer() as writer: writer.append(row)``.
@@ -174,35 +174,35 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         """
         rows, blocks = check_whole(flush_rows, "flush_rows", 1, MAX_BATCH_SIZE), check_whole(max_in_flight, "max_in_flight", 1)
         seconds = check_seconds(flush_seconds, "flush_seconds")
-        return Writer(self._connection, self._table, self._sharing, self._unsettled, self._fitting, rows, seconds, blocks)
+        return Writer(self._connection, self._table, self._sharing, self._unacknowledged, self._known_schema, rows, seconds, blocks)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
     def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
         size, draw, rows = check_batch_size(batch_size), self._next_draw(seed), check_flag(wait, "wait")
-        return self._connection.repeated(lambda patience: self._random_batch(size, draw, seed is None, patience), for_rows=rows)
+        return self._connection.repeated(lambda budget: self._random_batch(size, draw, seed is None, budget), for_rows=rows)
 
-    def _random_batch(self, size: int, draw: Draw, standing: bool, patience: Patience) -> TensorDict:
-        batch = self._single_batches.take(size, draw, patience) if standing else None
+    def _random_batch(self, size: int, draw: Draw, standing: bool, budget: RetryBudget) -> TensorDict:
+        batch = self._single_batches.take(size, draw, budget) if standing else None
         if batch is None:
             numbers: Any = {} if draw is None else {"seed": draw[0], "batch": draw[1]}
             request = pb.SampleBatchRequest(table=self._table, batch_size=size, **numbers)
-            return self._one("SampleBatch", request, pb.SampleBatchResponse, range(size, size + 1), patience)
+            return self._one("SampleBatch", request, pb.SampleBatchResponse, range(size, size + 1), budget)
         return batch
 
     def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
         request, sizes = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields), range(len(slots), len(slots) + 1)
-        return self._connection.repeated(lambda patience: self._one("SampleByIndex", request, pb.SampleByIndexResponse, sizes, patience))
+        return self._connection.repeated(lambda budget: self._one("SampleByIndex", request, pb.SampleByIndexResponse, sizes, budget))
 
     def sample_all(self) -> TensorDict:
         request, sizes = pb.SampleAllRequest(table=self._table), range(1, MAX_INT64)
-        return self._connection.repeated(lambda patience: self._one("SampleAll", request, pb.SampleAllResponse, sizes, patience))
+        return self._connection.repeated(lambda budget: self._one("SampleAll", request, pb.SampleAllResponse, sizes, budget))
 
-    def _one(self, call: str, request: Message, response_type: type[Message], sizes: range, patience: Patience) -> TensorDict:
+    def _one(self, call: str, request: Message, response_type: type[Message], sizes: range, budget: RetryBudget) -> TensorDict:
         """The one batch that a call answers with."""
-        answers = self._connection.stream(call, request, patience)
+        answers = self._connection.stream(call, request, budget)
         try:
-            batches = assemble(answers, response_type, self._landing, sizes)
+            batches = assemble(answers, response_type, self._transfer, sizes)
             batch = next(batches, None)
             if batch is None or next(batches, None) is not None:
                 raise CodecError(f"{'no batch' if batch is None else 'more than one batch'} came as the answer to {call}")
@@ -249,7 +249,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         return self._stream(query, ahead, wait=rows)
 
     def _stream(self, query: Any, prefetch: int, *, wait: bool = False) -> BatchStream:
-        return BatchStream(self._connection, query, self._landing, prefetch, self._sharing, wait=wait)
+        return BatchStream(self._connection, query, self._transfer, prefetch, self._sharing, wait=wait)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
@@ -261,8 +261,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._connection.owner.check()
         return self._storing_device or self.state().storing_device
 
-    def _described(self, patience: Patience | None = None) -> State:
-        answer = self._connection.unary("Describe", pb.DescribeRequest(table=self._table), patience)
+    def _described(self, budget: RetryBudget | None = None) -> State:
+        answer = self._connection.unary("Describe", pb.DescribeRequest(table=self._table), budget)
         state = state_from_message(answer)
         self._storing_device = state.storing_device
         return state
@@ -275,14 +275,14 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     def _rewind(self, metadata: Metadata) -> None:
         sizes = {"buffer_size": metadata.buffer_size, "size": metadata.data_size, "write_count": metadata.write_count}
         request = pb.RewindRequest(table=self._table, **sizes)
-        self._connection.repeated(lambda patience: self._connection.unary("Rewind", request, patience))
+        self._connection.repeated(lambda budget: self._connection.unary("Rewind", request, budget))
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Forgets what concerns rows that the table does not hold any more."""
         self._iterator = None
-        self._unsettled.clear()
-        self._fitting.forget()
+        self._unacknowledged.clear()
+        self._known_schema.forget()
 
     def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
         """As in `BaseReplayBuffer`; the directory is the server's. It may take long: `timeout` is for each sign of its progress."""

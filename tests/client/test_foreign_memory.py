@@ -19,7 +19,7 @@ from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2 import SharedMemory
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_client.transport.shared_memory import MappedSlots
+from tdreplay_client.transport.shared_memory import MappedSegments
 
 SLOT = 1 << 20
 SIZE = 4096 + 2 * SLOT
@@ -50,11 +50,11 @@ def memory() -> Iterator[Callable[..., Path]]:
 
 def check_refused(path: str | Path) -> None:
     with pytest.raises(OSError, match=r"tdreplay|/|No such"):
-        MappedSlots(offered(path))
+        MappedSegments(offered(path))
 
 
 def test_memory_that_a_server_sealed_is_mapped(memory):
-    assert MappedSlots(offered(memory())).block(1).nbytes == SLOT
+    assert MappedSegments(offered(memory())).block(1).nbytes == SLOT
 
 
 def test_other_anonymous_files_are_not_mapped(memory):
@@ -105,7 +105,7 @@ def test_in_the_folder_only_a_servers_files_are_mapped(tmp_path, monkeypatch):
         (folder / name).chmod(mode)
         return folder / name
 
-    MappedSlots(offered(file("tdreplay-good.slots")))
+    MappedSegments(offered(file("tdreplay-good.slots")))
     victim = elsewhere / "tdreplay-victim.slots"
     victim.write_bytes(CONTENTS)
     victim.chmod(0o600)
@@ -137,18 +137,18 @@ def test_in_the_folder_only_a_servers_files_are_mapped(tmp_path, monkeypatch):
 )
 def test_an_offer_with_impossible_numbers_is_none(memory, wrong):
     with pytest.raises(CodecError, match="offer"):
-        MappedSlots(offered(memory(), **wrong))
+        MappedSegments(offered(memory(), **wrong))
 
 
 @pytest.mark.parametrize("slot", [-1, 2, -(1 << 63), (1 << 63) - 1])
 def test_a_slot_that_is_not_there_is_not_read(memory, slot):
-    mapped = MappedSlots(offered(memory()))
-    with pytest.raises(CodecError, match=rf"slot \({slot}\)"):
+    mapped = MappedSegments(offered(memory()))
+    with pytest.raises(CodecError, match=rf"segment \({slot}\)"):
         mapped.borrow(slot)
 
 
 def test_a_slot_cannot_be_lent_twice(memory):
-    mapped = MappedSlots(offered(memory()))
+    mapped = MappedSegments(offered(memory()))
     block = mapped.borrow(1)
     with pytest.raises(CodecError, match="twice"):
         mapped.borrow(1)
@@ -210,5 +210,5 @@ def test_a_server_cannot_let_a_client_write_into_its_files(tmp_path, nonce):
 @pytest.mark.parametrize("slot", [-1, 2, 1 << 62])
 def test_a_server_cannot_name_a_slot_that_is_not_there(memory, slot):
     with hostile_server(offered(memory()), slot) as address, RemoteReplayBuffer(address, buffer_size=10, timeout=5) as buffer:
-        with pytest.raises(CodecError, match=rf"slot \({slot}\)"), buffer.stream(4) as batches:
+        with pytest.raises(CodecError, match=rf"segment \({slot}\)"), buffer.stream(4) as batches:
             next(batches)

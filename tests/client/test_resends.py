@@ -14,7 +14,7 @@ from conftest import freeze, numbers, rows, thaw
 from tdreplay.errors import ClosedError, DeadlineError, EmptyTableError, ReplayError, SchemaError, ServerUnavailableError
 from tdreplay.schema import Schema
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
-from tdreplay_client.writing.unsettled import MAX_RECORDS, Delivery, Unsettled
+from tdreplay_client.writing.unacknowledged import MAX_RECORDS, Delivery, UnacknowledgedInserts
 
 pytest_plugins = ["restart_fixtures"]
 
@@ -220,13 +220,13 @@ def test_a_reset_forgets_what_was_unsettled(phoenix, open_buffer):
 
 
 def test_so_many_failures_are_remembered_and_no_more():
-    unsettled, column = Unsettled(), {"n": torch.arange(1)}
+    unacknowledged, column = UnacknowledgedInserts(), {"n": torch.arange(1)}
     schema = Schema.of(column)
     for _ in range(MAX_RECORDS + 5):
         delivery = Delivery(column, schema, 1)
-        assert len(list(delivery.blocks(1, unsettled.identities.take()))) == 1
-        assert unsettled.note(delivery, DeadlineError())
-    claimed = [unsettled.claim(column, schema, 1).resumed for _ in range(MAX_RECORDS + 1)]
+        assert len(list(delivery.blocks(1, unacknowledged.writer_ids.take()))) == 1
+        assert unacknowledged.note(delivery, DeadlineError())
+    claimed = [unacknowledged.claim(column, schema, 1).resumed for _ in range(MAX_RECORDS + 1)]
     assert claimed == [True] * MAX_RECORDS + [False]
 
 

@@ -71,7 +71,7 @@ def test_inserts_go_through_shared_memory_and_come_back_whole(address, table, co
     with RemoteReplayBuffer(address, table=table, buffer_size=1000, timeout=10) as buffer:
         for first in range(0, 3 * count, count):
             buffer.add_batch(numbered(first, count))
-        assert buffer._inserts._call.slots > 0
+        assert buffer._inserts._call.segments > 0
         assert read_back(buffer) == list(range(3 * count))
 
 
@@ -88,11 +88,11 @@ def test_batches_after_single_rows_still_go_through_shared_memory(address, table
             writer.append(row)
         writer.flush()
         call, used = writer._core.call, []
-        made = call.parcel
-        call.parcel = lambda *block: used.append(made(*block)) or used[-1]
+        made = call.new_message
+        call.new_message = lambda *block: used.append(made(*block)) or used[-1]
         writer.extend(numbered(8, 300))
         writer.flush()
-        assert all(parcel.slots is not None for parcel in used)
+        assert all(message.segments is not None for message in used)
         assert read_back(buffer) == list(range(308))
 
 
@@ -158,7 +158,7 @@ def test_a_call_goes_on_when_the_table_gets_larger_rows(big):
     for _ in range(3):
         check(big.sample_batch(16))
     held = big._single_batches._call
-    assert held.slots is not None
+    assert held.segments is not None
     big.reset()
     big.add_batch(TensorDict({"x": torch.full((8, 1 << 20), 9, dtype=torch.uint8)}, [8]))
     batch = big.sample_batch(16)
@@ -206,7 +206,7 @@ def test_batches_are_lent_and_their_memory_is_used_again(big):
             batch = next(batches)
             places.add(batch["x"].data_ptr())
             check(batch)
-        assert len(places) <= batches._call.slots.slots
+        assert len(places) <= batches._call.segments.count
     check(batch)  # It outlives its stream.
 
 
@@ -319,7 +319,7 @@ def test_in_a_folder_both_ways_go_through_files_that_are_gone_after_the_calls(fo
     config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=folder)
     with ReplayServer(config) as server, RemoteReplayBuffer(server.address, buffer_size=N, timeout=10) as buffer:
         buffer.add_batch(numbered(0, N))
-        assert buffer._inserts._call.slots > 0
+        assert buffer._inserts._call.segments > 0
         with buffer.stream(16) as batches:
             assert batches.shared
             assert set(numbers_of(batches, 20)) <= set(range(N))

@@ -13,7 +13,7 @@ from restarts import Phoenix
 from conftest import numbers, rows
 from tdreplay.errors import EmptyTableError, InvalidArgumentError, ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
-from tdreplay_client.transport.patience import LONGEST_PAUSE, Patience, jittered
+from tdreplay_client.transport.retry_budget import LONGEST_PAUSE, RetryBudget, jittered
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_server_that_is_away_is_one_line_and_one_when_it_is_back(phoenix, capl
 
 
 def test_pauses_grow_and_differ_from_client_to_client():
-    pauses = [[patience.pause() for _ in range(8)] for patience in (Patience(60.0), Patience(60.0))]
+    pauses = [[budget.pause() for _ in range(8)] for budget in (RetryBudget(60.0), RetryBudget(60.0))]
     assert pauses[0] != pauses[1]
     for n, pair in enumerate(zip(*pauses, strict=True)):
         longest = min(0.05 * 2**n, LONGEST_PAUSE)

@@ -11,7 +11,7 @@ from restarts import SIZE, give_again, restart_soon, small, stored, wide
 
 from conftest import freeze, thaw
 from tdreplay.errors import DeadlineError, ServerUnavailableError
-from tdreplay_client.writing.identities import MOST_UNACKNOWLEDGED
+from tdreplay_client.writing.insert_ids import MOST_UNACKNOWLEDGED
 
 pytest_plugins = ["restart_fixtures"]
 

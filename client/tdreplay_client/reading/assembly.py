@@ -14,43 +14,43 @@ from tdreplay.errors import CodecError, ResourceExhaustedError
 from tdreplay.framing import split
 from tdreplay.memory import copy_rows
 from tdreplay.schema import Columns
-from tdreplay_client.reading.landing import Arrival, Landing
-from tdreplay_client.transport.shared_memory import MappedSlots
+from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
+from tdreplay_client.transport.shared_memory import MappedSegments
 
 __all__ = ["assemble"]
 
 
 def assemble(
-    messages: Iterator[bytes], message_type: type[Message], landing: Landing, sizes: range, slots: MappedSlots | None = None
-) -> Iterator[Arrival]:
-    """The batches that `messages` carry, or that lie in `slots`, each in memory of its own, on its way to the device of `landing`.
+    messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer, sizes: range, segments: MappedSegments | None = None
+) -> Iterator[PendingBatch]:
+    """The batches that `messages` carry, or that lie in `segments`, each in memory of its own, on its way to the device of `transfer`.
 
-    A batch of one block is views of the message's memory, which no other batch uses, or of a slot's; of a block with several batches each is views of
-    its own part. A batch of several blocks is allocated once, and each block is copied into its place.
+    A batch of one block is a view of the message's memory, or of a segment's; no other batch uses that memory. Where a block has several batches,
+    each is a view of its own rows of the block. A batch of several blocks is allocated once, and each block is copied into its place.
 
     Args:
         messages: of a call.
         message_type: of these.
-        landing: where batches go.
+        transfer: where batches go.
         sizes: how many rows a batch may have, by what was asked for.
-        slots: the memory that is shared with the server, where there is any.
+        segments: the memory that is shared with the server, where there is any.
 
     Raises:
         CodecError: a message is not a block of the batch that it belongs to.
         ResourceExhaustedError: there is no memory for a batch.
     """
     for message in messages:
-        head, block = _decoded(message, message_type, slots)
+        head, block = _decoded(message, message_type, segments)
         if head.batch_rows not in sizes:
             raise CodecError(f"a batch of {head.batch_rows} rows came, and {_shown(sizes)} were asked for")
         columns, batch_size, names = block.columns, (head.batch_rows, *block.batch_shape[1:]), block.header.dim_names
-        lent = slots if slots is not None and landing.on_host and head.HasField("slot") else None
+        lent = segments if segments is not None and transfer.on_host and head.HasField("slot") else None
         if head.first_row == 0 and block.rows and block.rows % head.batch_rows == 0:
             parts = _parts(columns, block.rows // head.batch_rows, head.batch_rows)
-            yield from (replace(landing.bring(part, batch_size, names), slot=0 if lent is None else head.slot, slots=lent) for part in parts)
+            yield from (replace(transfer.bring(part, batch_size, names), segment=0 if lent is None else head.slot, segments=lent) for part in parts)
             del parts
         else:
-            yield landing.bring(_joined(head, columns, messages, message_type, landing), batch_size, names)
+            yield transfer.bring(_joined(head, columns, messages, message_type, transfer), batch_size, names)
         del message, block, columns  # While the next message is awaited, this one's memory is its batches' alone.
 
 
@@ -62,12 +62,12 @@ def _parts(columns: Columns, count: int, rows: int) -> Iterator[Columns]:
     return ({name: views[n] for name, views in parts.items()} for n in range(count))
 
 
-def _decoded(message: bytes, message_type: type[Message], slots: MappedSlots | None) -> tuple[Any, Block]:
+def _decoded(message: bytes, message_type: type[Message], segments: MappedSegments | None) -> tuple[Any, Block]:
     """The fields of a message, and its block."""
     head: Any
     head, memory = split(message, message_type)
-    shared = slots is not None and head.HasField("slot")
-    block = decode(slots.borrow(head.slot), longer=True) if slots is not None and shared else decode(memory)
+    shared = segments is not None and head.HasField("slot")
+    block = decode(segments.borrow(head.slot), longer=True) if segments is not None and shared else decode(memory)
     block.header.check_fields()
     return head, block
 
@@ -76,9 +76,9 @@ def _shown(sizes: range) -> str:
     return f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
 
 
-def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], landing: Landing) -> Columns:
+def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer) -> Columns:
     rows = head.batch_rows
-    columns = _memory(part, rows, landing)
+    columns = _memory(part, rows, transfer)
     done = _place(columns, head, part, 0, rows)
     while done < rows:
         message = next(messages, None)
@@ -89,10 +89,10 @@ def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: t
     return columns
 
 
-def _memory(part: Columns, rows: int, landing: Landing) -> Columns:
+def _memory(part: Columns, rows: int, transfer: DeviceTransfer) -> Columns:
     """Fresh memory for a batch of so many rows like those of `part`."""
     try:
-        return {name: landing.memory((rows, *column.shape[1:]), column.dtype) for name, column in part.items()}
+        return {name: transfer.memory((rows, *column.shape[1:]), column.dtype) for name, column in part.items()}
     except RuntimeError as error:  # So torch says that there is none.
         raise ResourceExhaustedError(f"there is no memory for a batch of {rows} rows: {str(error)[:200]}") from None
 

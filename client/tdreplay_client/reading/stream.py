@@ -19,10 +19,10 @@ from tdreplay.errors import CancelledError, DeadlineError, EmptyTableError, Inte
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
-from tdreplay_client.reading.landing import Arrival, Landing
+from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
 from tdreplay_client.transport.channel import Connection, end_call, start_reader
-from tdreplay_client.transport.patience import SECOND_LOOK, Patience, jittered
-from tdreplay_client.transport.shared_memory import MappedSlots, Sharing, mapped
+from tdreplay_client.transport.retry_budget import GRACE_SECONDS, RetryBudget, jittered
+from tdreplay_client.transport.shared_memory import MappedSegments, Sharing, mapped
 
 __all__ = ["BatchCall", "BatchStream", "SingleBatches"]
 
@@ -31,7 +31,7 @@ Draw = tuple[int, int] | None
 
 RETRY_SECONDS = 5.0
 JOIN_SECONDS = 5.0
-SPARE_SLOTS = 2
+SPARE_SEGMENTS = 2
 """Of shared memory, beside those for the batches on their way: for the one that is used, and the one that was."""
 
 
@@ -40,52 +40,52 @@ class BatchCall:
 
     Attributes:
         answers: the server's messages.
-        slots: the memory that is shared with the server, where there is any.
+        segments: the memory that is shared with the server, where there is any.
 
     Args:
         connection: to the server.
         query: its first request; what concerns the flow is filled in here.
         window: how many batches may be granted at any time.
         shared: whether the server's shared memory is asked for.
-        patience: how long the server may take to open it.
+        budget: how long the server may take to open it.
 
     Raises:
         ReplayError: the server refused the query.
         OSError: it offered shared memory that cannot be had from here.
     """
 
-    def __init__(self, connection: Connection, query: Any, window: int, shared: bool, patience: Patience) -> None:
+    def __init__(self, connection: Connection, query: Any, window: int, shared: bool, budget: RetryBudget) -> None:
         call, self._response = _CALLS[type(query)]
         self._request = type(query)
         self._sizes = range(query.batch_size if call == "Sample" else 1, query.batch_size + 1)  # The last batch of an epoch may have fewer rows.
         query.batches_per_message = max(1, window // 2)
-        query.shared_slots = window + SPARE_SLOTS if shared else 0
+        query.shared_slots = window + SPARE_SEGMENTS if shared else 0
         self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.requests.put(query)
         try:
-            self.answers = connection.stream(call, iter(self.requests.get, None), patience)
+            self.answers = connection.stream(call, iter(self.requests.get, None), budget)
         except BaseException:
             self.requests.put(None)  # An interrupt may leave a call behind, whose thread waits for requests.
             raise
         try:
             self.answers.opened()
-            self.slots = self._accepted(min(2, window)) if shared else None
+            self.segments = self._accepted(min(2, window)) if shared else None
         except BaseException:
             end_call(self.requests, self.answers)
             raise
 
-    def _accepted(self, reserve: int) -> MappedSlots | None:
+    def _accepted(self, reserve: int) -> MappedSegments | None:
         """The shared memory that the server offers, mapped; None where it offers none."""
         head: Any = split(next(self.answers), self._response)[0]
         return mapped(head.shared_memory, self.answers, reserve)
 
     def grant(self, batches: int) -> None:
-        """Grants so many more batches, and gives back the slots that are not needed any more."""
-        self.requests.put(self._request(credits=batches, released_slots=[] if self.slots is None else self.slots.returned()))
+        """Grants so many more batches, and gives back the segments that are not needed any more."""
+        self.requests.put(self._request(credits=batches, released_slots=[] if self.segments is None else self.segments.returned()))
 
-    def batches(self, messages: Iterator[bytes], landing: Landing) -> Iterator[Arrival]:
+    def batches(self, messages: Iterator[bytes], transfer: DeviceTransfer) -> Iterator[PendingBatch]:
         """The batches that `messages` of this call bring."""
-        return assemble(messages, self._response, landing, self._sizes, self.slots)
+        return assemble(messages, self._response, transfer, self._sizes, self.segments)
 
 
 _CALLS: dict[Any, tuple[str, type[Message]]] = {pb.SampleRequest: ("Sample", pb.SampleResponse), pb.EpochRequest: ("Epoch", pb.EpochResponse)}
@@ -105,7 +105,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
     Args:
         connection: to the server.
         query: the first request of a Sample or Epoch call.
-        landing: where batches go.
+        transfer: where batches go.
         prefetch: how many batches may be on their way, or wait here, at any time.
         sharing: whether shared memory is used.
         wait: whether a batch of an empty table waits for the table's first row, for as long as the connection's timeout.
@@ -116,8 +116,8 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
 
     _instead = "it belongs to a connection of this process. Give the other process the buffer, and open a stream there"
 
-    def __init__(self, connection: Connection, query: Any, landing: Landing, prefetch: int, sharing: Sharing, *, wait: bool = False) -> None:
-        self._connection, self._query, self._landing, self._prefetch, self._sharing = connection, query, landing, prefetch, sharing
+    def __init__(self, connection: Connection, query: Any, transfer: DeviceTransfer, prefetch: int, sharing: Sharing, *, wait: bool = False) -> None:
+        self._connection, self._query, self._transfer, self._prefetch, self._sharing = connection, query, transfer, prefetch, sharing
         self._goes_on = isinstance(query, pb.SampleRequest)
         self._over = self._lost = self._interrupted = False
         self._waits, self.shared = wait, False
@@ -130,29 +130,29 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
                 raise
             self._lost = True  # Who asks for the first batch waits for the first row, and not who opens the stream: it may be the one who adds it.
 
-    def _open(self, patience: Patience) -> None:
+    def _open(self, budget: RetryBudget) -> None:
         """Opens a call, grants the first batches, and starts to read them."""
-        self._call = call = self._sharing.tried(lambda shared: BatchCall(self._connection, self._query, self._prefetch, shared, patience))
-        self.shared = call.slots is not None
-        self._window = self._prefetch if call.slots is None else min(self._prefetch, call.slots.slots)
+        self._call = call = self._sharing.tried(lambda shared: BatchCall(self._connection, self._query, self._prefetch, shared, budget))
+        self.shared = call.segments is not None
+        self._window = self._prefetch if call.segments is None else min(self._prefetch, call.segments.count)
         # Granting in groups keeps the cost of a credit off most batches, and lets small batches share a message.
         self._group = max(1, self._window // 2)
         self._due = 0  # Batches that were granted, and not taken yet.
-        self._ready: queue.SimpleQueue[Arrival | BaseException] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[PendingBatch | BaseException] = queue.SimpleQueue()
         self._end = weakref.finalize(self, end_call, call.requests, call.answers)
         self._lost = False
         self._grant()
-        self._reader = start_reader(_read, call.batches(call.answers.patiently(), self._landing), self._ready, self._window)
+        self._reader = start_reader(_read, call.batches(call.answers.unhurried(), self._transfer), self._ready, self._window)
         if self._over:  # Another thread closed the stream meanwhile, and did not see this call.
             self._end_call()
 
     def _grant(self) -> None:
-        """Grants what the window has room for, and there are slots for. At least one batch is always due: not all slots are lent."""
+        """Grants what the window has room for, and there are segments for. At least one batch is always due: not all segments are lent."""
         room = self._window - self._due
-        if self._call.slots is not None:
-            # A batch that just came may count twice here, as a slot and as one that is on its way: then the next call grants it.
+        if self._call.segments is not None:
+            # A batch that just came may count twice here, as a segment and as one that is on its way: then the next call grants it.
             on_their_way = max(0, self._due - self._ready.qsize())
-            room = min(room, self._call.slots.slots - self._call.slots.unreturned - on_their_way)
+            room = min(room, self._call.segments.count - self._call.segments.unreturned - on_their_way)
         if room >= self._group or (room > 0 and not self._due):
             self._due += room
             self._call.grant(room)
@@ -165,7 +165,9 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         if self._over:
             raise StopIteration
         try:
-            return self._connection.repeated(self._taken, for_rows=self._waits) if self._goes_on else self._taken(Patience(self._connection.timeout))
+            if self._goes_on:
+                return self._connection.repeated(self._taken, for_rows=self._waits)
+            return self._taken(RetryBudget(self._connection.timeout))
         except Exception:
             self.close()
             raise
@@ -182,38 +184,38 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
             self._interrupted = not self._over
             self.close()
 
-    def _taken(self, patience: Patience) -> TensorDict:
+    def _taken(self, budget: RetryBudget) -> TensorDict:
         """The next batch, over a new call where the one before was lost."""
         if self._over:
             raise StopIteration
         if self._lost:
-            self._open(patience)
+            self._open(budget)
         self._grant()
         try:
-            arrival = self._ready.get(timeout=patience.left)
+            pending = self._ready.get(timeout=budget.left)
         except queue.Empty:
-            arrival = self._second_look()
-        if isinstance(arrival, BaseException):
+            pending = self._within_grace()
+        if isinstance(pending, BaseException):
             try:
                 self._end_call()
                 if self._over:  # Another thread closed the stream, and with it the call.
                     raise StopIteration
-                self._lost = isinstance(arrival, (ServerUnavailableError, EmptyTableError) if self._waits else ServerUnavailableError)
-                raise arrival
+                self._lost = isinstance(pending, (ServerUnavailableError, EmptyTableError) if self._waits else ServerUnavailableError)
+                raise pending
             finally:
-                del arrival  # Its traceback holds this frame: together they would keep the shared memory mapped.
+                del pending  # Its traceback holds this frame: together they would keep the shared memory mapped.
         self._due -= 1
         if self._goes_on:
             self._query.first_batch += 1  # Where the stream goes on over another call.
-        batch = arrival.take()
-        del arrival  # With it goes a slot whose batch was copied.
+        batch = pending.take()
+        del pending  # With it goes a segment whose batch was copied.
         self._grant()
         return batch
 
-    def _second_look(self) -> Arrival | BaseException:
+    def _within_grace(self) -> PendingBatch | BaseException:
         """What came in time while this process stood still; the error for what did not."""
         try:
-            return self._ready.get(timeout=SECOND_LOOK)
+            return self._ready.get(timeout=GRACE_SECONDS)
         except queue.Empty:
             return self._connection.late()
 
@@ -234,7 +236,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self.close()
 
 
-def _read(batches: Iterator[Arrival], ready: queue.SimpleQueue[Arrival | BaseException], window: int) -> None:
+def _read(batches: Iterator[PendingBatch], ready: queue.SimpleQueue[PendingBatch | BaseException], window: int) -> None:
     """Reads batches until the call ends, and says how it ended. So many batches may wait: more were not granted."""
     try:
         for batch in batches:
@@ -254,21 +256,21 @@ class SingleBatches:
     Args:
         connection: to the server.
         table: the table's name.
-        landing: where batches go.
+        transfer: where batches go.
         sharing: whether shared memory is used.
     """
 
-    def __init__(self, connection: Connection, table: str, landing: Landing, sharing: Sharing) -> None:
-        self._connection, self._table, self._landing, self._sharing = connection, table, landing, sharing
+    def __init__(self, connection: Connection, table: str, transfer: DeviceTransfer, sharing: Sharing) -> None:
+        self._connection, self._table, self._transfer, self._sharing = connection, table, transfer, sharing
         self._lock = threading.Lock()
         self._asked_for = 0
         self._not_before = 0.0
-        self._batches: Iterator[Arrival] | None = None
+        self._batches: Iterator[PendingBatch] | None = None
         self._call: BatchCall | None = None
         self._end: Any = None
         self._next: Draw = None  # Of the batches, the one that the call brings next.
 
-    def take(self, batch_size: int, draw: Draw, patience: Patience) -> TensorDict | None:
+    def take(self, batch_size: int, draw: Draw, budget: RetryBudget) -> TensorDict | None:
         """A batch; None where it takes a call of its own: the first one of its size, or when another thread uses the call, or it failed.
 
         `draw`: the seed and the number of the batch, where it has them. The call goes on with the next number; another one takes another call.
@@ -280,7 +282,7 @@ class SingleBatches:
         if time.monotonic() < self._not_before or not self._lock.acquire(blocking=False):
             return None
         try:
-            return self._taken(batch_size, draw, patience)
+            return self._taken(batch_size, draw, budget)
         except DeadlineError:
             self.close()
             raise
@@ -295,27 +297,27 @@ class SingleBatches:
         finally:
             self._lock.release()
 
-    def _taken(self, batch_size: int, draw: Draw, patience: Patience) -> TensorDict | None:
+    def _taken(self, batch_size: int, draw: Draw, budget: RetryBudget) -> TensorDict | None:
         if batch_size != self._asked_for:
             self.close()
             self._asked_for = batch_size
             return None
         if self._call is None or not self._call.answers.active or draw != self._next:
             self.close()
-            self._open(batch_size, draw, patience)
+            self._open(batch_size, draw, budget)
         if self._call is None or self._batches is None:
             return None
-        self._call.answers.patience = patience
+        self._call.answers.budget = budget
         self._call.grant(1)
         self._next = None if draw is None else (draw[0], draw[1] + 1)
-        arrival = next(self._batches, None)
-        return None if arrival is None else arrival.take()
+        pending = next(self._batches, None)
+        return None if pending is None else pending.take()
 
-    def _open(self, batch_size: int, draw: Draw, patience: Patience) -> None:
+    def _open(self, batch_size: int, draw: Draw, budget: RetryBudget) -> None:
         numbers: Any = {} if draw is None else {"seed": draw[0], "first_batch": draw[1]}
         query = pb.SampleRequest(table=self._table, batch_size=batch_size, standing=True, **numbers)
-        self._call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, patience))
-        self._batches = self._call.batches(self._call.answers, self._landing)
+        self._call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, budget))
+        self._batches = self._call.batches(self._call.answers, self._transfer)
         self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers)
 
     def close(self) -> None:

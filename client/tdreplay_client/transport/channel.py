@@ -35,7 +35,7 @@ from tdreplay.texts import MAX_DETAILS, printable
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_client.transport.addresses import check_target
 from tdreplay_client.transport.channel_options import channel_options
-from tdreplay_client.transport.patience import SECOND_LOOK, Patience
+from tdreplay_client.transport.retry_budget import GRACE_SECONDS, RetryBudget
 
 __all__ = ["Answers", "Connection", "end_call", "start_reader"]
 
@@ -82,8 +82,8 @@ class Connection:
         call: Callable[..., Any] = make(f"/{SERVICE.full_name}/{method.name}", request_serializer=_serialize, response_deserializer=decode)
         return call
 
-    def repeated(self, attempt: Callable[[Patience], T], *, for_rows: bool = False) -> T:
-        """What `attempt` gives: made again while the server cannot be reached, until its patience is over.
+    def repeated(self, attempt: Callable[[RetryBudget], T], *, for_rows: bool = False) -> T:
+        """What `attempt` gives: made again while the server cannot be reached, until its budget is over.
 
         It must be something that may be done twice. A server that came back may have no room for streams yet; that is waited for too, and so are
         the first rows of the table, `for_rows`.
@@ -94,30 +94,30 @@ class Connection:
             EmptyTableError: no row came in time.
             ClosedError: the connection was closed meanwhile.
         """
-        patience = Patience(self.timeout)
+        budget = RetryBudget(self.timeout)
         while True:
             try:
-                result = attempt(patience)
+                result = attempt(budget)
             except ReplayError as error:
-                if not self._worth_another(error, patience, for_rows):
+                if not self._worth_another(error, budget, for_rows):
                     raise
             else:
                 self._note(away=False)
                 return result
-            if patience.lost and patience.over:
-                raise ServerUnavailableError(patience.lost)
-            self._closed.wait(patience.pause())
+            if budget.lost and budget.over:
+                raise ServerUnavailableError(budget.lost)
+            self._closed.wait(budget.pause())
 
-    def _worth_another(self, error: ReplayError, patience: Patience, for_rows: bool) -> bool:
+    def _worth_another(self, error: ReplayError, budget: RetryBudget, for_rows: bool) -> bool:
         """Whether an attempt that ended so is made again, if there is time left."""
         if isinstance(error, ServerUnavailableError):
-            patience.lost = str(error)
-            self._note(away=True, why=patience.lost)
+            budget.lost = str(error)
+            self._note(away=True, why=budget.lost)
             return True
         if isinstance(error, EmptyTableError):
-            patience.lost = ""
-            return for_rows and not patience.over
-        return bool(patience.lost) and isinstance(error, (StreamLimitError, DeadlineError))
+            budget.lost = ""
+            return for_rows and not budget.over
+        return bool(budget.lost) and isinstance(error, (StreamLimitError, DeadlineError))
 
     def _note(self, *, away: bool, why: str = "") -> None:
         """Logs one line when the server went away, and one when it is back, however many calls and threads notice it."""
@@ -134,18 +134,18 @@ class Connection:
         """Waits for so long, or until the connection is closed."""
         self._closed.wait(seconds)
 
-    def unary(self, name: str, request: Message | bytes, patience: Patience | None = None) -> Any:
+    def unary(self, name: str, request: Message | bytes, budget: RetryBudget | None = None) -> Any:
         """The answer to a call that has one request and one answer."""
         self.check_open()
         with self._translated():
-            return self._calls[name](request, timeout=self.timeout if patience is None else patience.left)
+            return self._calls[name](request, timeout=self.timeout if budget is None else budget.left)
 
-    def stream(self, name: str, requests: Message | Iterator[Message | bytes], patience: Patience | None = None) -> Answers:
-        """Opens a call that streams its answers. Each of them may take `timeout` seconds, the first one as long as there is `patience`."""
+    def stream(self, name: str, requests: Message | Iterator[Message | bytes], budget: RetryBudget | None = None) -> Answers:
+        """Opens a call that streams its answers. Each of them may take `timeout` seconds, the first one as long as there is `budget`."""
         self.check_open()
         before = set(threading.enumerate())
         with self._translated():
-            answers = Answers(self._calls[name](requests), self, patience)
+            answers = Answers(self._calls[name](requests), self, budget)
         _threads.update(set(threading.enumerate()) - before)  # gRPC does not say which threads it starts.
         return answers
 
@@ -242,11 +242,11 @@ class Answers(Iterator[Any]):
     """The answers of a streaming call. Closing it ends the call.
 
     Attributes:
-        patience: how long the next answer may take; each answer renews it. None: the connection's timeout, from when it is asked for.
+        budget: how long the next answer may take; each answer renews it. None: the connection's timeout, from when it is asked for.
     """
 
-    def __init__(self, call: Any, connection: Connection, patience: Patience | None) -> None:
-        self._call, self._connection, self.patience = call, connection, patience
+    def __init__(self, call: Any, connection: Connection, budget: RetryBudget | None) -> None:
+        self._call, self._connection, self.budget = call, connection, budget
         self._deadline: float | None = None
         self._overdue: float | None = None  # The deadline that had passed when the time was looked at last.
         self._late = False
@@ -255,8 +255,8 @@ class Answers(Iterator[Any]):
 
     def __next__(self) -> Any:
         answer = self._awaited(self._call.__next__)
-        if self.patience is not None:
-            self.patience.answered()
+        if self.budget is not None:
+            self.budget.answered()
         return answer
 
     def opened(self) -> None:
@@ -266,7 +266,7 @@ class Answers(Iterator[Any]):
             raise self._failure(self._call)
 
     def _awaited(self, step: Callable[[], Any]) -> Any:
-        self._deadline = time.monotonic() + self._connection.timeout if self.patience is None else self.patience.until
+        self._deadline = time.monotonic() + self._connection.timeout if self.budget is None else self.budget.until
         try:
             return step()
         except grpc.RpcError as error:
@@ -279,7 +279,7 @@ class Answers(Iterator[Any]):
         finally:
             self._deadline = None
 
-    def patiently(self) -> Iterator[Any]:
+    def unhurried(self) -> Iterator[Any]:
         """The answers, however long each takes: for a thread that reads ahead, while whoever takes what it read watches the time."""
         try:
             yield from self._call
@@ -375,7 +375,7 @@ class _Watchdog:
                 self._thread.start()
 
     def _run(self) -> None:
-        while not self._closed.wait(SECOND_LOOK):
+        while not self._closed.wait(GRACE_SECONDS):
             with self._lock:
                 watched = list(self._answers)
                 if not watched:

@@ -19,12 +19,12 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.channel import Answers
 from tdreplay_client.transport.foreign_memory import NONCE_BYTES, open_memory
 
-__all__ = ["MappedSlots", "Sharing", "mapped"]
+__all__ = ["MappedSegments", "Sharing", "mapped"]
 
 log = logging.getLogger("tdreplay")
 T = TypeVar("T")
 
-MOST_SLOTS = 1 << 16
+MAX_SEGMENTS = 1 << 16
 
 
 class Sharing:
@@ -51,12 +51,12 @@ class Sharing:
         return opened(False)
 
 
-class MappedSlots:
-    """The slots that a server offers, mapped into this process. Whatever the server says of them is checked before it is used.
+class MappedSegments:
+    """The segments that a server offers, mapped into this process. Whatever the server says of them is checked before it is used.
 
     Attributes:
-        slots: how many there are.
-        slot_bytes: the size of each.
+        count: how many there are.
+        segment_bytes: the size of each.
 
     Args:
         offer: what the server says of them.
@@ -68,10 +68,10 @@ class MappedSlots:
     """
 
     def __init__(self, offer: pb.SharedMemory, reserve: int = 2) -> None:
-        self.slots, self.slot_bytes = offer.slots, offer.slot_bytes
-        if not (1 <= self.slots <= MOST_SLOTS and self.slot_bytes >= 1 and len(offer.nonce) == NONCE_BYTES):
-            raise CodecError(f"an offer of {self.slots} slots of {self.slot_bytes} bytes, with a nonce of {len(offer.nonce)} bytes, is none")
-        size = SHARED_SLOTS_START + self.slots * self.slot_bytes
+        self.count, self.segment_bytes = offer.slots, offer.slot_bytes
+        if not (1 <= self.count <= MAX_SEGMENTS and self.segment_bytes >= 1 and len(offer.nonce) == NONCE_BYTES):
+            raise CodecError(f"an offer of {self.count} segments of {self.segment_bytes} bytes, with a nonce of {len(offer.nonce)} bytes, is none")
+        size = SHARED_SLOTS_START + self.count * self.segment_bytes
         file = open_memory(offer.path, size, offer.nonce)
         try:
             self._memory = np.frombuffer(mmap.mmap(file, size), np.uint8)
@@ -83,41 +83,41 @@ class MappedSlots:
         self._in_use: set[int] = set()
         self._lent: set[int] = set()
 
-    def block(self, slot: int) -> Bytes:
-        """The memory of a slot.
+    def block(self, segment: int) -> Bytes:
+        """The memory of a segment.
 
         Raises:
             CodecError: there is none of that number.
         """
-        if not 0 <= slot < self.slots:
-            raise CodecError(f"slot ({slot}) must be one of the {self.slots} that the server offered")
-        start = SHARED_SLOTS_START + slot * self.slot_bytes
-        return self._memory[start : start + self.slot_bytes]
+        if not 0 <= segment < self.count:
+            raise CodecError(f"segment ({segment}) must be one of the {self.count} that the server offered")
+        start = SHARED_SLOTS_START + segment * self.segment_bytes
+        return self._memory[start : start + self.segment_bytes]
 
-    def borrow(self, slot: int) -> Bytes:
-        """The memory of a slot that the server lends. It may be given back to the server when nothing refers to this memory any more.
+    def borrow(self, segment: int) -> Bytes:
+        """The memory of a segment that the server lends. It may be given back to the server when nothing refers to this memory any more.
 
         Raises:
             CodecError: there is none of that number, or it was not given back since the server lent it last.
         """
-        memory = self.block(slot)
-        if slot in self._in_use:
-            raise CodecError(f"slot ({slot}): the server lends it twice")
-        self._in_use.add(slot)
+        memory = self.block(segment)
+        if segment in self._in_use:
+            raise CodecError(f"segment ({segment}): the server lends it twice")
+        self._in_use.add(segment)
         self._borrowed += 1
-        weakref.finalize(memory, self._give_back, slot).atexit = False
+        weakref.finalize(memory, self._give_back, segment).atexit = False
         return memory
 
-    def _give_back(self, slot: int) -> None:
-        self._lent.discard(slot)
-        self._in_use.discard(slot)
-        self._returned.append(slot)
+    def _give_back(self, segment: int) -> None:
+        self._lent.discard(segment)
+        self._in_use.discard(segment)
+        self._returned.append(segment)
 
-    def lend(self, slot: int) -> bool:
-        """Whether a batch in a borrowed slot may be lent on to the user, for as long as the user likes: some slots stay for the batches to come."""
-        if slot not in self._lent and len(self._lent) >= self.slots - self._reserve:
+    def lend(self, segment: int) -> bool:
+        """Whether the user may keep a batch that lies in a borrowed segment. Some segments are never lent: the next batches need them."""
+        if segment not in self._lent and len(self._lent) >= self.count - self._reserve:
             return False
-        self._lent.add(slot)
+        self._lent.add(segment)
         return True
 
     @property
@@ -126,21 +126,21 @@ class MappedSlots:
         return self._borrowed - len(self._returned)
 
     def returned(self) -> list[int]:
-        """The slots to be given back to the server: the caller sees to it, and they do not count as borrowed any more."""
-        slots = [self._returned.popleft() for _ in range(len(self._returned))]
-        self._borrowed -= len(slots)
-        return slots
+        """The segments to be given back to the server: the caller sees to it, and they do not count as borrowed any more."""
+        segments = [self._returned.popleft() for _ in range(len(self._returned))]
+        self._borrowed -= len(segments)
+        return segments
 
 
-def mapped(offer: pb.SharedMemory, answers: Answers, reserve: int = 2) -> MappedSlots | None:
-    """The slots that a server offers on a call; None where it offers none. `reserve`: as of `MappedSlots`.
+def mapped(offer: pb.SharedMemory, answers: Answers, reserve: int = 2) -> MappedSegments | None:
+    """The segments that a server offers on a call; None where it offers none. `reserve`: as of `MappedSegments`.
 
     Raises:
         OSError: they cannot be had from here.
         ServerUnavailableError: the server died since it offered them, and its memory with it: that says nothing of the next one's.
     """
     try:
-        return MappedSlots(offer, reserve) if offer.path else None
+        return MappedSegments(offer, reserve) if offer.path else None
     except OSError:
         answers.check_alive()
         raise

@@ -10,9 +10,9 @@ from tensordict import TensorDict
 
 from tdreplay.insert_id import InsertId
 from tdreplay.rows import given_rows
-from tdreplay_client.writing.parcels import Parcel
+from tdreplay_client.writing.insert_messages import InsertMessage
 from tdreplay_client.writing.staging import Staging
-from tdreplay_client.writing.unsettled import Delivery, Piece
+from tdreplay_client.writing.unacknowledged import Delivery, Part
 
 __all__ = ["Flight", "handed_back"]
 
@@ -27,7 +27,7 @@ class Flight(NamedTuple):
         staging: the block that is being filled.
     """
 
-    blocks: tuple[Parcel, ...] = ()
+    blocks: tuple[InsertMessage, ...] = ()
     acknowledged: int = 0
     rest: Delivery | None = None
     staging: Staging | None = None
@@ -38,22 +38,22 @@ class Flight(NamedTuple):
         return self.acknowledged + len(self.blocks)
 
     @property
-    def portions(self) -> int:
-        """Complete portions that are on their way."""
-        return sum(block.portions for block in self.blocks)
+    def units(self) -> int:
+        """Complete units that are on their way."""
+        return sum(block.units for block in self.blocks)
 
     @property
     def rows(self) -> int:
         """All rows that are not acknowledged."""
         rest = 0 if self.rest is None else self.rest.rows - self.rest.sent
         staged = 0 if self.staging is None else self.staging.rows
-        return sum(block.block.batch_shape[0] for block in self.blocks) + rest + staged
+        return sum(block.layout.batch_shape[0] for block in self.blocks) + rest + staged
 
-    def with_staged(self, block: Parcel) -> Flight:
+    def with_staged(self, block: InsertMessage) -> Flight:
         """The block that was being filled is on its way."""
         return Flight((*self.blocks, block), self.acknowledged, self.rest)
 
-    def with_block(self, block: Parcel, rest: Delivery | None) -> Flight:
+    def with_block(self, block: InsertMessage, rest: Delivery | None) -> Flight:
         """A block of a batch is on its way. `rest`: the batch, where there is more of it."""
         return Flight((*self.blocks, block), self.acknowledged, rest, self.staging)
 
@@ -69,7 +69,7 @@ class Flight(NamedTuple):
         """The first block is stored."""
         return Flight(self.blocks[1:], self.acknowledged + 1, self.rest, self.staging)
 
-    def adopt(self, at: int, block: Parcel) -> Flight:
+    def adopt(self, at: int, block: InsertMessage) -> Flight:
         """A block as it goes over another call."""
         return self._replace(blocks=(*self.blocks[:at], block, *self.blocks[at + 1 :]))
 
@@ -80,9 +80,9 @@ def handed_back(flight: Flight, given: TensorDict | None) -> tuple[TensorDict, D
     numbered = [(block.insert_id, len(rows)) for block, rows in zip(flight.blocks, batches, strict=True)]
     if flight.rest is not None:
         batches += flight.rest.batches(flight.rest.sent)
-        numbered += [(piece.insert_id, piece.stop - piece.start) for piece in flight.rest.pieces if piece.start >= flight.rest.sent]
+        numbered += [(part.insert_id, part.stop - part.start) for part in flight.rest.parts if part.start >= flight.rest.sent]
     if flight.staging is not None and flight.staging.rows:  # These never went out, and have no insert id yet.
-        batches.append(flight.staging.parcel().rows())
+        batches.append(flight.staging.message().rows())
     batches += [] if given is None else [given]
     if not batches:
         return None
@@ -95,5 +95,5 @@ def _delivery(rows: TensorDict, numbered: list[tuple[InsertId, int]]) -> Deliver
     given = given_rows(rows)
     columns = given.columns(None, cast=False)
     stops = list(itertools.accumulate(count for _, count in numbered))
-    pieces = [Piece(insert_id, stop - count, stop) for (insert_id, count), stop in zip(numbered, stops, strict=True)]
-    return Delivery(columns, given.schema(columns), len(rows), pieces=pieces)
+    parts = [Part(insert_id, stop - count, stop) for (insert_id, count), stop in zip(numbered, stops, strict=True)]
+    return Delivery(columns, given.schema(columns), len(rows), parts=parts)

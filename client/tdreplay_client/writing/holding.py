@@ -18,23 +18,23 @@ from tensordict import TensorDict
 from tdreplay.errors import CancelledError, ClosedError, InternalError, ReplayError
 from tdreplay.schema import Schema
 from tdreplay_client.writing.flight import Flight, handed_back
-from tdreplay_client.writing.identities import MOST_UNACKNOWLEDGED
+from tdreplay_client.writing.insert_ids import MOST_UNACKNOWLEDGED
+from tdreplay_client.writing.insert_messages import block_layout, rows_per_block
 from tdreplay_client.writing.inserts import InsertCall
-from tdreplay_client.writing.parcels import block_layout, rows_per_block
 from tdreplay_client.writing.staging import Staging
-from tdreplay_client.writing.unsettled import Delivery, Piece, Unsettled
+from tdreplay_client.writing.unacknowledged import Delivery, Part, UnacknowledgedInserts
 
-__all__ = ["SMALL_BYTES", "Holding", "Pace", "is_nested"]
+__all__ = ["SMALL_BYTES", "FlushPolicy", "Holding", "is_nested"]
 
 BUSY = 2
-"""Messages in flight from which on portions share one: one that the server works on, and one that waits for it."""
-SHARED_PORTIONS = 8
+"""Messages in flight from which on units share one: one that the server works on, and one that waits for it."""
+SHARED_UNITS = 8
 SMALL_BYTES = 256 << 10
 """The most of them, and the most bytes, in a message that is shared."""
 
 
-class Pace(NamedTuple):
-    """When rows are sent: `flush_rows` at once, or when the oldest waited for `flush_seconds`; `max_in_flight` portions wait for acknowledgements."""
+class FlushPolicy(NamedTuple):
+    """When rows are sent: `flush_rows` at once, or when the oldest waited for `flush_seconds`; `max_in_flight` units wait for acknowledgements."""
 
     flush_rows: int
     flush_seconds: float
@@ -46,7 +46,7 @@ class Holding:
     """The rows of one writer that are not acknowledged.
 
     Attributes:
-        identity: under which its blocks go out.
+        insert_ids: under which its blocks go out.
         lock: held while the flight is looked at and changed.
         flight: the rows.
         call: over which blocks go, or went last; None: there was none yet.
@@ -54,23 +54,23 @@ class Holding:
         inside: whether a call of the writer holds the lock.
 
     Args:
-        unsettled: the failed inserts of the buffer.
-        pace: when rows are sent.
+        unacknowledged: the failed inserts of the buffer.
+        policy: when rows are sent.
     """
 
-    def __init__(self, unsettled: Unsettled, pace: Pace) -> None:
-        self._unsettled, self._pace = unsettled, pace
-        self.identity = unsettled.identities.take()
+    def __init__(self, unacknowledged: UnacknowledgedInserts, policy: FlushPolicy) -> None:
+        self._unacknowledged, self._policy = unacknowledged, policy
+        self.insert_ids = unacknowledged.writer_ids.take()
         self.lock = threading.RLock()
         self.flight = Flight()
         self.call: InsertCall | None = None
         self.error: ReplayError | None = None
         self.inside = False
-        self._most = self._max_in_flight = min(pace.max_in_flight, MOST_UNACKNOWLEDGED)
+        self._most = self._max_in_flight = min(policy.max_in_flight, MOST_UNACKNOWLEDGED)
         self._leaving = self._over = False  # No rows come any more; nothing is sent any more.
 
     @abstractmethod
-    def _nudge(self) -> None:
+    def _wake_sender(self) -> None:
         """Says that there is, or is about to be, something to be sent."""
 
     @abstractmethod
@@ -124,19 +124,19 @@ class Holding:
             raise InternalError("rows are staged before their schema is known")
         self.seal()
         self.drop_staging()
-        portion = max(rows, self._pace.flush_rows)
-        room = max(min(portion, rows_per_block(schema)), min(portion * SHARED_PORTIONS, SMALL_BYTES // max(1, schema.row_bytes)))
-        staging = Staging(self._last_call, schema, room, self.identity.next(), cast=self._pace.cast)
-        self._nudge()
+        unit = max(rows, self._policy.flush_rows)
+        room = max(min(unit, rows_per_block(schema)), min(unit * SHARED_UNITS, SMALL_BYTES // max(1, schema.row_bytes)))
+        staging = Staging(self._last_call, schema, room, self.insert_ids.next(), cast=self._policy.cast)
+        self._wake_sender()
         self.flight = self.flight.with_staging(staging)
         return staging
 
-    def end_portion(self) -> None:
+    def end_unit(self) -> None:
         """Sends the block that is being filled, unless it is worth while to wait for more. With the lock held."""
         flight, staging = self.flight, self.flight.staging
         if staging is not None:
-            staging.end_portion()
-            if staging.full or not self._is_busy or flight.portions + staging.portions > self._max_in_flight:
+            staging.end_unit()
+            if staging.full or not self._is_busy or flight.units + staging.units > self._max_in_flight:
                 self.seal()
 
     @property
@@ -147,8 +147,8 @@ class Holding:
         """Sends the block that is being filled. With the lock held."""
         staging = self.flight.staging
         if staging is not None and staging.rows:
-            block = replace(staging.parcel(), portions=max(1, staging.portions))
-            self._nudge()
+            block = replace(staging.message(), units=max(1, staging.units))
+            self._wake_sender()
             self.flight = self.flight.with_staged(block)
             staging.leave(block)
 
@@ -166,18 +166,18 @@ class Holding:
             finally:
                 self.inside = False
 
-    def add(self, delivery: Delivery, piece: Piece) -> None:
+    def add(self, delivery: Delivery, part: Part) -> None:
         """Sends the next block of a batch."""
         with self.lock:
             try:
                 self.inside = True
                 self.check()
                 self._check_not_over()
-                block = self._last_call.parcel(block_layout(delivery.schema, piece.stop - piece.start), piece.insert_id)
-                block.fill(delivery.columns, piece.start, piece.stop)
-                self._nudge()
-                flight = self.flight.with_block(replace(block, portions=1), delivery if piece.stop < delivery.rows else None)
-                self.flight, delivery.sent = flight, piece.stop
+                block = self._last_call.new_message(block_layout(delivery.schema, part.stop - part.start), part.insert_id)
+                block.fill(delivery.columns, part.start, part.stop)
+                self._wake_sender()
+                flight = self.flight.with_block(replace(block, units=1), delivery if part.stop < delivery.rows else None)
+                self.flight, delivery.sent = flight, part.stop
             finally:
                 self.inside = False
 
@@ -203,7 +203,7 @@ class Holding:
         """Notes that the rows of a batch that is on its way, or was on its way before, are known when they are given again."""
         if delivery.sent == delivery.rows:
             delivery.settle()
-        self._unsettled.note(delivery, error)
+        self._unacknowledged.note(delivery, error)
 
     def _sealed(self, leaving: bool) -> int:
         """Sends what is staged, and says how many blocks there are now."""
@@ -260,7 +260,7 @@ class Holding:
         found = handed_back(self.flight, given)
         if found is not None:
             rows, delivery = found
-            self._unsettled.note(delivery, error)
+            self._unacknowledged.note(delivery, error)
             error.rows = rows
 
     @property
@@ -278,7 +278,7 @@ class Holding:
 
     def _has_room(self, staging: Staging) -> bool:
         """Whether the block that is being filled can be sent without a wait."""
-        return not self.flight.blocks or self.flight.portions + max(1, staging.portions) <= self._max_in_flight
+        return not self.flight.blocks or self.flight.units + max(1, staging.units) <= self._max_in_flight
 
 
 _MODULES = (__name__, __name__.replace("holding", "pipeline"), __name__.replace("holding", "writer"))

@@ -19,22 +19,22 @@ from tdreplay.limits import BLOCK_BYTES, LEAST_SHARED_BYTES, SHARED_BLOCK_BYTES
 from tdreplay.schema import Columns, Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.channel import Connection, end_call
-from tdreplay_client.transport.patience import Patience, jittered
-from tdreplay_client.transport.shared_memory import MappedSlots, Sharing, mapped
-from tdreplay_client.writing.identities import Identity
-from tdreplay_client.writing.parcels import Parcel, block_layout, framed, rows_per_block
-from tdreplay_client.writing.unsettled import Delivery, Unsettled
+from tdreplay_client.transport.retry_budget import RetryBudget, jittered
+from tdreplay_client.transport.shared_memory import MappedSegments, Sharing, mapped
+from tdreplay_client.writing.insert_ids import InsertIds
+from tdreplay_client.writing.insert_messages import InsertMessage, block_layout, framed, rows_per_block
+from tdreplay_client.writing.unacknowledged import Delivery, UnacknowledgedInserts
 
-__all__ = ["NUDGE", "InsertCall", "Outgoing", "SingleInserts", "check_acknowledged", "open_inserts"]
+__all__ = ["WAKE_UP", "InsertCall", "Outgoing", "SingleInserts", "check_acknowledged", "open_inserts"]
 
 Requests: TypeAlias = "queue.SimpleQueue[Any]"
 Outgoing: TypeAlias = Callable[[Requests], Iterator[Any]]
 """Makes the messages of a call out of what is put into its queue; None ends it. Runs in a thread of gRPC."""
 
-NUDGE: Any = object()
+WAKE_UP: Any = object()
 """What is put there to say that there is something to be sent."""
 
-SLOTS = 4
+SEGMENTS = 4
 """Blocks of shared memory that one call uses at most, and blocks of one insert that are on their way at once."""
 RETRY_SECONDS = 5.0
 
@@ -44,15 +44,15 @@ class InsertCall:
 
     Attributes:
         answers: the acknowledgements.
-        slots: how many blocks may lie in shared memory at once; 0: there is none.
+        segments: how many blocks may lie in shared memory at once; 0: there is none.
         block_bytes: that the blocks of a large batch aim at.
 
     Args:
         connection: to the server.
         table: the table's name.
         standing: whether the server may refuse it in favour of other streams.
-        slot_bytes: the size of the largest block, where shared memory is asked for; else 0.
-        patience: how long the first answer may take; None: the connection's timeout.
+        segment_bytes: the size of the largest block, where shared memory is asked for; else 0.
+        budget: how long the first answer may take; None: the connection's timeout.
         outgoing: makes its messages; None: they are what is sent.
 
     Raises:
@@ -61,66 +61,66 @@ class InsertCall:
     """
 
     def __init__(
-        self, connection: Connection, table: str, *, standing: bool, slot_bytes: int, patience: Patience | None, outgoing: Outgoing | None = None
+        self, connection: Connection, table: str, *, standing: bool, segment_bytes: int, budget: RetryBudget | None, outgoing: Outgoing | None = None
     ) -> None:
         self._table, self._standing = table, standing
         self._requests: Requests = queue.SimpleQueue()
         try:
-            self.answers = connection.stream("AddBatch", (outgoing or _as_put)(self._requests), patience)
+            self.answers = connection.stream("AddBatch", (outgoing or _as_put)(self._requests), budget)
         except BaseException:
             self._requests.put(None)  # An interrupt may leave a call behind, whose thread waits for requests.
             raise
         self._close = weakref.finalize(self, end_call, self._requests, self.answers)
-        self._mapped = self._share(slot_bytes) if slot_bytes else None
-        self.slots = 0 if self._mapped is None else self._mapped.slots
-        self.block_bytes = SHARED_BLOCK_BYTES if self.slots else BLOCK_BYTES
-        self._free = list(range(self.slots))
+        self._mapped = self._share(segment_bytes) if segment_bytes else None
+        self.segments = 0 if self._mapped is None else self._mapped.count
+        self.block_bytes = SHARED_BLOCK_BYTES if self.segments else BLOCK_BYTES
+        self._free = list(range(self.segments))
 
-    def _share(self, slot_bytes: int) -> MappedSlots | None:
-        self._requests.put(pb.AddBatchRequest(table=self._table, standing=self._standing, shared_slots=SLOTS, slot_bytes=slot_bytes))
+    def _share(self, segment_bytes: int) -> MappedSegments | None:
+        self._requests.put(pb.AddBatchRequest(table=self._table, standing=self._standing, shared_slots=SEGMENTS, slot_bytes=segment_bytes))
         try:
             return mapped(next(self.answers).shared_memory, self.answers)
         except BaseException:
             self.close()
             raise
 
-    def parcel(self, block: Layout, insert_id: InsertId) -> Parcel:
-        """A message with room for a block of that layout, in shared memory where there is a slot for it."""
+    def new_message(self, block: Layout, insert_id: InsertId) -> InsertMessage:
+        """A message with room for a block of that layout, in shared memory where there is a free segment for it."""
         head = pb.AddBatchRequest(table=self._table, standing=self._standing, writer_id=insert_id.writer_id, sequence=insert_id.sequence)
-        if self._mapped is None or not self._free or not LEAST_SHARED_BYTES <= block.size <= self._mapped.slot_bytes:
+        if self._mapped is None or not self._free or not LEAST_SHARED_BYTES <= block.size <= self._mapped.segment_bytes:
             return framed(head, block, insert_id)
         head.slot = self._free.pop()
         memory = self._mapped.block(head.slot)[: block.size]
-        return Parcel(head.SerializeToString(), memory, block.write_header(memory), insert_id, head.slot, self._mapped)
+        return InsertMessage(head.SerializeToString(), memory, block.write_header(memory), insert_id, head.slot, self._mapped)
 
-    def carries(self, parcel: Parcel) -> bool:
-        """Whether a parcel can be sent over this call as it is: it does not lie in another one's memory."""
-        return parcel.slots is None or parcel.slots is self._mapped
+    def carries(self, message: InsertMessage) -> bool:
+        """Whether a message can be sent over this call as it is: it does not lie in another one's memory."""
+        return message.segments is None or message.segments is self._mapped
 
-    def adopt(self, parcel: Parcel) -> Parcel:
-        """A parcel that was made for this call or another one, as one that can be sent over this one: copied, where it lies in that one's memory."""
-        if self.carries(parcel):
-            return parcel
-        adopted = self.parcel(parcel.block, parcel.insert_id)
-        adopted.memory[:] = parcel.memory
-        return replace(adopted, portions=parcel.portions)
+    def adopt(self, message: InsertMessage) -> InsertMessage:
+        """A message that was made for this call or another one, as one that can be sent over this one: copied, where it lies in that one's memory."""
+        if self.carries(message):
+            return message
+        adopted = self.new_message(message.layout, message.insert_id)
+        adopted.memory[:] = message.memory
+        return replace(adopted, units=message.units)
 
-    def send(self, parcel: Parcel) -> None:
+    def send(self, message: InsertMessage) -> None:
         """Sends a block. It must not be written any more."""
-        self._requests.put(parcel.message)
+        self._requests.put(message.encoded)
 
-    def nudge(self) -> None:
+    def wake(self) -> None:
         """Says that there is something to be sent."""
-        self._requests.put(NUDGE)
+        self._requests.put(WAKE_UP)
 
     def is_behind(self, requests: Requests) -> bool:
         """Whether that is its queue."""
         return self._requests is requests
 
-    def release(self, parcel: Parcel) -> None:
-        """Gives back what a parcel took of this call's memory, whose rows were acknowledged, or that was never sent."""
-        if parcel.slots is not None and parcel.slots is self._mapped:
-            self._free.append(parcel.slot)
+    def release(self, message: InsertMessage) -> None:
+        """Gives back what a message took of this call's memory, whose rows were acknowledged, or that was never sent."""
+        if message.segments is not None and message.segments is self._mapped:
+            self._free.append(message.segment)
 
     def close(self) -> None:
         """Ends the call. Closing twice is allowed."""
@@ -138,7 +138,7 @@ def open_inserts(
     sharing: Sharing,
     schema: Schema,
     rows: int,
-    patience: Patience,
+    budget: RetryBudget,
     *,
     standing: bool = False,
     most_rows: int = 0,
@@ -146,13 +146,13 @@ def open_inserts(
 ) -> InsertCall:
     """A call for blocks of up to `rows` rows of `schema`, over shared memory where it can be had and they are large enough for it.
 
-    Its slots then also have room for blocks of up to `most_rows` rows.
+    Its segments then also have room for blocks of up to `most_rows` rows.
     """
-    opened = partial(InsertCall, connection, table, standing=standing, patience=patience, outgoing=outgoing)
+    opened = partial(InsertCall, connection, table, standing=standing, budget=budget, outgoing=outgoing)
     if _largest_block(schema, rows) < LEAST_SHARED_BYTES:
-        return opened(slot_bytes=0)
+        return opened(segment_bytes=0)
     size = _largest_block(schema, max(rows, most_rows))
-    return sharing.tried(lambda shared: opened(slot_bytes=size if shared else 0))
+    return sharing.tried(lambda shared: opened(segment_bytes=size if shared else 0))
 
 
 def _as_put(requests: Requests) -> Iterator[Any]:
@@ -173,11 +173,11 @@ class SingleInserts:
         connection: to the server.
         table: the table's name.
         sharing: whether shared memory is used.
-        unsettled: the failed inserts of the buffer.
+        unacknowledged: the failed inserts of the buffer.
     """
 
-    def __init__(self, connection: Connection, table: str, sharing: Sharing, unsettled: Unsettled) -> None:
-        self._connection, self._table, self._sharing, self._unsettled = connection, table, sharing, unsettled
+    def __init__(self, connection: Connection, table: str, sharing: Sharing, unacknowledged: UnacknowledgedInserts) -> None:
+        self._connection, self._table, self._sharing, self._unacknowledged = connection, table, sharing, unacknowledged
         self._lock = threading.Lock()
         self._call: InsertCall | None = None
         self._largest = 0  # Bytes of the block that it was opened for.
@@ -186,28 +186,28 @@ class SingleInserts:
     def add(self, columns: Columns, schema: Schema, rows: int) -> None:
         """Stores rows, and returns when they are acknowledged."""
         self._connection.check_open()
-        identities = self._unsettled.identities
-        delivery, identity = self._unsettled.claim(columns, schema, rows), identities.take()
+        writer_ids = self._unacknowledged.writer_ids
+        delivery, insert_ids = self._unacknowledged.claim(columns, schema, rows), writer_ids.take()
         try:
-            self._connection.repeated(lambda patience: self._attempt(delivery, identity, patience))
-            identities.give_back(identity)  # Here: an interrupt from now on finds rows that are stored, and they are noted.
+            self._connection.repeated(lambda budget: self._attempt(delivery, insert_ids, budget))
+            writer_ids.give_back(insert_ids)  # Here: an interrupt from now on finds rows that are stored, and they are noted.
         except BaseException as error:
-            if not self._unsettled.note(delivery, error):
-                identities.give_back(identity)
+            if not self._unacknowledged.note(delivery, error):
+                writer_ids.give_back(insert_ids)
             raise
 
-    def _attempt(self, delivery: Delivery, identity: Identity, patience: Patience) -> None:
+    def _attempt(self, delivery: Delivery, insert_ids: InsertIds, budget: RetryBudget) -> None:
         if time.monotonic() >= self._not_before and not self._lock.locked():
             with self._lock:  # Another thread may have been quicker: then this one waits for it. An interrupt cannot leave it locked.
-                if self._added(delivery, identity, patience):
+                if self._added(delivery, insert_ids, budget):
                     return
-        self._add_by_itself(delivery, identity, patience)
+        self._add_by_itself(delivery, insert_ids, budget)
 
-    def _added(self, delivery: Delivery, identity: Identity, patience: Patience) -> bool:
+    def _added(self, delivery: Delivery, insert_ids: InsertIds, budget: RetryBudget) -> bool:
         """Whether the rows are stored; False where the server has no room for a standing call."""
         try:
-            call = self._opened(delivery.schema, delivery.rows, patience)
-            _pipelined(call, delivery, identity)
+            call = self._opened(delivery.schema, delivery.rows, budget)
+            _pipelined(call, delivery, insert_ids)
         except StreamLimitError:  # The first thing that a call is told: none of the rows was looked at.
             self.close()
             self._not_before = time.monotonic() + jittered(RETRY_SECONDS)
@@ -217,34 +217,34 @@ class SingleInserts:
             raise
         return True
 
-    def _opened(self, schema: Schema, rows: int, patience: Patience) -> InsertCall:
-        """The call that is held open: a new one where there is none, where it ended, or where shared memory pays and its slots are too small."""
+    def _opened(self, schema: Schema, rows: int, budget: RetryBudget) -> InsertCall:
+        """The call that is held open: a new one where there is none, where it ended, or where shared memory pays and its segments are too small."""
         size, call = _largest_block(schema, rows), self._call  # The buffer may be closed meanwhile, by another thread.
         too_small = self._sharing.wanted and size >= LEAST_SHARED_BYTES and self._largest < size
         if call is None or not call.answers.active or too_small:
             self.close()
-            self._call = call = open_inserts(self._connection, self._table, self._sharing, schema, rows, patience, standing=True)
+            self._call = call = open_inserts(self._connection, self._table, self._sharing, schema, rows, budget, standing=True)
             self._largest = size
-        call.answers.patience = patience
+        call.answers.budget = budget
         return call
 
-    def _add_by_itself(self, delivery: Delivery, identity: Identity, patience: Patience) -> None:
+    def _add_by_itself(self, delivery: Delivery, insert_ids: InsertIds, budget: RetryBudget) -> None:
         if delivery.in_one_block:
-            self._add_one_block(delivery, identity, patience)
+            self._add_one_block(delivery, insert_ids, budget)
             return
-        call = open_inserts(self._connection, self._table, self._sharing, delivery.schema, delivery.rows, patience)
+        call = open_inserts(self._connection, self._table, self._sharing, delivery.schema, delivery.rows, budget)
         try:
-            _pipelined(call, delivery, identity)
+            _pipelined(call, delivery, insert_ids)
         finally:
             call.close()
 
-    def _add_one_block(self, delivery: Delivery, identity: Identity, patience: Patience) -> None:
-        for piece in delivery.blocks(BLOCK_BYTES, identity):
-            head = pb.AddRequest(table=self._table, writer_id=piece.insert_id.writer_id, sequence=piece.insert_id.sequence)
-            parcel = framed(head, block_layout(delivery.schema, piece.stop - piece.start), piece.insert_id)
-            parcel.fill(delivery.columns, piece.start, piece.stop)
-            answer = self._connection.unary("Add", parcel.message, patience)
-            check_acknowledged(answer.rows, piece.stop - piece.start)
+    def _add_one_block(self, delivery: Delivery, insert_ids: InsertIds, budget: RetryBudget) -> None:
+        for part in delivery.blocks(BLOCK_BYTES, insert_ids):
+            head = pb.AddRequest(table=self._table, writer_id=part.insert_id.writer_id, sequence=part.insert_id.sequence)
+            message = framed(head, block_layout(delivery.schema, part.stop - part.start), part.insert_id)
+            message.fill(delivery.columns, part.start, part.stop)
+            answer = self._connection.unary("Add", message.encoded, budget)
+            check_acknowledged(answer.rows, part.stop - part.start)
             delivery.acknowledge()
 
     def close(self) -> None:
@@ -254,26 +254,26 @@ class SingleInserts:
             call.close()
 
 
-def _pipelined(call: InsertCall, delivery: Delivery, identity: Identity) -> None:
+def _pipelined(call: InsertCall, delivery: Delivery, insert_ids: InsertIds) -> None:
     """Sends what is not acknowledged of a delivery, the next blocks while the server stores those before, and waits until all of it is."""
-    in_flight: deque[Parcel] = deque()
-    for piece in delivery.blocks(call.block_bytes, identity):
-        if len(in_flight) >= SLOTS:
+    in_flight: deque[InsertMessage] = deque()
+    for part in delivery.blocks(call.block_bytes, insert_ids):
+        if len(in_flight) >= SEGMENTS:
             _await_acknowledgement(call, in_flight, delivery)
-        parcel = call.parcel(block_layout(delivery.schema, piece.stop - piece.start), piece.insert_id)
-        parcel.fill(delivery.columns, piece.start, piece.stop)
-        call.send(parcel)
-        in_flight.append(parcel)
+        message = call.new_message(block_layout(delivery.schema, part.stop - part.start), part.insert_id)
+        message.fill(delivery.columns, part.start, part.stop)
+        call.send(message)
+        in_flight.append(message)
     while in_flight:
         _await_acknowledgement(call, in_flight, delivery)
 
 
-def _await_acknowledgement(call: InsertCall, in_flight: deque[Parcel], delivery: Delivery) -> None:
+def _await_acknowledgement(call: InsertCall, in_flight: deque[InsertMessage], delivery: Delivery) -> None:
     answer = next(call.answers, None)
     if answer is None:
         raise InternalError("the server ended the call before it acknowledged all rows")
-    piece = delivery.pieces[0]
-    check_acknowledged(answer.rows, piece.stop - piece.start)
+    part = delivery.parts[0]
+    check_acknowledged(answer.rows, part.stop - part.start)
     call.release(in_flight.popleft())
     delivery.acknowledge()
 

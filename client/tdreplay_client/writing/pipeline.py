@@ -18,12 +18,12 @@ from tdreplay.errors import ClosedError, InternalError, ReplayError
 from tdreplay.limits import MAX_BATCH_SIZE
 from tdreplay.schema import Schema
 from tdreplay_client.transport.channel import Connection, start_reader
-from tdreplay_client.transport.patience import FIRST_PAUSE, SECOND_LOOK, Patience
+from tdreplay_client.transport.retry_budget import FIRST_PAUSE, GRACE_SECONDS, RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
-from tdreplay_client.writing.holding import Holding, Pace
-from tdreplay_client.writing.inserts import NUDGE, InsertCall, Requests, check_acknowledged, open_inserts
-from tdreplay_client.writing.parcels import Parcel
-from tdreplay_client.writing.unsettled import Unsettled
+from tdreplay_client.writing.holding import FlushPolicy, Holding
+from tdreplay_client.writing.insert_messages import InsertMessage
+from tdreplay_client.writing.inserts import WAKE_UP, InsertCall, Requests, check_acknowledged, open_inserts
+from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts
 
 __all__ = ["Pipeline", "finish_all"]
 
@@ -51,12 +51,12 @@ class Pipeline(Holding):
         connection: to the server.
         table: the table's name.
         sharing: whether blocks go through memory that is shared with the server, where they are large enough.
-        unsettled: the failed inserts of the buffer.
-        pace: when rows are sent.
+        unacknowledged: the failed inserts of the buffer.
+        policy: when rows are sent.
     """
 
-    def __init__(self, connection: Connection, table: str, sharing: Sharing, unsettled: Unsettled, pace: Pace) -> None:
-        super().__init__(unsettled, pace)
+    def __init__(self, connection: Connection, table: str, sharing: Sharing, unacknowledged: UnacknowledgedInserts, policy: FlushPolicy) -> None:
+        super().__init__(unacknowledged, policy)
         self.connection, self._table, self._sharing = connection, table, sharing
         self.name = f"the writer of table {table!r} at {connection.address}"
         self._first: _First | None = None
@@ -99,7 +99,7 @@ class Pipeline(Holding):
 
     def await_room(self) -> None:
         """Waits while too much is in flight. Raises as `check` does."""
-        self._wait(lambda: self.flight.portions <= self._max_in_flight or len(self.flight.blocks) == 1, None)
+        self._wait(lambda: self.flight.units <= self._max_in_flight or len(self.flight.blocks) == 1, None)
 
     def flush(self, timeout: float | None) -> None:
         """Sends what is staged, and waits until it is stored, at most `timeout` seconds for each answer. Raises as `check` does."""
@@ -120,7 +120,7 @@ class Pipeline(Holding):
             self._check_not_over()
             before = self.flight.acknowledged
             heard = lambda: done() or self.error is not None or self._over or self.flight.acknowledged != before  # noqa: B023, E731
-            if not self._listen(heard, seconds) and not self._listen(heard, SECOND_LOOK):
+            if not self._listen(heard, seconds) and not self._listen(heard, GRACE_SECONDS):
                 gone = timeout is None and not self._connected
                 self.fail(self.connection.gone("is lost, and did not come back") if gone else self.connection.late())
         self.check()
@@ -153,7 +153,7 @@ class Pipeline(Holding):
             self.end("")
         elif call is not None:
             call.answers.end_at(self._until)
-        self._nudge()
+        self._wake_sender()
 
     def left(self, seconds: float) -> bool:
         """Whether all of it was sent, after at most so many seconds."""
@@ -170,7 +170,7 @@ class Pipeline(Holding):
         with self.lock:
             dropped = 0 if self._over else self.flight.rows
             if not self._over and not self.flight.blocks:
-                self._unsettled.identities.give_back(self.identity)
+                self._unacknowledged.writer_ids.give_back(self.insert_ids)
             self._over = True
         if dropped:
             log.warning("%s dropped %d rows: %s", self.name, dropped, why)
@@ -199,10 +199,10 @@ class Pipeline(Holding):
         for waiter in tuple(self._waiters):
             waiter.put(None)
 
-    def _nudge(self) -> None:
+    def _wake_sender(self) -> None:
         """Says that there is, or is about to be, something to be sent."""
         if self._connected and self.call is not None:
-            self.call.nudge()
+            self.call.wake()
         else:
             self._wakes.put(None)
 
@@ -212,7 +212,7 @@ class Pipeline(Holding):
         """The messages of one call: what is put, and, once it is in use, the blocks that were not sent over it."""
         position: int | None = None
         while (message := self._next_put(requests)) is not None:
-            if message is not NUDGE:
+            if message is not WAKE_UP:
                 yield message
                 continue
             if position is None and self._connected and self._last_call.is_behind(requests):
@@ -221,14 +221,14 @@ class Pipeline(Holding):
                 self._seal_in_time()
                 while (block := self._block(position, requests)) is not None:
                     position += 1
-                    yield block.message
+                    yield block.encoded
 
     def _next_put(self, requests: Requests) -> Any:
-        """What is put next; a nudge when the time has come for the block that is being filled."""
+        """What is put next; a wake when the time has come for the block that is being filled."""
         try:
             return requests.get(timeout=self._seconds_left())
         except queue.Empty:
-            return NUDGE
+            return WAKE_UP
 
     def _seconds_left(self) -> float | None:
         """Until the block that is being filled is to be sent. None: there is none, or no room for it, and an acknowledgement will tell."""
@@ -236,7 +236,7 @@ class Pipeline(Holding):
             staging = self.flight.staging
             if staging is None or not self._connected or not self._has_room(staging):
                 return None
-            return max(0.001, staging.since + self._pace.flush_seconds - time.monotonic())
+            return max(0.001, staging.since + self._policy.flush_seconds - time.monotonic())
 
     def _seal_in_time(self) -> None:
         """Sends the block that is being filled, where it is time; and ends what is to end."""
@@ -246,11 +246,11 @@ class Pipeline(Holding):
                 self.seal()
                 if not self.flight.blocks:
                     self.end("a batch was given in part")
-            elif staging is not None and self._has_room(staging) and time.monotonic() >= staging.since + self._pace.flush_seconds:
+            elif staging is not None and self._has_room(staging) and time.monotonic() >= staging.since + self._policy.flush_seconds:
                 self.seal()
                 self.drop_staging()
 
-    def _block(self, position: int, requests: Requests) -> Parcel | None:
+    def _block(self, position: int, requests: Requests) -> InsertMessage | None:
         """The block of that number, as it goes over this call, if there is one."""
         flight, call = self.flight, self._last_call
         at = position - flight.acknowledged
@@ -278,34 +278,34 @@ class Pipeline(Holding):
         except Exception as error:  # noqa: BLE001 - whatever it is, the next call of the writer raises it.
             self.fail(InternalError(f"the writer failed: {error!r}"))
 
-    def _take_acknowledgements(self, patience: Patience) -> None:
-        call = self._current(patience)
+    def _take_acknowledgements(self, budget: RetryBudget) -> None:
+        call = self._current(budget)
         if call is None:
             return
         try:
-            for answer in call.answers.patiently():
+            for answer in call.answers.unhurried():
                 self._acknowledge(call, answer.rows)
-                patience.answered()
+                budget.answered()
             if not self._over:
                 raise self.connection.gone("ended the call")
         except ReplayError:
-            self._lose(call, patience)
+            self._lose(call, budget)
             if not self._over:
                 raise
 
-    def _current(self, patience: Patience) -> InsertCall | None:
+    def _current(self, budget: RetryBudget) -> InsertCall | None:
         """The call that is open; where it was lost, another one, once there is something to send over it. None where the writer is at its end."""
         if self._connected:
             return self.call
         while self.call is not None and not self._has_something_due() and not self._over:  # Nothing is late before something is to be sent.
             self._await_wake()
             self.connection.check_open()
-            patience.renew()
-        return None if self._over else self._use(self._opened(patience))
+            budget.renew()
+        return None if self._over else self._use(self._opened(budget))
 
     def _await_wake(self) -> None:
         try:
-            self._wakes.get(timeout=min(POLL_SECONDS, max(FIRST_PAUSE, self._pace.flush_seconds)))
+            self._wakes.get(timeout=min(POLL_SECONDS, max(FIRST_PAUSE, self._policy.flush_seconds)))
         except queue.Empty:
             return
 
@@ -314,11 +314,11 @@ class Pipeline(Holding):
             self._seal_in_time()
             return bool(self.flight.blocks)
 
-    def _opened(self, patience: Patience) -> InsertCall:
+    def _opened(self, budget: RetryBudget) -> InsertCall:
         if self._first is None:
             raise InternalError("a call is opened for rows, and there were none")
         schema, rows = self._first
-        return open_inserts(self.connection, self._table, self._sharing, schema, rows, patience, most_rows=MAX_BATCH_SIZE, outgoing=self._outgoing)
+        return open_inserts(self.connection, self._table, self._sharing, schema, rows, budget, most_rows=MAX_BATCH_SIZE, outgoing=self._outgoing)
 
     def _use(self, call: InsertCall) -> InsertCall | None:
         """Makes it the call over which blocks go, from the first one on that was not acknowledged."""
@@ -328,20 +328,20 @@ class Pipeline(Holding):
                 return None
             self.call, self._begins, self._connected = call, self.flight.acknowledged, True
             # Beside those on their way, one block is being filled, and one may have to be cut short.
-            self._max_in_flight = min(self._most, max(1, call.slots - 2)) if call.slots else self._most
+            self._max_in_flight = min(self._most, max(1, call.segments - 2)) if call.segments else self._most
             if self._until is not None:
                 call.answers.end_at(self._until)
-        call.nudge()
+        call.wake()
         self._changed()
         return call
 
-    def _lose(self, call: InsertCall, patience: Patience) -> None:
+    def _lose(self, call: InsertCall, budget: RetryBudget) -> None:
         """Notes that a call is lost. The time that the server has to come back begins, unless it began with a loss before, and nothing came since."""
         call.close()
         with self.lock:
             self._connected = False
             if self._steady:
-                patience.renew()
+                budget.renew()
             self._steady = False
 
     def _acknowledge(self, call: InsertCall, rows: int) -> None:
@@ -349,7 +349,7 @@ class Pipeline(Holding):
             if not self.flight.blocks:
                 raise InternalError(f"server {self.connection.address} acknowledged a block that was not sent")
             block = self.flight.blocks[0]
-            check_acknowledged(rows, block.block.batch_shape[0])
+            check_acknowledged(rows, block.layout.batch_shape[0])
             call.release(block)
             self.flight = self.flight.acknowledge()
             self._steady = True
@@ -357,12 +357,12 @@ class Pipeline(Holding):
         self._changed()
 
     def _send_what_waits(self) -> None:
-        """Sends the block that is being filled, where a portion of it is complete, and the connection is not busy any more."""
+        """Sends the block that is being filled, where a unit of it is complete, and the connection is not busy any more."""
         staging = self.flight.staging
-        if staging is not None and staging.portions and not self._is_busy and self._has_room(staging):
+        if staging is not None and staging.units and not self._is_busy and self._has_room(staging):
             self.seal()
         elif staging is not None or self._until is not None:
-            self._nudge()
+            self._wake_sender()
 
 
 _live: set[Pipeline] = set()

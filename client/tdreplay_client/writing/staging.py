@@ -16,8 +16,8 @@ from tdreplay.memory import RAW, Rows
 from tdreplay.rows import Given
 from tdreplay.schema import Columns, Schema
 from tdreplay.values import NUMPY, dense, fitted, quick_limits
+from tdreplay_client.writing.insert_messages import InsertMessage, block_layout, rows_of, rows_per_block
 from tdreplay_client.writing.inserts import InsertCall
-from tdreplay_client.writing.parcels import Parcel, block_layout, rows_of, rows_per_block
 
 __all__ = ["Staging"]
 
@@ -43,17 +43,17 @@ class Staging:
 
     Attributes:
         rows: that are in it.
-        portions: that are complete.
+        units: that are complete.
         since: when it was made.
     """
 
     def __init__(self, call: InsertCall, schema: Schema, rows: int, insert_id: InsertId, *, cast: bool = False) -> None:
         self._call, self._schema, self._insert_id, self._cast = call, schema, insert_id, cast
         self._room = min(rows, rows_per_block(schema))
-        self.rows = self.portions = self._portion_start = 0
+        self.rows = self.units = self._unit_start = 0
         self.since = time.monotonic()
-        self._parcel = call.parcel(block_layout(schema, self._room), insert_id)
-        places = self._parcel.places
+        self._message = call.new_message(block_layout(schema, self._room), insert_id)
+        places = self._message.places
         self._fields = {field.name: _place(places.get(field.name), self._room, field) for field in schema.fields}
 
     @property
@@ -67,14 +67,14 @@ class Staging:
         return self._room - self.rows
 
     @property
-    def portion_rows(self) -> int:
-        """How many rows came since the last complete portion."""
-        return self.rows - self._portion_start
+    def unit_rows(self) -> int:
+        """How many rows came since the last complete unit."""
+        return self.rows - self._unit_start
 
-    def end_portion(self) -> None:
-        """Makes the rows that came since the last portion another one."""
-        self.portions += 1
-        self._portion_start = self.rows
+    def end_unit(self) -> None:
+        """Makes the rows that came since the last unit another one."""
+        self.units += 1
+        self._unit_start = self.rows
 
     def place(self, row: Given, rows: int = 1) -> None:
         """Copies a row to where the next one goes; there must be room. It is not in before `rows` counts it.
@@ -98,7 +98,7 @@ class Staging:
 
     def place_batch(self, columns: Columns, rows: int) -> None:
         """Copies `rows` rows of the schema to where the next ones go; there must be room. They are not in before `rows` counts them."""
-        for name, place in self._parcel.places.items():
+        for name, place in self._message.places.items():
             place[self.rows : self.rows + rows] = rows_of(columns[name])
 
     def has_placed(self, other: Staging, at: int, rows: int) -> bool:
@@ -122,19 +122,19 @@ class Staging:
             raise SchemaError(f"field {field.name!r}: expected {field} in every row, got {_kind(value)}")
         return _raw(column)
 
-    def parcel(self) -> Parcel:
+    def message(self) -> InsertMessage:
         """The message, with a block of the rows that are in it. Once full it is the memory itself; before that, a copy of its part."""
         if self.full:
-            return self._parcel
-        parcel = self._call.parcel(block_layout(self._schema, self.rows), self._insert_id)
-        for name, place in parcel.places.items():
-            place[:] = self._parcel.places[name][: self.rows]
-        return parcel
+            return self._message
+        message = self._call.new_message(block_layout(self._schema, self.rows), self._insert_id)
+        for name, place in message.places.items():
+            place[:] = self._message.places[name][: self.rows]
+        return message
 
-    def leave(self, parcel: Parcel | None) -> None:
-        """Gives back its memory, where `parcel`, which took over its rows, does not lie in it."""
-        if parcel is None or parcel.memory is not self._parcel.memory:
-            self._call.release(self._parcel)
+    def leave(self, message: InsertMessage | None) -> None:
+        """Gives back its memory, where `message`, which took over its rows, does not lie in it."""
+        if message is None or message.memory is not self._message.memory:
+            self._call.release(self._message)
 
 
 def _place(place: Rows | None, rows: int, field: Field) -> _Place:

@@ -21,18 +21,18 @@ from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.schema import Columns, Schema
 from tdreplay_client.transport.channel import Connection
 from tdreplay_client.transport.shared_memory import Sharing
-from tdreplay_client.writing.fitting import Fitting
-from tdreplay_client.writing.holding import SMALL_BYTES, Pace, is_nested
+from tdreplay_client.writing.holding import SMALL_BYTES, FlushPolicy, is_nested
+from tdreplay_client.writing.known_schema import KnownSchema
 from tdreplay_client.writing.pipeline import Pipeline
 from tdreplay_client.writing.staging import Staging
-from tdreplay_client.writing.unsettled import Delivery, Unsettled
+from tdreplay_client.writing.unacknowledged import Delivery, UnacknowledgedInserts
 
 __all__ = ["Writer"]
 
 log = logging.getLogger("tdreplay")
 
 
-class _Doubt(NamedTuple):
+class _InterruptedCall(NamedTuple):
     """Rows that are in, although the call that gave them was interrupted: `rows` of a block, from row `at` on; and the thread that gave them."""
 
     staging: Staging
@@ -59,19 +59,19 @@ class Writer(OfOneProcess):
     all that were not acknowledged. A signal handler that runs in the middle of a call may `close` the writer, which does not wait then; it must not
     write.
 
-    What comes is counted in portions: `flush_rows` appended rows are one, and so is a batch of `extend`, or each block (2 MiB) of a larger one.
-    A portion is sent at once while the connection has little to do. While it is busy, small portions wait a moment and share a message: the rows that
+    What comes is counted in units: `flush_rows` appended rows are one, and so is a batch of `extend`, or each block (2 MiB) of a larger one.
+    A unit is sent at once while the connection has little to do. While it is busy, small units wait a moment and share a message: the rows that
     wait for their acknowledgement are the same, the messages are fewer.
 
     Args:
         connection: to the server.
         table: the table's name.
         sharing: whether blocks go through memory that is shared with the server, where they are large enough.
-        unsettled: the failed inserts of the buffer.
-        fitting: what the buffer knows of the table's rows.
+        unacknowledged: the failed inserts of the buffer.
+        known_schema: what the buffer knows of the table's rows.
         flush_rows: rows are sent when there are so many, or a block of them.
         flush_seconds: or when the oldest of them waited for so long.
-        max_in_flight: portions that may wait for their acknowledgement; `append` blocks beyond that. Above 32 it means 32: the server remembers the
+        max_in_flight: units that may wait for their acknowledgement; `append` blocks beyond that. Above 32 it means 32: the server remembers the
             numbers of so many blocks, and as many again.
     """
 
@@ -82,17 +82,17 @@ class Writer(OfOneProcess):
         connection: Connection,
         table: str,
         sharing: Sharing,
-        unsettled: Unsettled,
-        fitting: Fitting,
+        unacknowledged: UnacknowledgedInserts,
+        known_schema: KnownSchema,
         flush_rows: int,
         flush_seconds: float,
         max_in_flight: int,
     ) -> None:
         connection.check_open()
-        self._owner, self._unsettled, self._fitting, self._flush_rows = connection.owner, unsettled, fitting, flush_rows
-        self._core = Pipeline(connection, table, sharing, unsettled, Pace(flush_rows, flush_seconds, max_in_flight, fitting.cast))
+        self._owner, self._unacknowledged, self._known_schema, self._flush_rows = connection.owner, unacknowledged, known_schema, flush_rows
+        self._core = Pipeline(connection, table, sharing, unacknowledged, FlushPolicy(flush_rows, flush_seconds, max_in_flight, known_schema.cast))
         self._schema: Schema | None = None
-        self._doubt: _Doubt | None = None
+        self._interrupted: _InterruptedCall | None = None
         self._turn = threading.RLock()
         self._extending = 0  # The thread whose turn it is.
         self._opening = 0  # The thread that opened the call last: a signal handler that interrupts it must not open another one.
@@ -101,7 +101,7 @@ class Writer(OfOneProcess):
     @property
     def shared(self) -> bool:
         """Whether blocks go through memory that is shared with the server. Known once rows were added."""
-        return self._core.call is not None and self._core.call.slots > 0
+        return self._core.call is not None and self._core.call.segments > 0
 
     def append(self, row: Row) -> None:
         """Adds one row: a TensorDict without a row dimension, or a dict, as `add` takes them. Its memory is copied.
@@ -134,10 +134,10 @@ class Writer(OfOneProcess):
         given = given_rows(batch)
         self._core.check_open()
         try:
-            columns = given.columns(self._schema or self._first_schema(given), cast=self._fitting.cast)
+            columns = given.columns(self._schema or self._first_schema(given), cast=self._known_schema.cast)
             schema, rows = given.schema(columns), given.number
             self._open_for_batch(columns, schema, rows)
-            delivery = self._unsettled.claim(columns, schema, rows)
+            delivery = self._unacknowledged.claim(columns, schema, rows)
             if schema.row_bytes * rows * 2 <= SMALL_BYTES and not delivery.resumed:
                 self._take(Staging.place_batch, columns, rows, 1)
             else:
@@ -217,7 +217,7 @@ class Writer(OfOneProcess):
         self._refuse_reentry()
         self._core.check_open()
         self._opening = threading.get_ident()
-        columns = row.columns(self._first_schema(row), cast=self._fitting.cast)
+        columns = row.columns(self._first_schema(row), cast=self._known_schema.cast)
         schema = row.schema(columns)
         self._core.open(schema, self._flush_rows)
         if self._core.call is None:
@@ -227,7 +227,7 @@ class Writer(OfOneProcess):
     def _first_schema(self, rows: Given) -> Schema | None:
         """The table's schema, where the first rows need it; they are handed back where the server does not say it."""
         try:
-            return self._core.asked(lambda: self._fitting.for_first(rows))
+            return self._core.asked(lambda: self._known_schema.for_first(rows))
         except ReplayError as error:
             columns = rows.columns(None, cast=False)
             self._core.fail(error)
@@ -255,8 +255,8 @@ class Writer(OfOneProcess):
         if opening or self._extending == threading.get_ident() or self._core.is_interrupted_here():
             raise FailedPreconditionError("a signal handler must not write into a writer in the middle of one of its calls; it may close it")
 
-    def _take(self, place: Callable[[Staging, Any, int], None], given: Any, rows: int, portion_rows: int) -> None:
-        """Takes rows into the block that is being filled, and ends a portion there where it has `portion_rows`."""
+    def _take(self, place: Callable[[Staging, Any, int], None], given: Any, rows: int, unit_rows: int) -> None:
+        """Takes rows into the block that is being filled, and ends a unit there where it has `unit_rows`."""
         core, staging, at, taken = self._core, None, 0, False
         if core.inside:
             self._refuse_reentry()
@@ -267,24 +267,24 @@ class Writer(OfOneProcess):
                     core.check_open()
                     staging = core.staged(self._schema, rows)
                     place(staging, given, rows)
-                    if self._doubt is None or not self._is_in(staging, rows):
+                    if self._interrupted is None or not self._is_in(staging, rows):
                         at = staging.rows
                         staging.rows, taken = at + rows, True
                     core.check()
-                    due = staging.full or staging.portion_rows >= portion_rows
+                    due = staging.full or staging.unit_rows >= unit_rows
                     if due:
-                        core.end_portion()
+                        core.end_unit()
                 finally:
                     core.inside = False
             if due:
                 core.await_room()
-            self._doubt = None
+            self._interrupted = None
         except ReplayError:
             self._forget_schema()
             raise
         except BaseException:
             if taken and staging is not None:
-                self._doubt = _Doubt(staging, at, rows, threading.get_ident())
+                self._interrupted = _InterruptedCall(staging, at, rows, threading.get_ident())
             raise
 
     def _forget_schema(self) -> None:
@@ -296,10 +296,14 @@ class Writer(OfOneProcess):
 
     def _is_in(self, staging: Staging, rows: int) -> bool:
         """Whether the rows that were placed are in already: the call before this one gave them, and was interrupted."""
-        doubt = self._doubt
-        if doubt is not None and (doubt.rows, doubt.thread) == (rows, threading.get_ident()) and staging.has_placed(doubt.staging, doubt.at, rows):
+        interrupted = self._interrupted
+        if (
+            interrupted is not None
+            and (interrupted.rows, interrupted.thread) == (rows, threading.get_ident())
+            and staging.has_placed(interrupted.staging, interrupted.at, rows)
+        ):
             return True
-        self._doubt = None
+        self._interrupted = None
         return False
 
     def _extend_in_blocks(self, delivery: Delivery) -> None:
@@ -308,8 +312,8 @@ class Writer(OfOneProcess):
             try:
                 self._extending = threading.get_ident()
                 self._core.begin(delivery)
-                for piece in delivery.blocks(self._core.block_bytes, self._core.identity):
-                    self._core.add(delivery, piece)
+                for part in delivery.blocks(self._core.block_bytes, self._core.insert_ids):
+                    self._core.add(delivery, part)
                     self._core.await_room()
             except BaseException as error:
                 if not isinstance(error, ReplayError) or error.rows is None:

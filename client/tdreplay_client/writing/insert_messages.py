@@ -16,32 +16,32 @@ from tdreplay.insert_id import InsertId
 from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Columns, Schema
-from tdreplay_client.transport.shared_memory import MappedSlots
+from tdreplay_client.transport.shared_memory import MappedSegments
 
-__all__ = ["Parcel", "block_layout", "block_ranges", "framed", "rows_of", "rows_per_block"]
+__all__ = ["InsertMessage", "block_layout", "block_ranges", "framed", "rows_of", "rows_per_block"]
 
 
 @dataclass(frozen=True)
-class Parcel:
+class InsertMessage:
     """A message, and the block that it brings, to be filled before it is sent.
 
     Attributes:
-        message: what is sent.
+        encoded: what is sent.
         memory: the block: a part of the message, or of memory that is shared with the server.
         places: the fields' places in the block.
         insert_id: of the block.
-        slot: of the shared memory, where the block lies there.
-        slots: that memory.
-        portions: of what a `Writer` was given, that are in it.
+        segment: of the shared memory, where the block lies there.
+        segments: that memory.
+        units: of what a `Writer` was given, that are in it.
     """
 
-    message: bytes
+    encoded: bytes
     memory: Bytes
     places: Mapping[str, Rows]
     insert_id: InsertId
-    slot: int = 0
-    slots: MappedSlots | None = None
-    portions: int = 0
+    segment: int = 0
+    segments: MappedSegments | None = None
+    units: int = 0
 
     def fill(self, columns: Columns, start: int, stop: int) -> None:
         """Copies the rows of `columns` from start to stop in: columns of any device and layout."""
@@ -50,7 +50,7 @@ class Parcel:
             place[:] = rows_of(column if len(place) == column.shape[0] else column[start:stop])
 
     @property
-    def block(self) -> Layout:
+    def layout(self) -> Layout:
         """What the block holds, and where."""
         return decode(self.memory).header
 
@@ -66,14 +66,14 @@ def rows_of(column: torch.Tensor) -> Rows:
     return as_rows(column if has_rows(column) else column.cpu().resolve_conj().resolve_neg().contiguous())
 
 
-def framed(head: Message, block: Layout, insert_id: InsertId) -> Parcel:
+def framed(head: Message, block: Layout, insert_id: InsertId) -> InsertMessage:
     """A message with the fields of `head`, the insert id among them, and room for a block of that layout.
 
     Raises:
         MessageTooLargeError: it is above the limit.
     """
     message, memory = frame(head, block.size)
-    return Parcel(message, memory, block.write_header(memory), insert_id)
+    return InsertMessage(message, memory, block.write_header(memory), insert_id)
 
 
 def block_layout(schema: Schema, rows: int) -> Layout:

@@ -10,33 +10,33 @@ from tensordict import TensorDict
 from tdreplay.columns import to_tensordict
 from tdreplay.memory import copy_rows
 from tdreplay.schema import Columns, DimNames
-from tdreplay_client.transport.shared_memory import MappedSlots
+from tdreplay_client.transport.shared_memory import MappedSegments
 
-__all__ = ["Arrival", "Landing"]
+__all__ = ["DeviceTransfer", "PendingBatch"]
 
 
 @dataclass(frozen=True)
-class Arrival:
+class PendingBatch:
     """A batch on its device, or, with CUDA, on its way there.
 
     Attributes:
         batch: the batch.
         copied: set where it is copied by a CUDA stream of its own: when that is done.
-        slot: set where it lies in memory that is shared with the server.
-        slots: that memory.
+        segment: set where it lies in memory that is shared with the server.
+        segments: that memory.
     """
 
     batch: TensorDict
     copied: torch.cuda.Event | None = None
-    slot: int = 0
-    slots: MappedSlots | None = None
+    segment: int = 0
+    segments: MappedSegments | None = None
 
     def take(self) -> TensorDict:
-        """The batch, in memory that is nobody else's: a slot of shared memory where one can be spared for as long as the batch lives, else a copy.
+        """The batch, in memory that is nobody else's: a segment of shared memory where one can be spared for as long as the batch lives, else a copy.
 
         It is for use on the current CUDA stream of the calling thread, which waits for the copy to the device; the thread does not.
         """
-        if self.slots is not None and not self.slots.lend(self.slot):
+        if self.segments is not None and not self.segments.lend(self.segment):
             return self.batch.clone()
         if self.copied is not None:
             stream = torch.cuda.current_stream(self.batch.device)
@@ -46,7 +46,7 @@ class Arrival:
         return self.batch
 
 
-class Landing:
+class DeviceTransfer:
     """Brings batches to `device`: to CUDA from pinned memory, on a stream of its own, so that copies and training overlap."""
 
     def __init__(self, device: torch.device) -> None:
@@ -68,15 +68,16 @@ class Landing:
         copy_rows(column, copied)
         return copied
 
-    def bring(self, columns: Columns, batch_size: tuple[int, ...], dim_names: DimNames = ()) -> Arrival:
+    def bring(self, columns: Columns, batch_size: tuple[int, ...], dim_names: DimNames = ()) -> PendingBatch:
         """The batch of these columns of the host's memory, which it takes over: on the CPU they are the batch."""
         if self._copies is None:
-            return Arrival(to_tensordict({name: column.to(self._device) for name, column in columns.items()}, batch_size, self._device, dim_names))
+            here = {name: column.to(self._device) for name, column in columns.items()}
+            return PendingBatch(to_tensordict(here, batch_size, self._device, dim_names))
         with torch.cuda.stream(self._copies):
             moved = {name: self._pinned(column).to(self._device, non_blocking=True) for name, column in columns.items()}
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._copies)
-        return Arrival(to_tensordict(moved, batch_size, self._device, dim_names), copied)
+        return PendingBatch(to_tensordict(moved, batch_size, self._device, dim_names), copied)
 
     def _pinned(self, column: torch.Tensor) -> torch.Tensor:
         return column if column.is_pinned() else self.copy(column)

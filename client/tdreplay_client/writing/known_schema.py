@@ -11,10 +11,10 @@ from tdreplay.schema import Columns, Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.channel import Connection
 
-__all__ = ["Fitting"]
+__all__ = ["KnownSchema"]
 
 
-class Fitting:
+class KnownSchema:
     """Brings rows to the schema of the table. Rows whose tensors and arrays have dtypes of their own do without it, unless `cast`.
 
     Args:
@@ -56,7 +56,7 @@ class Fitting:
 
     def _asked(self) -> Schema | None:
         """The schema as the server has it now; None while there is none."""
-        answer = self._connection.repeated(lambda patience: self._connection.unary("Describe", self._request, patience))
+        answer = self._connection.repeated(lambda budget: self._connection.unary("Describe", self._request, budget))
         return schema_from_message(answer.schema) if answer.HasField("schema") else None
 
     def for_first(self, rows: Given) -> Schema | None:

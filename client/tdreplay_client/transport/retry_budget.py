@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import time
 
-__all__ = ["FIRST_PAUSE", "SECOND_LOOK", "Patience", "jittered"]
+__all__ = ["FIRST_PAUSE", "GRACE_SECONDS", "RetryBudget", "jittered"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two attempts to reach a server: the first pause, and what it grows to."""
 
-SECOND_LOOK = 0.1
+GRACE_SECONDS = 0.1
 """Seconds after a deadline for what came in time while this process stood still: in a full garbage collection, or because it was paused."""
 
 _random = random.SystemRandom()  # Not the interpreter's generator: clients that seed that alike would still come together.
@@ -24,7 +24,7 @@ def jittered(seconds: float) -> float:
     return seconds / 2 + _random.uniform(0, seconds / 2)
 
 
-class Patience:
+class RetryBudget:
     """The time that a call has: so many seconds from its beginning, or from when the server last answered it.
 
     Attributes:

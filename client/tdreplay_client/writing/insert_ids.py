@@ -9,13 +9,13 @@ from collections import deque
 from tdreplay.insert_id import InsertId
 from tdreplay.limits import SEQUENCE_WINDOW
 
-__all__ = ["MOST_UNACKNOWLEDGED", "Identities", "Identity"]
+__all__ = ["MOST_UNACKNOWLEDGED", "InsertIds", "WriterIds"]
 
 MOST_UNACKNOWLEDGED = SEQUENCE_WINDOW // 2
 """Blocks of one writer id that may wait for their acknowledgement at once: well within what the server remembers."""
 
 
-class Identity:
+class InsertIds:
     """A writer id that nobody else has, and the insert ids made of it. Used by one insert or one writer at a time."""
 
     def __init__(self) -> None:
@@ -27,19 +27,19 @@ class Identity:
         return InsertId(self._writer_id, next(self._sequences))
 
 
-class Identities:
-    """The identities of one buffer that are free. One whose blocks may or may not be stored never comes back: its numbers must stay in reach."""
+class WriterIds:
+    """The writer_ids of one buffer that are free. One whose blocks may or may not be stored never comes back: its numbers must stay in reach."""
 
     def __init__(self) -> None:
-        self._free: deque[Identity] = deque()  # Single operations of a deque are safe in threads.
+        self._free: deque[InsertIds] = deque()  # Single operations of a deque are safe in threads.
 
-    def take(self) -> Identity:
-        """An identity that nobody uses."""
+    def take(self) -> InsertIds:
+        """An insert_ids that nobody uses."""
         try:
             return self._free.pop()
         except IndexError:
-            return Identity()
+            return InsertIds()
 
-    def give_back(self, identity: Identity) -> None:
-        """Makes an identity free. All its blocks are acknowledged, or were refused."""
-        self._free.append(identity)
+    def give_back(self, insert_ids: InsertIds) -> None:
+        """Makes an insert_ids free. All its blocks are acknowledged, or were refused."""
+        self._free.append(insert_ids)

@@ -17,10 +17,10 @@ from tdreplay.columns import to_tensordict
 from tdreplay.errors import ReplayError
 from tdreplay.insert_id import InsertId
 from tdreplay.schema import Columns, Schema
-from tdreplay_client.writing.identities import Identities, Identity
-from tdreplay_client.writing.parcels import block_ranges, rows_of, rows_per_block
+from tdreplay_client.writing.insert_ids import InsertIds, WriterIds
+from tdreplay_client.writing.insert_messages import block_ranges, rows_of, rows_per_block
 
-__all__ = ["Delivery", "Piece", "Unsettled"]
+__all__ = ["Delivery", "Part", "UnacknowledgedInserts"]
 
 MAX_RECORDS = 64
 REFUSALS = frozenset(
@@ -37,7 +37,7 @@ REFUSALS = frozenset(
 
 
 @dataclass(frozen=True)
-class Piece:
+class Part:
     """The rows of a batch from `start` to `stop`, which travel as the block of that insert id."""
 
     insert_id: InsertId
@@ -53,40 +53,40 @@ class Delivery:
         schema: of the rows.
         rows: how many they are.
         done: the first ones, that are acknowledged.
-        pieces: the next ones, that have numbers.
+        parts: the next ones, that have numbers.
 
     Attributes:
         sent: the first ones, that a writer took over, in blocks.
     """
 
-    def __init__(self, columns: Columns, schema: Schema, rows: int, done: int = 0, pieces: Iterable[Piece] = ()) -> None:
+    def __init__(self, columns: Columns, schema: Schema, rows: int, done: int = 0, parts: Iterable[Part] = ()) -> None:
         self.columns, self.schema, self.rows = columns, schema, rows
-        self.done, self.pieces = done, deque(pieces)
+        self.done, self.parts = done, deque(parts)
         self.sent = done
 
     @property
     def resumed(self) -> bool:
         """Whether some of the rows went out before."""
-        return self.done > 0 or len(self.pieces) > 0
+        return self.done > 0 or len(self.parts) > 0
 
     @property
     def in_one_block(self) -> bool:
         """Whether what is left fits into one block, and was not cut before."""
-        most = 0 if self.pieces else rows_per_block(self.schema)
-        return self.rows - self._cut <= most and len(self.pieces) <= 1
+        most = 0 if self.parts else rows_per_block(self.schema)
+        return self.rows - self._cut <= most and len(self.parts) <= 1
 
     @property
     def _cut(self) -> int:
-        return self.pieces[-1].stop if self.pieces else self.done
+        return self.parts[-1].stop if self.parts else self.done
 
-    def blocks(self, block_bytes: int, identity: Identity) -> Iterator[Piece]:
+    def blocks(self, block_bytes: int, insert_ids: InsertIds) -> Iterator[Part]:
         """The blocks that are not acknowledged: those that have numbers, as they are, then the rest, cut to about `block_bytes` and numbered."""
-        yield from tuple(self.pieces)
+        yield from tuple(self.parts)
         cut = self._cut
         for start, stop in block_ranges(self.schema, self.rows - cut, block_bytes):
-            piece = Piece(identity.next(), cut + start, cut + stop)
-            self.pieces.append(piece)
-            yield piece
+            part = Part(insert_ids.next(), cut + start, cut + stop)
+            self.parts.append(part)
+            yield part
 
     def batches(self, start: int) -> list[TensorDict]:
         """A copy of the rows from `start` on, if there are any."""
@@ -100,7 +100,7 @@ class Delivery:
     def settle(self) -> None:
         """Notes that all of the rows will be stored: whoever has them sees to it."""
         self.done = self.rows
-        self.pieces.clear()
+        self.parts.clear()
 
     def keep(self) -> None:
         """Copies the rows, which are the user's to change."""
@@ -113,11 +113,11 @@ class Delivery:
             {name: column[self.sent :] for name, column in columns.items()}
         )
 
-    def acknowledge(self) -> Piece:
+    def acknowledge(self) -> Part:
         """Notes that the next block is stored."""
-        piece = self.pieces.popleft()
-        self.done = piece.stop
-        return piece
+        part = self.parts.popleft()
+        self.done = part.stop
+        return part
 
 
 @dataclass(frozen=True)
@@ -128,21 +128,21 @@ class _Record:
     rows: int
     digest: bytes
     done: int
-    pieces: tuple[Piece, ...]
+    parts: tuple[Part, ...]
 
 
-class Unsettled:
+class UnacknowledgedInserts:
     """The failed inserts of one buffer, its writers' among them; of more than 64 the last ones.
 
     Who repeats an insert gives the same rows once more. They go out again cut as they were, under the numbers that they had; what was acknowledged
     does not. They are known by their contents, which are read when an insert failed, and before inserts while there is a failed one of as many rows.
 
     Attributes:
-        identities: of the buffer's inserts.
+        writer_ids: of the buffer's inserts.
     """
 
     def __init__(self) -> None:
-        self.identities = Identities()
+        self.writer_ids = WriterIds()
         self._records: deque[_Record] = deque(maxlen=MAX_RECORDS)
         self._lock = threading.Lock()
 
@@ -152,7 +152,7 @@ class Unsettled:
             return False
         digest = _digest(delivery.columns)
         with self._lock:
-            self._records.append(_Record(delivery.schema, delivery.rows, digest, delivery.done, tuple(delivery.pieces)))
+            self._records.append(_Record(delivery.schema, delivery.rows, digest, delivery.done, tuple(delivery.parts)))
         return True
 
     def claim(self, columns: Columns, schema: Schema, rows: int) -> Delivery:
@@ -164,7 +164,7 @@ class Unsettled:
             for record in self._records:
                 if (record.schema, record.rows, record.digest) == (schema, rows, digest):
                     self._records.remove(record)
-                    return Delivery(columns, schema, rows, record.done, record.pieces)
+                    return Delivery(columns, schema, rows, record.done, record.parts)
         return Delivery(columns, schema, rows)
 
     def _alike(self, schema: Schema, rows: int) -> bool:

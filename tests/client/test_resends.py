@@ -201,10 +201,10 @@ def test_a_refused_batch_leaves_no_record(buffer):
     buffer.add_batch(rows(1))
     with pytest.raises(SchemaError):
         buffer.add_batch(TensorDict({"other": torch.ones(3)}, [3]))
-    assert not buffer._unsettled._records
+    assert not buffer._unacknowledged._records
 
 
-def test_a_reset_forgets_what_was_unsettled(phoenix, open_buffer):
+def test_a_reset_forgets_what_was_unacknowledged(phoenix, open_buffer):
     buffer = open_buffer(timeout=2)
     buffer.add_batch(rows(10))
     phoenix.kill()
@@ -212,9 +212,9 @@ def test_a_reset_forgets_what_was_unsettled(phoenix, open_buffer):
         buffer.add_batch(rows(10, 10))
     phoenix.start()
     assert buffer.size == 10
-    assert buffer._unsettled._records
+    assert buffer._unacknowledged._records
     buffer.reset()
-    assert not buffer._unsettled._records
+    assert not buffer._unacknowledged._records
     buffer.add_batch(rows(10, 10))
     assert stored(buffer) == list(range(10, 20))
 

@@ -1,39 +1,26 @@
-"""The server: tables, their service, and the socket that it listens on."""
+"""The server: tables, and the gRPC server that serves them."""
 
 from __future__ import annotations
 
-import os
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 
-import grpc
 import torch
 from typing_extensions import Self
 
-from tdreplay.errors import ServerUnavailableError, StorageError
-from tdreplay.limits import message_options
+from tdreplay.errors import StorageError
 from tdreplay.processes import Owner, keep_in_forks
-from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.storage.rows import check_device
-from tdreplay_server.system.descriptors import connection_limit
 from tdreplay_server.system.logs import log
 from tdreplay_server.tables.registry import Tables
-from tdreplay_server.transport.call_threads import CallThreads
-from tdreplay_server.transport.calls import Calls
-from tdreplay_server.transport.health import Health
+from tdreplay_server.transport.grpc_server import GrpcServer
 from tdreplay_server.transport.listening import check_free
 from tdreplay_server.transport.service import ReplayBufferService
 from tdreplay_server.transport.shared_memory import SharedMemory
-from tdreplay_server.transport.stream_slots import StreamSlots
-from tdreplay_server.transport.wire import Handlers
 
 __all__ = ["ReplayServer"]
-
-SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 
 
 class ReplayServer:
@@ -94,28 +81,17 @@ class ReplayServer:
         )
         shared_memory = SharedMemory(config.shared_memory_dir and config.shared_memory_dir.resolve())
         shared_memory.sweep()
-        self._calls, self._health = Calls(config.max_workers), Health()
-        self._workers = CallThreads(self._calls.threads, "tdreplay-call")
-        self._grpc = grpc.server(self._workers, options=_options())
-        slots = StreamSlots(config.max_streams, config.max_standing)
-        handlers = Handlers(SERVICE, ReplayBufferService(self._tables, shared_memory), self._calls, slots)
-        self._grpc.add_generic_rpc_handlers((handlers, self._health.handlers()))
+        service = ReplayBufferService(self._tables, shared_memory)
+        self._grpc = GrpcServer(service, max_workers=config.max_workers, max_streams=config.max_streams, max_standing=config.max_standing)
         try:
-            self._address = self._listen(config.address)
+            self._address = self._grpc.listen(config.address)
         except BaseException:
-            self._close()
+            self._grpc.close()
+            self._tables.close()
             raise
         self._grpc.start()
         log.info("listening", address=self._address)
         return self
-
-    def _listen(self, address: str) -> str:
-        try:
-            with _private_socket(address):
-                port = self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise ServerUnavailableError(f"address {address} cannot be listened on: {error}") from None
-        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
     def stop(self, grace: float | None = None) -> None:
         """Says that it does not serve any more, refuses new calls, gives the running ones time to finish, ends them, and closes the tables.
@@ -127,58 +103,17 @@ class ReplayServer:
         """
         if not self._owner.is_here:
             return
-        ends = time.monotonic() + (self._config.grace_seconds if grace is None else grace)
-        self._health.stop()
-        self._calls.stop(ends - time.monotonic())
-        self._health.close()
-        self._grpc.stop(max(0.0, ends - time.monotonic())).wait()
-        self._close()
-        log.info("stopped", address=self._address)
-
-    def _close(self) -> None:
-        self._calls.stop(0.0)
-        self._health.close()
-        self._workers.shutdown(wait=False)
+        self._grpc.stop(self._config.grace_seconds if grace is None else grace)
         self._tables.close()
+        log.info("stopped", address=self._address)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Blocks until the server stopped, at most `timeout` seconds. True where it was the timeout."""
         self._owner.check()
-        ran_out: bool = self._grpc.wait_for_termination(timeout)
-        return ran_out
+        return self._grpc.wait(timeout)
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
-
-
-@contextmanager
-def _private_socket(address: str) -> Iterator[None]:
-    """Sees to it that the Unix socket that is made meanwhile is for this user alone: the umask says so to bind(2), and there is no other way to."""
-    if not address.startswith("unix:"):
-        yield
-        return
-    before = os.umask(0o177)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-def _options() -> list[tuple[str, int]]:
-    return [
-        *message_options(),
-        ("grpc.compression_enabled_algorithms_bitset", 1),  # None: what a compressed message takes is known only when it is there.
-        # A connection beyond that is closed at once: the tables need descriptors as well.
-        ("grpc.max_allowed_incoming_connections", connection_limit()),
-        ("grpc.so_reuseport", 0),  # A second server on the same port is an error, not a silent half of the traffic.
-        # A client that vanished without a word is noticed, so that its stream slot is free again.
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.ping_timeout_ms", 10_000),  # What gRPC waits for the answer to a ping: a minute, unless it is told so.
-        ("grpc.keepalive_permit_without_calls", 1),
-        # A client may ask as often, to notice a server that vanished.
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ]

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig, call_threads
+from tdreplay_server import ReplayServer, ServerConfig
+from tdreplay_server.transport import call_threads
 from tdreplay_server.transport.call_threads import CallThreads
 
 WAIT = 20.0

@@ -17,7 +17,7 @@ from tdreplay.errors import TRAILER
 from tdreplay.texts import printable
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
-from tdreplay_server.transport.texts import details_of
+from tdreplay_server.transport.guards.details import details_of
 
 FORGED = 'x\ntimestamp=2000-01-01T00:00:00Z level=critical event="the disk failed"\r\x1b[2K\x1b[31m\u202e\u2028 details=forged" call=None'
 

@@ -16,8 +16,8 @@ from tdreplay.framing import frame
 from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE, check_whole
 from tdreplay_server.tables.selection import Selection
 from tdreplay_server.tables.table import Table
+from tdreplay_server.transport.call import Request
 from tdreplay_server.transport.shared_memory import SharedSlots, offer
-from tdreplay_server.transport.wire import Request
 
 __all__ = ["Credits", "blocks", "merged", "per_message", "slot_bytes", "streamed"]
 

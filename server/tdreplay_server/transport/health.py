@@ -1,6 +1,6 @@
 """grpc.health.v1: whether the server serves, for Docker, Kubernetes and load balancers.
 
-Its calls have threads and room of their own, so that they are answered whatever the other calls do.
+It has guards and threads of its own, so that its calls are answered whatever the other calls do.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from tdreplay.v1 import replay_buffer_pb2
+from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.call_threads import CallThreads
-from tdreplay_server.transport.calls import Calls
-from tdreplay_server.transport.stream_slots import StreamSlots
-from tdreplay_server.transport.wire import Handlers, Request
+from tdreplay_server.transport.dispatch import Dispatch
+from tdreplay_server.transport.guards.permits import Permits
+from tdreplay_server.transport.guards.running import Running
 
 __all__ = ["Health"]
 
@@ -25,7 +26,7 @@ SERVICES = frozenset({"", replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayB
 """The server as a whole, and its one service."""
 MOST_CALLS, MOST_WATCHERS = 256, 128
 LOOK_SECONDS = 0.5
-"""After which a watcher looks anew, where it was not woken."""
+"""How often a watcher looks for a change of which nobody woke it."""
 Response = health_pb2.HealthCheckResponse
 
 
@@ -36,29 +37,29 @@ class Health:
         self._status: int = Response.SERVING
         self._over = False
         self._changed = threading.Condition()
-        self._calls = Calls(MOST_CALLS)
-        self._workers = CallThreads(self._calls.threads, "tdreplay-health")
+        self._running = Running(MOST_CALLS)
+        self._threads = CallThreads(self._running.threads, "tdreplay-health")
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """Of the service's calls."""
-        return Handlers(SERVICE, self, self._calls, StreamSlots(MOST_WATCHERS, 0), self._workers)
+    def dispatch(self) -> Dispatch:
+        """What serves the calls."""
+        return Dispatch(SERVICE, self, self._running, Permits(MOST_WATCHERS, 0), self._threads)
 
-    def Check(self, request: Request, context: grpc.ServicerContext) -> Any:
+    def Check(self, request: Request, call: Call) -> Any:
         """Answers at once; NOT_FOUND for a service that the server does not have."""
         if request.head.service not in SERVICES:
-            context.set_code(grpc.StatusCode.NOT_FOUND)
+            call.set_status(grpc.StatusCode.NOT_FOUND)
             return Response()
         return Response(status=self._status)
 
-    def List(self, request: Request, context: grpc.ServicerContext) -> Any:
+    def List(self, request: Request, call: Call) -> Any:
         """Every service, and whether it is served. Older versions of the health protocol do not have this call."""
         return health_pb2.HealthListResponse(statuses={name: Response(status=self._status) for name in SERVICES})
 
-    def Watch(self, request: Request, context: grpc.ServicerContext) -> Iterator[Any]:
+    def Watch(self, request: Request, call: Call) -> Iterator[Any]:
         """Answers at once, and again whenever it changes."""
-        context.add_callback(self._look)  # A watcher that leaves is noticed.
+        call.on_end(self._look)  # A watcher that leaves is noticed.
         known, said = request.head.service in SERVICES, -1
-        while not self._over and context.is_active():
+        while not self._over and call.is_active:
             status = self._status if known else Response.SERVICE_UNKNOWN
             if status != said:
                 said = status
@@ -79,5 +80,5 @@ class Health:
         """Ends the calls of those who watch, and gives back what it holds."""
         self._over = True
         self._look()
-        self._calls.stop(1.0)
-        self._workers.shutdown(wait=False)
+        self._running.stop(1.0)
+        self._threads.shutdown(wait=False)

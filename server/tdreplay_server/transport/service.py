@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import grpc
 import numpy as np
 
 from tdreplay.api import EpochQuery
@@ -21,31 +20,30 @@ from tdreplay_server.tables.registry import Tables
 from tdreplay_server.tables.selection import Selection
 from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.batches import Credits, blocks, merged, per_message, slot_bytes, streamed
+from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.checkpoint_progress import checkpointed
 from tdreplay_server.transport.shared_memory import SharedMemory, SharedSlots, offer
-from tdreplay_server.transport.wire import Request
 
 __all__ = ["ReplayBufferService"]
 
 Requests = Iterator[Request]
-Context = grpc.ServicerContext
 
 
 class ReplayBufferService:
-    """The calls of ``replay_buffer.proto`` over some tables. `tdreplay_server.transport.wire` decodes requests, and makes statuses of errors."""
+    """The calls of ``replay_buffer.proto`` over some tables. What decodes their requests and guards them is in `dispatch`."""
 
     def __init__(self, tables: Tables, shared_memory: SharedMemory) -> None:
         self._tables, self._shared_memory = tables, shared_memory
 
-    def Add(self, request: Request, context: Context) -> pb.AddResponse:
+    def Add(self, request: Request, call: Call) -> pb.AddResponse:
         return pb.AddResponse(**_insert(self._tables, request.head.table, request.head, request.block))
 
-    def AddBatch(self, requests: Requests, context: Context) -> Iterator[pb.AddBatchResponse]:
+    def AddBatch(self, requests: Requests, call: Call) -> Iterator[pb.AddBatchResponse]:
         opening = next(requests, None)
         if opening is None:
             return
         offered = opening.head.shared_slots
-        with self._shared_memory.share(context, offered, opening.head.slot_bytes) as slots:
+        with self._shared_memory.share(call.peer, offered, opening.head.slot_bytes) as slots:
             if offered:
                 yield pb.AddBatchResponse(shared_memory=offer(slots))
             table = opening.head.table
@@ -53,48 +51,48 @@ class ReplayBufferService:
                 table = request.head.table or table
                 yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, *_block(request, slots)))
 
-    def Sample(self, requests: Requests, context: Context) -> Iterator[Any]:
+    def Sample(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
         table, rows, fields = self._tables[query.table], check_batch_size(query.batch_size), _fields(query.fields)
         draw = _drawing(table, query, query.first_batch, rows, fields)
         example = table.select_random(1, fields)
         draw = draw if query.standing else _unchanging(draw, example)
         most = per_message(query.batches_per_message, rows, example.fields)
-        context.send_initial_metadata(())
-        with self._shared_memory.share(context, query.shared_slots, slot_bytes(most, rows, example)) as slots:
+        call.accept()
+        with self._shared_memory.share(call.peer, query.shared_slots, slot_bytes(most, rows, example)) as slots:
             granted = Credits(query.credits, requests, slots)
             draws = ((draw(batches), rows) for batches in iter(lambda: granted.take(most), 0))
             yield from streamed(table, draws, pb.SampleResponse, slots, query.shared_slots > 0)
 
-    def SampleBatch(self, request: Request, context: Context) -> Iterator[bytes]:
+    def SampleBatch(self, request: Request, call: Call) -> Iterator[bytes]:
         table, rows = self._tables[request.head.table], check_batch_size(request.head.batch_size)
         draw = _drawing(table, request.head, request.head.batch, rows, _fields(request.head.fields))
         return blocks(table, draw(1), pb.SampleBatchResponse, rows)
 
-    def SampleByIndex(self, request: Request, context: Context) -> Iterator[bytes]:
+    def SampleByIndex(self, request: Request, call: Call) -> Iterator[bytes]:
         table, query = self._tables[request.head.table], request.head
         rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
         selection = table.select_slots(np.array(query.index, np.int64), _fields(query.fields))
         return blocks(table, selection, pb.SampleByIndexResponse, rows)
 
-    def SampleAll(self, request: Request, context: Context) -> Iterator[bytes]:
+    def SampleAll(self, request: Request, call: Call) -> Iterator[bytes]:
         table = self._tables[request.head.table]
         selection = table.select_all(_fields(request.head.fields))
         return blocks(table, selection, pb.SampleAllResponse, selection.rows)
 
-    def Epoch(self, requests: Requests, context: Context) -> Iterator[Any]:
+    def Epoch(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
         table, epochs = self._tables[query.table], _epoch_query(query)
         example = table.select_all(epochs.fields)
         most = per_message(query.batches_per_message, epochs.batch_size, example.fields)
         check_whole(query.credits, "credits", 0)
         chosen = table.select_epochs(epochs)
-        context.send_initial_metadata(())
-        with self._shared_memory.share(context, query.shared_slots, slot_bytes(most, min(epochs.batch_size, example.rows), example)) as slots:
+        call.accept()
+        with self._shared_memory.share(call.peer, query.shared_slots, slot_bytes(most, min(epochs.batch_size, example.rows), example)) as slots:
             batches = merged(chosen, most, Credits(query.credits, requests, slots))
             yield from streamed(table, batches, pb.EpochResponse, slots, query.shared_slots > 0)
 
-    def Describe(self, request: Request, context: Context) -> pb.DescribeResponse:
+    def Describe(self, request: Request, call: Call) -> pb.DescribeResponse:
         state = self._tables[request.head.table].state()
         return pb.DescribeResponse(
             buffer_size=state.buffer_size,
@@ -107,21 +105,21 @@ class ReplayBufferService:
             insert_count=state.insert_count,
         )
 
-    def Checkpoint(self, request: Request, context: Context) -> Iterator[pb.CheckpointResponse]:
+    def Checkpoint(self, request: Request, call: Call) -> Iterator[pb.CheckpointResponse]:
         return checkpointed(self._tables[request.head.table], request.head.name)
 
-    def CreateTable(self, request: Request, context: Context) -> pb.CreateTableResponse:
+    def CreateTable(self, request: Request, call: Call) -> pb.CreateTableResponse:
         query = request.head
         return pb.CreateTableResponse(created=self._tables.create(query.table, query.buffer_size, query.storing_device))
 
-    def DropTable(self, request: Request, context: Context) -> pb.DropTableResponse:
+    def DropTable(self, request: Request, call: Call) -> pb.DropTableResponse:
         self._tables.drop(request.head.table)
         return pb.DropTableResponse()
 
-    def ListTables(self, request: Request, context: Context) -> pb.ListTablesResponse:
+    def ListTables(self, request: Request, call: Call) -> pb.ListTablesResponse:
         return pb.ListTablesResponse(tables=self._tables.names())
 
-    def Reset(self, request: Request, context: Context) -> pb.ResetResponse:
+    def Reset(self, request: Request, call: Call) -> pb.ResetResponse:
         name, size = request.head.table, request.head.buffer_size
         if size:
             self._tables.write(name, lambda table: table.reset(size))
@@ -129,7 +127,7 @@ class ReplayBufferService:
             self._tables[name].reset()
         return pb.ResetResponse()
 
-    def Rewind(self, request: Request, context: Context) -> pb.RewindResponse:
+    def Rewind(self, request: Request, call: Call) -> pb.RewindResponse:
         query = request.head
         self._tables.write(query.table, lambda table: table.rewind(query.buffer_size, query.size, query.write_count))
         return pb.RewindResponse()

@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import numpy as np
 
 from tdreplay.block import Bytes
@@ -146,14 +145,14 @@ class SharedMemory:
     _budget: Budget = field(default_factory=lambda: Budget(TOTAL_SHARED_BYTES))
 
     @contextmanager
-    def share(self, context: grpc.ServicerContext, wanted: int, block_bytes: int) -> Iterator[SharedSlots | None]:
+    def share(self, peer: str, wanted: int, block_bytes: int) -> Iterator[SharedSlots | None]:
         """Up to `wanted` slots for blocks of that size, where the client may reach them and they pay; else None.
 
         Raises:
             InvalidArgumentError: the size, or the number of slots, is negative.
         """
         check_whole(wanted, "shared_slots", 0)
-        pays = check_whole(block_bytes, "slot_bytes", 0) >= LEAST_SHARED_BYTES and self._may_reach(context.peer())
+        pays = check_whole(block_bytes, "slot_bytes", 0) >= LEAST_SHARED_BYTES and self._may_reach(peer)
         slots = min(wanted, MOST_SHARED_BYTES // block_bytes) if pays else 0
         with self._taken(slots * block_bytes) as enough:
             shared = self._allocated(slots, block_bytes) if slots and enough else None

@@ -9,13 +9,14 @@ from tdreplay.texts import MAX_DETAILS, printable
 __all__ = ["details_of"]
 
 MAX_DETAILS_BYTES = 3000
-"""As gRPC sends them, in a header: each byte beyond ASCII takes three there, and headers above 8 KiB are dropped, the status with them."""
+"""Bytes of a text in the header that carries it. gRPC drops headers above 8 KiB, the status with them."""
 
 
 def details_of(error: Exception) -> str:
-    """What a status says of an error: its text, printable, and as much of it as a header has room for."""
+    """The text of an error, printable, and cut to what a header has room for."""
     text = printable(str(error)[:MAX_DETAILS])[:MAX_DETAILS]
     if text.isascii() and "%" not in text:
         return text
+    # In a header, each byte of a character that is not plain ASCII is written as three: %C3.
     sizes = accumulate(1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode()) for character in text)
     return text[: sum(size <= MAX_DETAILS_BYTES for size in sizes)]

@@ -1,0 +1,111 @@
+"""One call of a client, as the guards and the handlers see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import grpc
+
+from tdreplay.block import Bytes
+from tdreplay.errors import TRAILER
+
+__all__ = ["ANONYMOUS", "Call", "ClientGoneError", "Principal", "Request", "client_gone"]
+
+
+class Request(NamedTuple):
+    """A message of a client, decoded: its fields, and its block, which is a view of the received bytes. It is empty where the message has none."""
+
+    head: Any
+    block: Bytes
+
+
+class Principal(NamedTuple):
+    """Who calls. The server does not ask its clients for a name yet, so all of them are `ANONYMOUS`.
+
+    Attributes:
+        name: of the user; None: anybody who can reach the server.
+    """
+
+    name: str | None
+
+
+ANONYMOUS = Principal(None)
+
+
+class ClientGoneError(Exception):
+    """The client ended the call, or was lost. Nobody is left to answer."""
+
+
+def client_gone(error: grpc.RpcError) -> ClientGoneError:
+    """The error to raise in place of gRPC's where the client is gone."""
+    # gRPC keeps the error with the call, and with its traceback all that the call's frames hold, shared memory and requests too.
+    error.__traceback__ = None
+    return ClientGoneError()
+
+
+class Call:
+    """A call, which runs in a thread of its own.
+
+    Args:
+        context: what gRPC knows of the call.
+        method: the call's name in the proto.
+        admitted: whether there was room for the call when it arrived.
+        patient: whether the client may take its time to send the first request: it opens a stream, and may have nothing to send yet.
+
+    Attributes:
+        principal: who calls.
+        waits_since: when the call began to wait for its first request, or for its answer to be taken (`time.monotonic`); None: it does not wait.
+        idle: whether the call waits for the next request.
+    """
+
+    __slots__ = ("_context", "admitted", "idle", "method", "patient", "principal", "waits_since")
+
+    def __init__(self, context: grpc.ServicerContext, method: str, *, admitted: bool, patient: bool) -> None:
+        self._context, self.method, self.admitted, self.patient = context, method, admitted, patient
+        self.principal = ANONYMOUS
+        self.waits_since: float | None = None
+        self.idle = False
+
+    @property
+    def peer(self) -> str:
+        """The client's address, as gRPC writes it: ``ipv4:127.0.0.1:5000``, ``unix:``."""
+        return self._context.peer()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the client still waits for an answer."""
+        return self._context.is_active()
+
+    def on_end(self, act: Callable[[], None]) -> None:
+        """Calls `act` in a thread of gRPC's when the call ends, however it ends."""
+        self._context.add_callback(act)
+
+    def accept(self) -> None:
+        """Tells the client that its query is accepted, before there is an answer.
+
+        Raises:
+            ClientGoneError: the client is gone.
+        """
+        try:
+            self._context.send_initial_metadata(())
+        except grpc.RpcError as error:
+            raise client_gone(error) from None
+
+    def cancel(self) -> None:
+        """Ends the call as CANCELLED. Any thread may do it."""
+        self._context.cancel()
+
+    def set_status(self, status: grpc.StatusCode) -> None:
+        """Sets the status with which the call ends after its answer. Without this it is OK."""
+        self._context.set_code(status)
+
+    def fail(self, status: grpc.StatusCode, details: str, error: str | None = None) -> NoReturn:
+        """Ends the call with a status. `error`: the name of the error's class, which clients of tdreplay raise again.
+
+        Raises:
+            Exception: always: gRPC takes it for the end of the call.
+        """
+        if error is not None:
+            self._context.set_trailing_metadata(((TRAILER, error),))
+        self._context.abort(status, details)

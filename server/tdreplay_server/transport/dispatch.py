@@ -1,0 +1,121 @@
+"""How a call of gRPC reaches its handler, behind the guards.
+
+The handlers are registered by hand, not through the generated code, because the messages that carry a block are framed without the protobuf runtime
+(`tdreplay.framing`). Which calls there are, and which of them stream, comes from the proto's descriptor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.framing import split
+from tdreplay_server.transport.call import Call, Request
+from tdreplay_server.transport.guards.guard import Answer, Answers, Guard, guarded
+from tdreplay_server.transport.guards.permits import Permits
+from tdreplay_server.transport.guards.running import Running
+from tdreplay_server.transport.guards.statuses import statuses
+
+__all__ = ["Dispatch"]
+
+REFUSING_THREADS = 2
+"""Threads for calls for which there is no room. To refuse a call takes no time."""
+
+
+class _Ways(NamedTuple):
+    """The handlers of a method: of calls for which there is room, and of calls that are refused, in threads of their own."""
+
+    admitted: grpc.RpcMethodHandler[Any, Any]
+    refused: grpc.RpcMethodHandler[Any, Any]
+
+
+class Dispatch(grpc.GenericRpcHandler):
+    """Serves every call of a proto's service, each by the method of that name of `service`.
+
+    A method takes a `Request` (or an iterator of them, where the client streams) and the `Call`. It gives a message (or an iterator of messages, or
+    of bytes that are framed already, where the server streams). What it raises becomes the call's status.
+
+    gRPC itself answers calls that the proto does not have: they cost no thread, and no guard sees them.
+
+    Args:
+        descriptor: the proto's service.
+        service: an object with the methods.
+        running: the guard that says whether there is room for a call when it arrives.
+        permits: the guard of the long-lived streams.
+        threads: the threads of these calls; None: those of the server.
+    """
+
+    def __init__(self, descriptor: Any, service: object, running: Running, permits: Permits, threads: ThreadPoolExecutor | None = None) -> None:
+        guards: tuple[Guard, ...] = (statuses, running, permits)  # From the outside in: each call passes them in this order.
+        self._running = running
+        refusing = ThreadPoolExecutor(REFUSING_THREADS, thread_name_prefix="tdreplay-refusal")
+
+        def ways(method: Any) -> _Ways:
+            act = getattr(service, method.name)
+            return _Ways(_handler(method, act, guards, threads, admitted=True), _handler(method, act, guards, refusing, admitted=False))
+
+        self._ways = {f"/{descriptor.full_name}/{method.name}": ways(method) for method in descriptor.methods}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of a call that arrives. gRPC asks in the one thread that takes all calls in, so nothing here waits."""
+        ways = self._ways.get(handler_call_details.method)
+        return None if ways is None else ways.admitted if self._running.admit() else ways.refused
+
+
+def _handler(
+    method: Any, act: Callable[..., Any], guards: tuple[Guard, ...], threads: ThreadPoolExecutor | None, *, admitted: bool
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler of a method. gRPC always gives it a stream of requests: then a call that has sent none yet is seen, and can be ended."""
+    answers = guarded(_acting(method, act), guards)
+    request_type, answer_type = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+
+    def decoded(message: bytes) -> Request:
+        return Request(*split(message, request_type))
+
+    def stream(received: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Answer]:
+        return iter(answers(map(decoded, received), Call(context, method.name, admitted=admitted, patient=method.client_streaming)))
+
+    def single(received: Iterator[bytes], context: grpc.ServicerContext) -> Answer:
+        for answer in list(stream(received, context)):
+            return answer
+        return answer_type()  # The client is gone: nobody gets it.
+
+    behaviour: Any = stream if method.server_streaming else single
+    if threads is not None:
+        behaviour.experimental_thread_pool = threads
+    make = grpc.stream_stream_rpc_method_handler if method.server_streaming else grpc.stream_unary_rpc_method_handler
+    handler: grpc.RpcMethodHandler[Any, Any] = make(behaviour, request_deserializer=None, response_serializer=_encoded)
+    return handler
+
+
+def _acting(method: Any, act: Callable[..., Any]) -> Callable[[Iterator[Request], Call], Answers]:
+    """A method of the service as the chain calls it: with a stream of requests, for a stream of answers."""
+
+    def requested(requests: Iterator[Request]) -> Any:
+        return requests if method.client_streaming else _only(requests, method.input_type.name)
+
+    def stream(requests: Iterator[Request], call: Call) -> Answers:
+        answers: Iterator[Answer] = act(requested(requests), call)
+        return answers
+
+    def single(requests: Iterator[Request], call: Call) -> Answers:
+        return (act(requested(requests), call),)
+
+    return stream if method.server_streaming else single
+
+
+def _only(requests: Iterator[Request], name: str) -> Request:
+    request = next(requests, None)
+    if request is None:
+        raise InvalidArgumentError(f"the call ended before its request, a {name}, came")
+    return request
+
+
+def _encoded(answer: Message | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()

@@ -1,0 +1,142 @@
+"""The guard that knows the calls that run: how many there may be, how long one may wait for its client, and how they end when the server stops."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
+
+from tdreplay.errors import ServerUnavailableError
+from tdreplay_server.transport.call import Call, Request, client_gone
+from tdreplay_server.transport.guards.guard import Answer, Proceed
+
+__all__ = ["Running"]
+
+CLIENT_SECONDS = 60.0
+"""How long a call may wait for a client that has no reason to let it wait: for its only request, or until an answer that it asked for is taken."""
+YIELD_SECONDS = 0.1
+"""How long a call must have waited for its client before it has to make room for another call. A request comes with the call, or soon after it."""
+SPARE_THREADS = 64
+LOOK_SECONDS = 1.0
+
+
+class Running:
+    """The calls that run, each in a thread. Where there are too many, a call that waits for its client makes room for a new one.
+
+    A call that waits costs nothing but its thread. So a client that opens calls and sends no request, or asks for answers and does not take them,
+    keeps threads from others only until these need them. There are some threads beyond the limit, so that a new call need not wait until the call
+    that made room for it has ended. A call that arrives when these are taken too is refused: no call waits for a thread.
+
+    gRPC could refuse new calls by itself when the server stops. But calls that come while it tells its clients would end as CANCELLED, which says
+    nothing of the server.
+
+    Args:
+        limit: the number of calls (max_workers) from which on those that wait for their clients make room.
+
+    Attributes:
+        threads: the number of threads that the calls need.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self.threads = limit, limit + SPARE_THREADS
+        self._admitted = 0
+        self._calls: set[Call] = set()
+        self._stopped = threading.Event()
+        self._changed = threading.Condition()
+        threading.Thread(target=self._end_late_calls, name="tdreplay-calls", daemon=True).start()
+
+    def admit(self) -> bool:
+        """Whether there is room for a call that arrives. If so, the call counts until it has passed this guard. This does not wait."""
+        with self._changed:
+            ended = self._make_room() if self._admitted >= self._limit else None
+            if self._admitted >= self.threads:
+                return False
+            self._admitted += 1
+        if ended is not None:
+            ended.cancel()
+        return True
+
+    def _make_room(self) -> Call | None:
+        """The call that has waited longest for its client, if that is long enough. It does not count any more."""
+        now = time.monotonic()
+        longest = max(self._calls, key=lambda call: _waited(call, now), default=None)
+        if longest is None or _waited(longest, now) < YIELD_SECONDS:
+            return None
+        self._calls.discard(longest)
+        self._admitted -= 1
+        return longest
+
+    def __call__(self, requests: Iterator[Request], call: Call, proceed: Proceed) -> Iterator[Answer]:
+        """Raises ServerUnavailableError where there is no room, or the server stops."""
+        if not call.admitted:
+            raise ServerUnavailableError(f"{self._limit} calls (max_workers) run on this server already: try again, or raise the setting")
+        with self._changed:
+            self._calls.add(call)
+        try:
+            self._check_serving()
+            for answer in proceed(self._watched(requests, call), call):
+                call.waits_since = time.monotonic()
+                yield answer
+                call.waits_since = None
+        finally:
+            with self._changed:
+                if call in self._calls:  # Else it has made room.
+                    self._calls.discard(call)
+                    self._admitted -= 1
+                self._changed.notify_all()
+
+    def _watched(self, requests: Iterator[Request], call: Call) -> Iterator[Request]:
+        """The requests of a call, which notes when it waits for one.
+
+        Raises:
+            ServerUnavailableError: the server stops, and the next request has not come yet.
+            ClientGoneError: no request will come, and the client did not say so.
+        """
+        call.waits_since = time.monotonic()  # Until the first one has come.
+        while True:
+            request = self._next(requests, call)
+            call.waits_since = None
+            if request is None:
+                return
+            yield request
+
+    def _next(self, requests: Iterator[Request], call: Call) -> Request | None:
+        call.idle = True
+        try:
+            self._check_serving()
+            return next(requests, None)
+        except grpc.RpcError as error:
+            raise client_gone(error) from None
+        finally:
+            call.idle = False
+
+    def _check_serving(self) -> None:
+        if self._stopped.is_set():
+            raise ServerUnavailableError("the server is stopping")
+
+    def _end_late_calls(self) -> None:
+        """Ends calls that have waited for their clients for too long, until the server stops."""
+        while not self._stopped.wait(LOOK_SECONDS):
+            now = time.monotonic()
+            with self._changed:
+                late = [call for call in self._calls if _waited(call, now) > CLIENT_SECONDS and not (call.patient and call.idle)]
+            for call in late:
+                call.cancel()
+
+    def stop(self, seconds: float) -> None:
+        """Lets no call begin any more, ends those that wait for a request, and blocks until the others have finished, at most so many seconds."""
+        self._stopped.set()
+        with self._changed:
+            idle = [call for call in self._calls if call.idle]
+        for call in idle:
+            call.cancel()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._calls, seconds)
+
+
+def _waited(call: Call, now: float) -> float:
+    """The seconds that a call has waited for its client."""
+    since = call.waits_since
+    return 0.0 if since is None else now - since

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -17,10 +18,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensordict import TensorDict
 
 from conftest import rows
+from tdreplay.errors import TRAILER
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig, spawn_server
+from tdreplay_server.transport.guards import running
 
 LOCAL = "127.0.0.1:0"
 SERVICE = "tdreplay.v1.ReplayBufferService"
@@ -70,6 +73,25 @@ def test_calls_without_a_request_stop_nobody(method):
             buffer.add_batch(rows(50))
             assert (buffer.size, len(buffer.sample_batch(10)), len(list(buffer.create_epoch_iterator(25)))) == (50, 10, 2)
             assert seconds_to_answer(server.address) < HEALTH_SECONDS
+
+
+def test_a_call_without_room_is_refused_under_its_name(monkeypatch, caplog):
+    """A stream and a call that has just begun take all the room; the calls beside them are refused at once, and the log says which they were."""
+    monkeypatch.setattr(running, "SPARE_THREADS", 0)
+    caplog.set_level(logging.INFO, "tdreplay")
+    with ReplayServer(ServerConfig(address=LOCAL, buffer_size=8, max_workers=2, max_streams=1)) as server, ExitStack() as stack:
+        buffer = stack.enter_context(RemoteReplayBuffer(server.address, timeout=20))
+        buffer.add_batch(rows(8))
+        stream = stack.enter_context(buffer.stream(2))
+        assert len(next(stream)) == 2
+        calls = stack.enter_context(header_calls(server.address, f"/{SERVICE}/DropTable", 50))
+        time.sleep(1)
+        codes = {call.code(): dict(call.trailing_metadata()) for call in calls if call.done()}
+        assert codes[grpc.StatusCode.UNAVAILABLE] == {TRAILER: "ServerUnavailableError"}
+        refused = [record.getMessage() for record in caplog.records if "max_workers" in record.getMessage()]
+        assert refused
+        assert all("call=DropTable" in line and "error=ServerUnavailableError" in line for line in refused)
+        assert len(next(stream)) == 2
 
 
 def test_answers_that_nobody_takes_stop_nobody():

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from tdreplay.errors import StorageError
 from tdreplay.processes import Owner, keep_in_forks
 from tdreplay_server.config import ServerConfig
-from tdreplay_server.storage.rows import check_device
+from tdreplay_server.storage.device import check_device
 from tdreplay_server.system.logs import log
 from tdreplay_server.tables.registry import Tables
 from tdreplay_server.transport.grpc_server import GrpcServer

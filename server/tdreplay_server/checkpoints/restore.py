@@ -15,8 +15,8 @@ from tdreplay_server.checkpoints.snapshot import rows_file
 from tdreplay_server.durability.data_directory import CHECKPOINTS, table_directory
 from tdreplay_server.durability.journal import create_journal
 from tdreplay_server.durability.table_directory import read_table, rows_directory
+from tdreplay_server.storage.memmap import MemmapRows
 from tdreplay_server.storage.ring import Ring
-from tdreplay_server.storage.rows import MemmapRows
 from tdreplay_server.system.directory_lock import LOCK, DirectoryLock
 from tdreplay_server.system.disk import check_name, is_name, new_directory, put_in_place
 from tdreplay_server.system.disk_errors import disk_errors

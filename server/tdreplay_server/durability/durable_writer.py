@@ -12,8 +12,7 @@ from tdreplay_server.checkpoints.snapshot import Snapshot
 from tdreplay_server.durability.flusher import Flusher
 from tdreplay_server.durability.ledger import Ledger, Number, Written
 from tdreplay_server.durability.recovery import digest_of_rows
-from tdreplay_server.storage.rows import Inserts
-from tdreplay_server.storage.torchrl_parts import RingWriter
+from tdreplay_server.storage.rows import Inserts, RowStorage
 from tdreplay_server.system.failpoints import failpoint
 
 __all__ = ["DurableWriter", "Insert", "joins"]
@@ -82,22 +81,29 @@ def joins(group: Sequence[Insert], insert: Insert, *, readers: bool) -> bool:
     return len(group) < (INSERTS_BESIDE_READERS if readers else MOST_INSERTS) and size <= MOST_BYTES and not known
 
 
-class DurableWriter(RingWriter):
+class DurableWriter:
     """Writes blocks of rows into a `RowStorage`, and into the ledger what they are. One thread at a time uses it.
 
     Attributes:
         snapshot: that is being taken of the rows, or None: it gets rows before they are overwritten.
 
     Args:
+        storage: of the rows.
         ledger: of the table.
         flusher: where rows are flushed to the disk now and then.
         alone: keeps readers out, while rows are overwritten.
         torn: called with readers kept out, where slots may hold neither their old rows nor whole new ones.
     """
 
-    def __init__(self, ledger: Ledger, flusher: Flusher | None, alone: AbstractContextManager[object], torn: Callable[[], None]) -> None:
-        super().__init__()
-        self._ledger, self._flusher, self._alone, self._torn = ledger, flusher, alone, torn
+    def __init__(
+        self,
+        storage: RowStorage,
+        ledger: Ledger,
+        flusher: Flusher | None,
+        alone: AbstractContextManager[object],
+        torn: Callable[[], None],
+    ) -> None:
+        self._storage, self._ledger, self._flusher, self._alone, self._torn = storage, ledger, flusher, alone, torn
         self.snapshot: Snapshot | None = None
 
     def insert(self, blocks: Sequence[Insert]) -> None:
@@ -129,7 +135,7 @@ class DurableWriter(RingWriter):
         """Copies blocks to their slots, the first one's rows from `row_id` on."""
         level, written = self._ledger.durability.level, []
         for block in blocks:
-            self.put(block.columns, row_id, block.rows)
+            self._storage.write(row_id, block.rows, block.columns)
             digest = self._unflushed_digest(block.schema, row_id, block.rows) if level == "interval" else None
             written.append(Written(row_id, block.rows, block.number, digest))
             row_id += block.rows
@@ -151,7 +157,7 @@ class DurableWriter(RingWriter):
 
     def _unflushed_digest(self, schema: Schema, first: int, rows: int) -> int:
         """The digest of those rows of an insert that stay."""
-        kept = min(rows, self._storage.max_size)
+        kept = min(rows, self._storage.buffer_size)
         return digest_of_rows(self._storage, schema, first + rows - kept, kept)
 
     def note_flushed(self, written: int, rows: int = 0) -> None:

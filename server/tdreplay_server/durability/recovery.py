@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from tdreplay.schema import Schema
 from tdreplay_server.durability.ledger import digest_of
-from tdreplay_server.storage.ring import Ring
+from tdreplay_server.storage.ring import Ring, slot_ranges
 from tdreplay_server.storage.rows import RowStorage
 from tdreplay_server.system.logs import log
 
@@ -37,6 +37,5 @@ def trusted(ring: Ring, unflushed: tuple[tuple[int, int, int], ...], storage: Ro
 
 def digest_of_rows(storage: RowStorage, schema: Schema, first: int, rows: int) -> int:
     """The digest of the rows ``[first, first + rows)`` as they are stored; they fit into the ring."""
-    start = first % storage.max_size
-    ranges = [(start, min(start + rows, storage.max_size)), (0, max(0, start + rows - storage.max_size))]
+    ranges = slot_ranges(first, rows, storage.buffer_size)
     return digest_of({field.name: [storage.rows(*part, field.name) for part in ranges] for field in schema.fields if field.row_bytes})

@@ -12,8 +12,8 @@ from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay_server.durability.data_directory import CHECKPOINTS
 from tdreplay_server.durability.journal import Journal, JournalState, create_journal, read_journal
 from tdreplay_server.durability.levels import Durability
+from tdreplay_server.storage.memmap import column_file
 from tdreplay_server.storage.ring import Ring
-from tdreplay_server.storage.rows import column_file
 from tdreplay_server.system.directory_lock import LOCK, DirectoryLock
 from tdreplay_server.system.disk import discard, new_directory, put_new, remove_leftovers, sync_tree, take_away
 from tdreplay_server.system.disk_errors import disk_errors

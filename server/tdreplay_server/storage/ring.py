@@ -10,7 +10,7 @@ from tdreplay.errors import FailedPreconditionError, MissingRowsError, SlotIndex
 from tdreplay.limits import MAX_INT64, check_whole
 from tdreplay.selecting import Slots, in_slot_order
 
-__all__ = ["MAX_ROW_ID", "Ring", "Slots", "check_window"]
+__all__ = ["MAX_ROW_ID", "Ring", "Slots", "check_window", "slot_ranges"]
 
 MAX_ROW_ID = 1 << 62
 """Far from where 64 bits end: at a million rows a second a table reaches it after 146,000 years."""
@@ -130,3 +130,10 @@ def check_window(buffer_size: int, size: int, write_count: int) -> None:
     check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID)
     check_whole(write_count, "write_count", 0, MAX_ROW_ID)
     check_whole(size, "size", 0, min(buffer_size, write_count))
+
+
+def slot_ranges(row_id: int, rows: int, buffer_size: int) -> list[tuple[int, int]]:
+    """The slots of `rows` rows, at most `buffer_size`, of which the first has that id: [start, stop), and a second range where the ring wraps."""
+    start = row_id % buffer_size
+    stop = start + rows
+    return [(start, stop)] if stop <= buffer_size else [(start, buffer_size), (0, stop - buffer_size)]

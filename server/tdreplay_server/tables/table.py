@@ -41,11 +41,11 @@ from tdreplay_server.durability.ledger import Ledger, Number
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.durability.recovery import trusted
 from tdreplay_server.durability.table_directory import TableDirectory, rows_directory
+from tdreplay_server.storage.device import check_device
 from tdreplay_server.storage.locks import ReadWriteLock
+from tdreplay_server.storage.opening import open_storage
 from tdreplay_server.storage.ring import MAX_ROW_ID, Ring, Slots, check_window
-from tdreplay_server.storage.rows import Inserts, RowStorage, open_storage
-from tdreplay_server.storage.torchrl import TensorDictReplayBuffer
-from tdreplay_server.storage.torchrl_parts import UniformSampler
+from tdreplay_server.storage.rows import Inserts, RowStorage
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.system.failpoints import failpoint
 from tdreplay_server.system.interrupts import lets_go
@@ -54,7 +54,7 @@ from tdreplay_server.tables.selection import Selection, epoch_orders
 
 __all__ = ["Table"]
 
-_Parts: TypeAlias = "tuple[RowStorage, DurableWriter, TensorDictReplayBuffer]"
+_Parts: TypeAlias = "tuple[RowStorage, DurableWriter]"
 
 
 class Table:
@@ -76,10 +76,11 @@ class Table:
     ) -> None:
         size, where = check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID), torch.device(storing_device)
         level = Durability.parse(durability)
-        open_storage(where, size, None)  # Refuses a device that is not there before a directory is made.
+        check_device(where)
         self._lock, self._flushing, self._checkpointing = ReadWriteLock(), threading.Lock(), threading.Lock()
         self._inserts = GroupCommit(self._insert_all, self._joins)
         self._reads_before = 0  # When the last group was stored.
+        self._generator = np.random.default_rng()  # Its methods lock it: readers may share it.
         self._generation = 0
         self._allocating = False
         self._name = name
@@ -126,16 +127,13 @@ class Table:
     def _parts(self, storing_device: torch.device, ring: Ring, rows: int) -> _Parts:
         """What holds rows that are not there yet; `rows` is the number of the directory that they get."""
         directory = None if self._kept is None else rows_directory(self._kept.path, rows)
-        storage: RowStorage = open_storage(storing_device, ring.buffer_size, directory)
+        storage = open_storage(storing_device, ring.buffer_size, directory)
         storage.ring = ring
-        # TorchRL's buffer holds the parts together; the hot paths below go to the parts.
-        writer = DurableWriter(self._ledger, self._flusher, self._lock.write(), self._forget_selections)
-        replay = TensorDictReplayBuffer(storage=storage, writer=writer, sampler=UniformSampler())
-        return storage, writer, replay
+        return storage, DurableWriter(storage, self._ledger, self._flusher, self._lock.write(), self._forget_selections)
 
     def _take_up(self, parts: _Parts, rows: int) -> None:
         """Works with other parts from now on. It calls nothing: an interrupt (Ctrl-C) comes before or after it."""
-        self._storage, self._writer, self._replay = parts
+        self._storage, self._writer = parts
         self._rows, self._schema, self._allocating = rows, None, False
         self._generation += 1
 
@@ -289,8 +287,7 @@ class Table:
         """
         with self._lock.read():
             self._schema_of_rows()
-            slots, _ = self._replay.sampler.sample(self._storage, rows)
-            return self._select(rows, _slices(slots.numpy()), fields)
+            return self._select(rows, _slices(self._storage.ring.draw(rows, self._generator)), fields)
 
     @lets_go
     def select_drawn(self, rows: int, generators: Sequence[np.random.Generator], fields: Sequence[str] | None = None) -> Selection:
@@ -395,7 +392,7 @@ class Table:
         """As `tdreplay.api.BaseReplayBuffer.reset`."""
         with self._alone():
             self._check_open()
-            self._restart(self._storage.max_size if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID))
+            self._restart(self._storage.buffer_size if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID))
 
     def _restart(self, buffer_size: int) -> None:
         ring, old = self._storage.ring.restart(buffer_size), self._storage

@@ -1,4 +1,4 @@
-"""Real servers on free ports and Unix sockets, and buffers of both kinds over them."""
+"""A real server on a free port, and rows that tell which they are."""
 
 from __future__ import annotations
 
@@ -6,57 +6,29 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tensordict import TensorDict
 
-from tdreplay.api import BaseReplayBuffer
-from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
-
-MakeBuffer = Callable[..., BaseReplayBuffer]
-TRANSPORTS = ("tcp", "unix")
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ReplayServer]]:
-    """One server for each kind of address, for the whole run. Every test uses tables of its own."""
-    socket = tmp_path_factory.mktemp("sockets") / "server.sock"
-    with ExitStack() as stack:
-        addresses = {"tcp": "127.0.0.1:0", "unix": f"unix:{socket}"}
-        yield {kind: stack.enter_context(ReplayServer(ServerConfig(address=address, max_tables=100_000))) for kind, address in addresses.items()}
+def address() -> Iterator[str]:
+    """Of one server for the whole run, which listens on TCP. Every test uses tables of its own."""
+    from tdreplay_server import ReplayServer, ServerConfig  # Here: the compliance suite runs where no server is installed, too.
 
-
-@pytest.fixture
-def address(servers: dict[str, ReplayServer]) -> str:
-    """Of the server that listens on TCP."""
-    return servers["tcp"].address
+    with ReplayServer(ServerConfig(address="127.0.0.1:0", max_tables=100_000)) as server:
+        yield server.address
 
 
 @pytest.fixture
 def table() -> str:
     """A name that no other test uses."""
     return f"table-{os.getpid()}-{next(_numbers)}"
-
-
-@pytest.fixture(params=["in-process", *TRANSPORTS])
-def make_buffer(request: pytest.FixtureRequest, servers: dict[str, ReplayServer]) -> Iterator[MakeBuffer]:
-    """Makes empty buffers of one kind: ``make_buffer(buffer_size, device="cpu")``."""
-    with ExitStack() as stack:
-
-        def make(buffer_size: int, device: str = "cpu") -> BaseReplayBuffer:
-            if request.param == "in-process":
-                return stack.enter_context(ReplayBuffer(device, "cpu", buffer_size))
-            name = f"table-{os.getpid()}-{next(_numbers)}"
-            server = servers[request.param].address
-            return stack.enter_context(RemoteReplayBuffer(server, table=name, buffer_size=buffer_size, device=device))
-
-        yield make
 
 
 def rows(n: int, start: int = 0) -> TensorDict:

@@ -11,7 +11,7 @@ import pytest
 from restarts import Phoenix
 
 from conftest import numbers, rows
-from tdreplay.errors import EmptyTableError, InvalidArgumentError, ServerUnavailableError
+from tdreplay.errors import EmptyTableError, ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
 from tdreplay_client.transport.retry_budget import LONGEST_PAUSE, RetryBudget, jittered
 
@@ -52,16 +52,6 @@ def test_it_waits_as_long_as_the_timeout_says(phoenix):
 
 
 # -- the first row ------------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("read", ["sample_batch", "sample_random"])
-def test_a_batch_may_wait_for_the_first_row(make_buffer, read):
-    buffer = make_buffer(10)
-    adding = soon(lambda: buffer.add_batch(rows(1, 7)))
-    assert numbers(getattr(buffer, read)(3, wait=True)) == [7, 7, 7]
-    adding.join()
-    with pytest.raises(InvalidArgumentError, match="wait"):
-        buffer.sample_batch(3, wait="long")
 
 
 def test_a_stream_waits_for_the_first_row(address, table):

@@ -20,31 +20,6 @@ def counts(buffer: BaseReplayBuffer) -> tuple[int, int]:
     return state.insert_count, state.write_count
 
 
-def test_a_reset_makes_the_row_ids_jump_and_not_the_count(make_buffer, tmp_path):
-    buffer = make_buffer(10)
-    assert counts(buffer) == (0, 0)
-    buffer.add_batch(rows(13))
-    assert counts(buffer) == (13, 13)
-    buffer.reset()
-    assert counts(buffer) == (13, 20)
-    buffer.add(rows(1)[0])
-    assert counts(buffer) == (14, 21)
-    buffer.reset(7)
-    buffer.add_batch(rows(2))
-    assert counts(buffer) == (16, 23)
-
-
-def test_a_rewind_takes_the_row_ids_back_and_not_the_count(make_buffer, tmp_path):
-    buffer = make_buffer(10)
-    buffer.add_batch(rows(4))
-    buffer.save(tmp_path / "then")
-    buffer.add_batch(rows(3))
-    buffer.load(tmp_path / "then")
-    assert counts(buffer) == (7, 4)
-    buffer.add_batch(rows(5))
-    assert counts(buffer) == (12, 9)
-
-
 def changed(buffer: BaseReplayBuffer, path: Path) -> None:
     """Inserts 9 rows, with a reset and a rewind between them: 5 live rows, of the ids [10, 15)."""
     buffer.add_batch(rows(3))

@@ -11,13 +11,13 @@ import pytest
 import torch
 from tensordict import LazyStackedTensorDict, NonTensorData, TensorDict
 
-from conftest import MakeBuffer, files_under, numbers, rows
+from compliance.kinds import MakeBuffer
+from conftest import files_under, numbers, rows
 from tdreplay import errors
 from tdreplay.api import BaseReplayBuffer
 from tdreplay.v1.replay_buffer_pb2 import RewindRequest
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig
 
 Step = Callable[[BaseReplayBuffer], Any]
 HUGE = (1 << 20) + 1
@@ -309,9 +309,9 @@ def test_a_storing_device_that_is_not_there_is_refused(address, table):
         RemoteReplayBuffer(address, table=table, buffer_size=4, storing_device="cuda:77")
 
 
-def test_refused_rows_leave_every_byte_on_disk_as_it_was(tmp_path):
-    with ReplayServer(ServerConfig(address="127.0.0.1:0", data_dir=tmp_path / "data", buffer_size=10)) as server:
-        with RemoteReplayBuffer(server.address) as buffer:
+def test_refused_rows_leave_every_byte_on_disk_as_it_was(own_server, tmp_path):
+    with own_server(data_dir=tmp_path / "data", buffer_size=10) as address:
+        with RemoteReplayBuffer(address) as buffer:
             buffer.add_batch(rows(6))
             before = files_under(tmp_path)
             assert any(before.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -16,12 +15,6 @@ from tdreplay.limits import MAX_HEADER_BYTES
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
-
-
-@pytest.fixture
-def stub(address) -> Iterator[ReplayBufferServiceStub]:
-    with grpc.insecure_channel(address) as channel:
-        yield ReplayBufferServiceStub(channel)
 
 
 def fill(stub: ReplayBufferServiceStub, table: str, **columns: np.ndarray) -> None:

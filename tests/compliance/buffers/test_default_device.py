@@ -10,7 +10,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from conftest import MakeBuffer, numbers, rows
+from compliance.kinds import MakeBuffer
+from conftest import numbers, rows
 from tdreplay.api import BaseReplayBuffer
 from tdreplay_client import RemoteReplayBuffer
 

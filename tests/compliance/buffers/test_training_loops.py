@@ -1,35 +1,27 @@
-"""A training loop sees the same batches over the wire as in its own process: transition by transition, epoch by epoch."""
+"""A training loop sees the same batches in every kind of buffer as in its own process: transition by transition, epoch by epoch."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 
+from compliance.kinds import MakeBuffer
 from tdreplay.api import BaseReplayBuffer
 from tdreplay.errors import SchemaError
-from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayBuffer
 
 Loop = Callable[[BaseReplayBuffer], list[TensorDict]]
 Buffers = Callable[..., tuple[BaseReplayBuffer, BaseReplayBuffer]]
 
 
 @pytest.fixture
-def buffers(address: str, table: str) -> Iterator[Buffers]:
-    """Makes an empty buffer of each kind."""
-    with ExitStack() as stack:
-
-        def make(buffer_size: int, *, cast: bool = False) -> tuple[BaseReplayBuffer, BaseReplayBuffer]:
-            here = stack.enter_context(ReplayBuffer("cpu", "cpu", buffer_size, cast=cast))
-            return here, stack.enter_context(RemoteReplayBuffer(address, table=table, buffer_size=buffer_size, cast=cast))
-
-        yield make
+def buffers(in_process: MakeBuffer, make_buffer: MakeBuffer) -> Buffers:
+    """Makes an empty buffer in process, and one of the kind under test."""
+    return lambda buffer_size, **options: (in_process(buffer_size, **options), make_buffer(buffer_size, **options))
 
 
 def transition(step: int, action: torch.Tensor, device: torch.device) -> TensorDict:
@@ -82,7 +74,7 @@ def discrete(buffer: BaseReplayBuffer) -> list[TensorDict]:
 @pytest.mark.parametrize(
     ("loop", "buffer_size", "cast"), [(on_policy, 32, False), (off_policy, 20, False), (off_policy, 20, True), (discrete, 20, True)]
 )
-def test_a_training_loop_sees_the_same_batches_over_the_wire(buffers, loop, buffer_size, cast):
+def test_a_training_loop_sees_the_same_batches_as_in_process(buffers, loop, buffer_size, cast):
     here, there = (loop(buffer) for buffer in buffers(buffer_size, cast=cast))
     assert len(here) == len(there) > 0
     for one, other in itertools.zip_longest(here, there):

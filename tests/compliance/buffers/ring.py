@@ -1,29 +1,20 @@
-"""A long random run of calls against a plain Python ring: every call must do what the ring does, in process and over the wire."""
+"""A long random run of calls against a plain Python ring: every call must do what the ring does."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from conftest import numbers, rows
 from tdreplay.api import BaseReplayBuffer
 from tdreplay.errors import EmptyTableError, MissingRowsError
-from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayBuffer, ReplayServer
-from tdreplay_server.checkpoints.restore import restore
 
 SETTINGS = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
-_names = itertools.count()
 
 
 class Ring:
@@ -150,70 +141,3 @@ class Model(RuleBasedStateMachine):
         if hasattr(self, "buffer"):
             self.buffer.close()
             self.directory.cleanup()
-
-
-def test_in_process_buffer_is_a_ring() -> None:
-    class InProcess(Model):
-        def make(self, buffer_size: int) -> BaseReplayBuffer:
-            return ReplayBuffer("cpu", torch.device("cpu"), buffer_size)
-
-    run_state_machine_as_test(InProcess, settings=SETTINGS)
-
-
-@pytest.mark.parametrize("transport", ["tcp", "unix"])
-def test_remote_buffer_is_a_ring(servers: dict[str, ReplayServer], transport: str) -> None:
-    names: Iterator[str] = (f"model-{os.getpid()}-{number}" for number in _names)
-
-    class Remote(Model):
-        def make(self, buffer_size: int) -> BaseReplayBuffer:
-            return RemoteReplayBuffer(servers[transport].address, table=next(names), buffer_size=buffer_size)
-
-    run_state_machine_as_test(Remote, settings=SETTINGS)
-
-
-class Persistent(Model):
-    """A buffer in a directory, which is opened again, dies and is restored between any two calls."""
-
-    durability = "process"
-
-    def make(self, buffer_size: int) -> BaseReplayBuffer:
-        self.home = tempfile.TemporaryDirectory()
-        self.places = (Path(self.home.name) / str(number) for number in itertools.count())
-        return self.open(next(self.places), buffer_size)
-
-    def open(self, place: Path, buffer_size: int) -> BaseReplayBuffer:
-        self.place = place
-        return ReplayBuffer("cpu", "cpu", buffer_size, directory=place, durability=self.durability)
-
-    @rule()
-    def reopen(self) -> None:
-        self.buffer.close()
-        self.buffer = self.open(self.place, self.ring.buffer_size)
-
-    @rule()
-    def die(self) -> None:
-        """What a process leaves that is killed now: its files as they are."""
-        copy = next(self.places)
-        shutil.copytree(self.place, copy)
-        self.buffer.close()
-        self.buffer = self.open(copy, self.ring.buffer_size)
-
-    @rule()
-    def restore(self) -> None:
-        checkpoint = self.buffer.checkpoint("one")
-        assert (checkpoint.rows, checkpoint.write_count) == (len(self.ring.slots), self.ring.write_count)
-        self.buffer.close()
-        restored = next(self.places)
-        restore(Path(checkpoint.path), restored, "default")
-        self.buffer = self.open(restored / "tables" / "default", self.ring.buffer_size)
-
-    def teardown(self) -> None:
-        super().teardown()
-        if hasattr(self, "home"):
-            self.home.cleanup()
-
-
-@pytest.mark.parametrize("level", ["process", "power"])
-def test_a_buffer_in_a_directory_is_a_ring_whatever_becomes_of_its_process(level: str) -> None:
-    machine = type("AtLevel", (Persistent,), {"durability": level})
-    run_state_machine_as_test(machine, settings=SETTINGS)

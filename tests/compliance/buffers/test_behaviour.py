@@ -1,4 +1,4 @@
-"""What a replay buffer does: the same in process, over TCP and over a Unix socket."""
+"""What a replay buffer does, of whatever kind it is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 import torch
 from tensordict import LazyStackedTensorDict, TensorDict
 
-from conftest import MakeBuffer, numbers, rows
+from compliance.kinds import MakeBuffer
+from conftest import numbers, rows
 from tdreplay.api import BaseReplayBuffer
+from tdreplay.errors import InvalidArgumentError
 from tdreplay.fields import DTYPES
 
 
@@ -377,3 +379,14 @@ def test_readers_beside_writers_see_whole_rows(make_buffer):
     assert not any(thread.is_alive() for thread in threads)
     assert failures == []
     assert buffer.state().write_count == 50 + 60 * 8
+
+
+@pytest.mark.parametrize("read", ["sample_batch", "sample_random"])
+def test_a_batch_may_wait_for_the_first_row(make_buffer, read):
+    buffer = make_buffer(10)
+    adding = threading.Timer(0.3, lambda: buffer.add_batch(rows(1, 7)))
+    adding.start()
+    assert numbers(getattr(buffer, read)(3, wait=True)) == [7, 7, 7]
+    adding.join()
+    with pytest.raises(InvalidArgumentError, match="wait"):
+        buffer.sample_batch(3, wait="long")

@@ -1,0 +1,12 @@
+"""Every kind of buffer does what a plain Python ring does, in a long random run of calls."""
+
+from __future__ import annotations
+
+from hypothesis.stateful import run_state_machine_as_test
+
+from compliance.buffers.ring import SETTINGS, Model
+
+
+def test_a_buffer_is_a_ring(make_buffer) -> None:
+    machine = type("Machine", (Model,), {"make": lambda _, buffer_size: make_buffer(buffer_size)})
+    run_state_machine_as_test(machine, settings=SETTINGS)

@@ -1,0 +1,1 @@
+"""The wire: what a client in any language may rely on."""

@@ -96,9 +96,10 @@ floors: install ## Test the client alone, with the newest and the oldest version
 
 check: lint types protos-check test floors ## What CI runs, with docker-test after it.
 
-lint: install ## Check style, and the proto's rules.
+lint: install ## Check style, which module imports which, and the proto's rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint protos
 
 types: install ## Check types.

@@ -19,7 +19,7 @@ from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, MAX_HEAD_BYTES, MOS
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_server import ReplayServer, ServerConfig
-from tdreplay_server.transport.shared_memory import TOTAL_SHARED_BYTES, SharedSlots
+from tdreplay_server.transport.shared_memory import TOTAL_SHARED_BYTES, Segments
 
 LARGE = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
 
@@ -203,7 +203,7 @@ def test_negative_slots_are_refused(sharing):
 
 
 def test_slots_that_two_threads_lend_and_release_are_lent_once():
-    slots, rounds, together = SharedSlots(4, 1 << 12, None), 300, threading.Barrier(2)
+    slots, rounds, together = Segments(4, 1 << 12, None), 300, threading.Barrier(2)
     refusals: list[int] = []
 
     def release_the_same() -> None:

@@ -19,10 +19,11 @@ from tdreplay_server.tables.draws import generators_of
 from tdreplay_server.tables.registry import Tables
 from tdreplay_server.tables.selection import Selection
 from tdreplay_server.tables.table import Table
-from tdreplay_server.transport.batches import Credits, blocks, merged, per_message, slot_bytes, streamed
 from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.checkpoint_progress import checkpointed
-from tdreplay_server.transport.shared_memory import SharedMemory, SharedSlots, offer
+from tdreplay_server.transport.credits import Credits
+from tdreplay_server.transport.encoding import batches_per_message, block_bytes, merged, messages, streamed
+from tdreplay_server.transport.shared_memory import Segments, SharedMemory, offer
 
 __all__ = ["ReplayBufferService"]
 
@@ -43,13 +44,13 @@ class ReplayBufferService:
         if opening is None:
             return
         offered = opening.head.shared_slots
-        with self._shared_memory.share(call.peer, offered, opening.head.slot_bytes) as slots:
+        with self._shared_memory.share(call.peer, offered, opening.head.slot_bytes) as segments:
             if offered:
-                yield pb.AddBatchResponse(shared_memory=offer(slots))
+                yield pb.AddBatchResponse(shared_memory=offer(segments))
             table = opening.head.table
             for request in requests if offered else itertools.chain([opening], requests):
                 table = request.head.table or table
-                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, *_block(request, slots)))
+                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, *_block(request, segments)))
 
     def Sample(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
@@ -57,40 +58,40 @@ class ReplayBufferService:
         draw = _drawing(table, query, query.first_batch, rows, fields)
         example = table.select_random(1, fields)
         draw = draw if query.standing else _unchanging(draw, example)
-        most = per_message(query.batches_per_message, rows, example.fields)
+        most = batches_per_message(query.batches_per_message, rows, example.fields)
         call.accept()
-        with self._shared_memory.share(call.peer, query.shared_slots, slot_bytes(most, rows, example)) as slots:
-            granted = Credits(query.credits, requests, slots)
+        with self._shared_memory.share(call.peer, query.shared_slots, block_bytes(most, rows, example)) as segments:
+            granted = Credits(query.credits, requests, segments)
             draws = ((draw(batches), rows) for batches in iter(lambda: granted.take(most), 0))
-            yield from streamed(table, draws, pb.SampleResponse, slots, query.shared_slots > 0)
+            yield from streamed(table, draws, pb.SampleResponse, segments, offered=query.shared_slots > 0)
 
     def SampleBatch(self, request: Request, call: Call) -> Iterator[bytes]:
         table, rows = self._tables[request.head.table], check_batch_size(request.head.batch_size)
         draw = _drawing(table, request.head, request.head.batch, rows, _fields(request.head.fields))
-        return blocks(table, draw(1), pb.SampleBatchResponse, rows)
+        return messages(table, draw(1), pb.SampleBatchResponse, rows)
 
     def SampleByIndex(self, request: Request, call: Call) -> Iterator[bytes]:
         table, query = self._tables[request.head.table], request.head
         rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
         selection = table.select_slots(np.array(query.index, np.int64), _fields(query.fields))
-        return blocks(table, selection, pb.SampleByIndexResponse, rows)
+        return messages(table, selection, pb.SampleByIndexResponse, rows)
 
     def SampleAll(self, request: Request, call: Call) -> Iterator[bytes]:
         table = self._tables[request.head.table]
         selection = table.select_all(_fields(request.head.fields))
-        return blocks(table, selection, pb.SampleAllResponse, selection.rows)
+        return messages(table, selection, pb.SampleAllResponse, selection.rows)
 
     def Epoch(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
         table, epochs = self._tables[query.table], _epoch_query(query)
         example = table.select_all(epochs.fields)
-        most = per_message(query.batches_per_message, epochs.batch_size, example.fields)
+        most = batches_per_message(query.batches_per_message, epochs.batch_size, example.fields)
         check_whole(query.credits, "credits", 0)
         chosen = table.select_epochs(epochs)
         call.accept()
-        with self._shared_memory.share(call.peer, query.shared_slots, slot_bytes(most, min(epochs.batch_size, example.rows), example)) as slots:
-            batches = merged(chosen, most, Credits(query.credits, requests, slots))
-            yield from streamed(table, batches, pb.EpochResponse, slots, query.shared_slots > 0)
+        with self._shared_memory.share(call.peer, query.shared_slots, block_bytes(most, min(epochs.batch_size, example.rows), example)) as segments:
+            batches = merged(chosen, most, Credits(query.credits, requests, segments))
+            yield from streamed(table, batches, pb.EpochResponse, segments, offered=query.shared_slots > 0)
 
     def Describe(self, request: Request, call: Call) -> pb.DescribeResponse:
         state = self._tables[request.head.table].state()
@@ -133,13 +134,13 @@ class ReplayBufferService:
         return pb.RewindResponse()
 
 
-def _block(request: Request, slots: SharedSlots | None) -> tuple[Bytes, bool]:
-    """The memory in which a request's block lies, and whether it goes on after the block: a slot does."""
+def _block(request: Request, segments: Segments | None) -> tuple[Bytes, bool]:
+    """The memory in which a request's block lies, and whether that may be longer than the block, as a segment is."""
     if not request.head.HasField("slot"):
         return request.block, False
-    if slots is None:
+    if segments is None:
         raise InvalidArgumentError(f"slot ({request.head.slot}): the server shares no memory with this call")
-    return slots[request.head.slot], True
+    return segments[request.head.slot], True
 
 
 def _insert(tables: Tables, name: str, head: Any, block: Bytes, longer: bool = False) -> dict[str, Any]:

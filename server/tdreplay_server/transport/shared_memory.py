@@ -2,7 +2,9 @@
 
 It is an anonymous file (memfd) with a fixed size. A client opens it by its name under ``/proc``, which only processes of the same user can. It has no
 name in any directory, so nothing is left behind, whoever dies: the kernel frees it when neither side maps it any more. Clients in other containers do
-not see the server's ``/proc``: for them it can be a file in a folder that they share with the server.
+not see the server's ``/proc``. For them the file can lie in a folder that they share with the server.
+
+The file is divided into segments. The wire calls them slots (`shared_slots`, `slot_bytes`, `released_slots`).
 """
 
 from __future__ import annotations
@@ -28,33 +30,33 @@ from tdreplay.processes import Owner
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.system.logs import log
 
-__all__ = ["SharedMemory", "SharedSlots", "offer"]
+__all__ = ["Segments", "SharedMemory", "offer"]
 
 PAGE = 4096
 LOCAL_PEERS = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
 PREFIX, SUFFIX = "tdreplay-", ".slots"
 TOTAL_SHARED_BYTES = 1 << 30
-"""Of all calls of a server together. Where no more can be had, blocks travel in messages."""
+"""The most shared memory of all calls of a server together. Where it is used up, blocks travel in messages."""
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-class SharedSlots:
-    """Slots for blocks. Several threads may lend and release them.
+class Segments:
+    """Shared memory in equal parts, each for one block. Several threads may lend and release them.
 
     Args:
-        slots: how many.
-        slot_bytes: that a block may have.
+        count: the number of segments.
+        segment_bytes: the least size of a segment. It is rounded up to whole pages.
         folder: where their file gets a name; None: it has none.
 
     Raises:
         OSError: the memory cannot be had.
     """
 
-    def __init__(self, slots: int, slot_bytes: int, folder: Path | None) -> None:
-        self._slots, self._slot_bytes = slots, -(-slot_bytes // PAGE) * PAGE
-        self._free, self._lent = list(range(slots)), set[int]()
+    def __init__(self, count: int, segment_bytes: int, folder: Path | None) -> None:
+        self._count, self._segment_bytes = count, -(-segment_bytes // PAGE) * PAGE
+        self._free, self._lent = list(range(count)), set[int]()
         self._lock = threading.Lock()
-        size = SHARED_SLOTS_START + self._slots * self._slot_bytes
+        size = SHARED_SLOTS_START + self._count * self._segment_bytes
         self._file, self._path = _anonymous(size) if folder is None else _named(folder, size)
         self._named = folder is not None
         self._owner = Owner("the shared memory")
@@ -64,43 +66,46 @@ class SharedSlots:
 
     def offer(self) -> pb.SharedMemory:
         """What a client needs to map them."""
-        return pb.SharedMemory(path=self._path, nonce=self._nonce, slots=self._slots, slot_bytes=self._slot_bytes)
+        return pb.SharedMemory(path=self._path, nonce=self._nonce, slots=self._count, slot_bytes=self._segment_bytes)
 
     def lend(self, block_bytes: int) -> tuple[int, Bytes] | None:
-        """A slot for a block of that size, which is the client's until it releases it, and its memory; None where it fits into none that is free."""
+        """A segment for a block of that size, and as much of its memory. It is the client's until the client releases it.
+
+        None: no segment is free, or the block is larger than a segment.
+        """
         with self._lock:
-            if block_bytes > self._slot_bytes or not self._free:
+            if block_bytes > self._segment_bytes or not self._free:
                 return None
-            slot = self._free.pop()
-            self._lent.add(slot)
-        return slot, self[slot][:block_bytes]
+            segment = self._free.pop()
+            self._lent.add(segment)
+        return segment, self[segment][:block_bytes]
 
-    def release(self, slots: Iterable[int]) -> None:
-        """Takes back what was lent.
+    def release(self, segments: Iterable[int]) -> None:
+        """Takes back segments that were lent.
 
         Raises:
-            InvalidArgumentError: one of them was not.
+            InvalidArgumentError: one of them was not lent. Those before it are free again.
         """
         with self._lock:
-            for slot in slots:
-                if slot not in self._lent:
-                    raise InvalidArgumentError(f"released_slots ({slot}): the server has not lent it")
-                self._lent.remove(slot)
-                self._free.append(slot)
+            for segment in segments:
+                if segment not in self._lent:
+                    raise InvalidArgumentError(f"released_slots ({segment}): the server has not lent it")
+                self._lent.remove(segment)
+                self._free.append(segment)
 
-    def __getitem__(self, slot: int) -> Bytes:
-        """The memory of a slot.
+    def __getitem__(self, segment: int) -> Bytes:
+        """The memory of a segment.
 
         Raises:
-            InvalidArgumentError: there is no such slot.
+            InvalidArgumentError: there is no such segment.
         """
-        if not 0 <= slot < self._slots:
-            raise InvalidArgumentError(f"slot ({slot}) must be one of the {self._slots} that the server offered")
-        start = SHARED_SLOTS_START + slot * self._slot_bytes
-        return self._memory[start : start + self._slot_bytes]
+        if not 0 <= segment < self._count:
+            raise InvalidArgumentError(f"slot ({segment}) must be one of the {self._count} that the server offered")
+        start = SHARED_SLOTS_START + segment * self._segment_bytes
+        return self._memory[start : start + self._segment_bytes]
 
     def close(self) -> None:
-        """Gives the memory back, once the client has unmapped it too."""
+        """Gives the memory back. The kernel frees it when the client has unmapped it too."""
         if self._named and self._owner.is_here:
             with suppress(FileNotFoundError):  # Others can write to the folder as well.
                 os.unlink(self._path)
@@ -108,20 +113,24 @@ class SharedSlots:
         del self._memory
 
 
-def offer(slots: SharedSlots | None) -> pb.SharedMemory:
-    """What answers a client's wish for shared memory."""
-    return pb.SharedMemory() if slots is None else slots.offer()
+def offer(segments: Segments | None) -> pb.SharedMemory:
+    """What answers a client's wish for shared memory. It is empty where the client gets none."""
+    return pb.SharedMemory() if segments is None else segments.offer()
 
 
 class Budget:
-    """Bytes that may be taken, by any thread, and come back."""
+    """A number of bytes, of which any thread may take some and give them back.
+
+    Args:
+        size: the bytes.
+    """
 
     def __init__(self, size: int) -> None:
         self._left = size
         self._lock = threading.Lock()
 
     def take(self, size: int) -> bool:
-        """Takes so many; False where fewer are left."""
+        """Takes `size` bytes. False: fewer are left, and none was taken."""
         with self._lock:
             enough = size <= self._left
             self._left -= size if enough else 0
@@ -135,27 +144,32 @@ class Budget:
 
 @dataclass(frozen=True)
 class SharedMemory:
-    """Makes slots for the clients that can reach them, of at most `TOTAL_SHARED_BYTES` in all.
+    """Makes segments for the clients that can reach them, of at most `TOTAL_SHARED_BYTES` for all clients together.
 
     Attributes:
-        folder: that clients share with the server; None: those whose connection shows that they are on this host get anonymous files.
+        folder: a folder that clients share with the server; None: clients whose connection shows that they are on this host get anonymous files.
     """
 
     folder: Path | None = None
     _budget: Budget = field(default_factory=lambda: Budget(TOTAL_SHARED_BYTES))
 
     @contextmanager
-    def share(self, peer: str, wanted: int, block_bytes: int) -> Iterator[SharedSlots | None]:
-        """Up to `wanted` slots for blocks of that size, where the client may reach them and they pay; else None.
+    def share(self, peer: str, wanted: int, block_bytes: int) -> Iterator[Segments | None]:
+        """Up to `wanted` segments for blocks of `block_bytes`. None: the client cannot reach them, or blocks of that size do not pay for them.
+
+        Args:
+            peer: the client's address, as gRPC writes it.
+            wanted: the number of segments that the client asks for.
+            block_bytes: the size of a block.
 
         Raises:
-            InvalidArgumentError: the size, or the number of slots, is negative.
+            InvalidArgumentError: a number is negative.
         """
         check_whole(wanted, "shared_slots", 0)
         pays = check_whole(block_bytes, "slot_bytes", 0) >= LEAST_SHARED_BYTES and self._may_reach(peer)
-        slots = min(wanted, MOST_SHARED_BYTES // block_bytes) if pays else 0
-        with self._taken(slots * block_bytes) as enough:
-            shared = self._allocated(slots, block_bytes) if slots and enough else None
+        count = min(wanted, MOST_SHARED_BYTES // block_bytes) if pays else 0
+        with self._taken(count * block_bytes) as enough:
+            shared = self._allocated(count, block_bytes) if count and enough else None
             try:
                 yield shared
             finally:
@@ -174,20 +188,22 @@ class SharedMemory:
                 self._budget.give_back(size)
 
     def sweep(self) -> None:
-        """Removes the files of servers that were killed: nobody holds their locks. Those of other users stay, and so does what is no file."""
+        """Removes the files of servers that were killed: nobody holds their locks. Other users' files stay, and so does what is not a file."""
         for path in self.folder.glob(f"{PREFIX}*{SUFFIX}") if self.folder is not None else ():
-            with suppress(OSError):  # Whatever else others put there is nothing to this server.
+            with suppress(OSError):  # Others may put anything there.
                 _remove_abandoned(path)
 
     def _may_reach(self, peer: str) -> bool:
-        """Who shares a folder cannot be told from an address: the client finds out, and does without where it does not."""
+        """Whether a client may have the same memory. An address does not tell who shares a folder: the client tries, and does without if it fails."""
         return self.folder is not None or peer.startswith(LOCAL_PEERS)
 
-    def _allocated(self, slots: int, block_bytes: int) -> SharedSlots | None:
+    def _allocated(self, count: int, segment_bytes: int) -> Segments | None:
         try:
-            return SharedSlots(slots, block_bytes, self.folder)
+            return Segments(count, segment_bytes, self.folder)
         except OSError as error:
-            log.warning("no shared memory for a client, so its batches travel in messages", slots=slots, bytes=slots * block_bytes, error=str(error))
+            log.warning(
+                "no shared memory for a client, so its batches travel in messages", segments=count, bytes=count * segment_bytes, error=str(error)
+            )
             return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -78,11 +80,13 @@ def test_a_batch_that_was_sampled_can_be_inserted_again_without_them(make_buffer
     assert sorted(numbers(buffer.sample_all())) == [0, 0, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
-def test_the_files_of_a_table_hold_those_that_are_persisted_and_no_others(tmp_path):
+def test_a_table_and_its_checkpoint_keep_those_that_are_persisted_and_no_others(tmp_path):
     with ReplayServer(ServerConfig(address="127.0.0.1:0", data_dir=tmp_path)) as server, RemoteReplayBuffer(server.address, buffer_size=8) as buffer:
         buffer.add_batch(rows(11))
-        own = sum(8 * field.row_bytes for field in buffer.state().schema.fields)
-        assert sum(path.stat().st_size for path in tmp_path.rglob("*.memmap")) == own + sum(8 * field.row_bytes for field in PERSISTED_FIELDS)
+        made = buffer.checkpoint("one")
+        kept = 8 * sum(field.row_bytes for field in (*buffer.state().schema.fields, *PERSISTED_FIELDS))
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.memmap")) == kept
+    assert sum(path.stat().st_size for path in Path(made.path).iterdir() if "manifest" not in path.name) == made.bytes == kept
 
 
 def test_the_index_is_the_slot_and_the_row_id_counts_all_rows(make_buffer):

@@ -84,7 +84,7 @@ def _filled(directory: Path, checkpoint: Path, manifest: Manifest, buffer_size: 
     try:
         if manifest.schema is not None:
             storage.allocate(manifest.schema)
-            for number, field in enumerate(manifest.schema.fields):
+            for number, field in enumerate(manifest.schema.stored_fields):
                 _fill(storage, ring, checkpoint, manifest, number, field)
     finally:
         storage.release()

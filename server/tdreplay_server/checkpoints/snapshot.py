@@ -70,7 +70,7 @@ class Snapshot:
         self._error: OSError | None = None
         self._saving, self._first_in_line = threading.Lock(), threading.Lock()
         try:
-            for number, field in enumerate(schema.fields if schema else ()):
+            for number, field in enumerate(schema.stored_fields if schema else ()):
                 self._files.append((field, open_file(directory / rows_file(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)))
         except OSError:
             self.close()

@@ -38,4 +38,4 @@ def trusted(ring: Ring, unflushed: tuple[tuple[int, int, int], ...], storage: Ro
 def digest_of_rows(storage: RowStorage, schema: Schema, first: int, rows: int) -> int:
     """The digest of the rows ``[first, first + rows)`` as they are stored; they fit into the ring."""
     ranges = slot_ranges(first, rows, storage.buffer_size)
-    return digest_of({field.name: [storage.rows(*part, field.name) for part in ranges] for field in schema.fields if field.row_bytes})
+    return digest_of({field.name: [storage.rows(*part, field.name) for part in ranges] for field in schema.stored_fields if field.row_bytes})

@@ -38,7 +38,7 @@ def read_table(path: Path, *, torn_end: bool = False) -> JournalState:
     """
     check_tree(path)
     found = read_journal(path, torn_end=torn_end)
-    for number, field in enumerate(found.schema.fields if found.schema else ()):
+    for number, field in enumerate(found.schema.stored_fields if found.schema else ()):
         file, size = rows_directory(path, found.generation) / column_file(number), found.ring.buffer_size * field.row_bytes
         there = file.stat().st_size if file.is_file() else 0
         if there != size:

@@ -60,12 +60,12 @@ class MemmapRows(RowStorage):
 
     def _take_columns(self, schema: Schema, column: Callable[[int, tuple[int, ...], torch.dtype], torch.Tensor]) -> None:
         super()._take_columns(schema, column)
-        self._in_files = {f.name: FileRows(self._files[n], self._rows[f.name]) for n, f in enumerate(schema.fields) if f.name in self._rows}
+        self._in_files = {f.name: FileRows(self._files[n], self._rows[f.name]) for n, f in enumerate(schema.stored_fields) if f.name in self._rows}
         self._row_bytes = schema.row_bytes
 
     def allocate(self, schema: Schema) -> None:
         """As `RowStorage.allocate`. The descriptors that the files need must be left as well."""
-        files = sum(1 for field in schema.fields if field.row_bytes)
+        files = sum(1 for field in schema.stored_fields if field.row_bytes)
         check_descriptors(files, f"a table of {files} fields")
         super().allocate(schema)
 

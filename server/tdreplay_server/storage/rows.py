@@ -85,7 +85,7 @@ class RowStorage(ABC):
         """
 
     def _take_columns(self, schema: Schema, column: Callable[[int, tuple[int, ...], torch.dtype], torch.Tensor]) -> None:
-        self._columns = {field.name: column(n, (self.buffer_size, *field.shape), field.dtype) for n, field in enumerate(schema.fields)}
+        self._columns = {field.name: column(n, (self.buffer_size, *field.shape), field.dtype) for n, field in enumerate(schema.stored_fields)}
         self._rows = {name: as_rows(column) for name, column in self._columns.items() if column.device.type == "cpu" and column[:1].nbytes}
         self._targets = self._rows
 

@@ -290,7 +290,7 @@ def _check_default(data_dir: Path, found: dict[str, JournalState], buffer_size: 
 
 def _descriptors(found: JournalState) -> int:
     """That a table takes, once it is open."""
-    return TABLE_DESCRIPTORS + sum(1 for field in (found.schema.fields if found.schema else ()) if field.row_bytes)
+    return TABLE_DESCRIPTORS + sum(1 for field in (found.schema.stored_fields if found.schema else ()) if field.row_bytes)
 
 
 def _check_agrees(name: str, found: Table, buffer_size: int, device: str) -> None:

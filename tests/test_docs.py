@@ -63,9 +63,9 @@ def blocks_alone(*languages: str) -> list[object]:
 
 
 @pytest.mark.parametrize("block", blocks_alone("python"))
-def test_a_python_block_runs_when_it_is_pasted_alone(block, tmp_path, servers):
+def test_a_python_block_runs_when_it_is_pasted_alone(block, tmp_path, address):
     """In a process and a directory of its own, beside a server at the usual address."""
-    program = block.text.replace(ADDRESS, servers["tcp"].address)
+    program = block.text.replace(ADDRESS, address)
     ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
     assert ended.returncode == 0, ended.stderr
 

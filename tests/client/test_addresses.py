@@ -9,6 +9,7 @@ from tdreplay.errors import InvalidArgumentError
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
 from tdreplay_client.transport.addresses import check_target
 from tdreplay_client.transport.health import serves
+from tdreplay_server import ReplayServer, ServerConfig
 
 GOOD = [
     "127.0.0.1:50051",
@@ -94,11 +95,11 @@ def test_longer_forms_reach_the_server(address, form):
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "grpc_proxy", "https_proxy", "all_proxy"])
-def test_a_proxy_does_not_get_calls_to_this_host(servers, table, monkeypatch, name):
+def test_a_proxy_does_not_get_calls_to_this_host(address, table, monkeypatch, tmp_path, name):
     monkeypatch.setenv(name, "http://127.0.0.1:1")
-    tcp = servers["tcp"].address
-    for address in (tcp, tcp.replace("127.0.0.1", "localhost"), f"dns:///{tcp}", servers["unix"].address):
-        with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=5) as buffer:
-            buffer.add_batch(rows(2))
-            assert len(buffer.sample_batch(3)) == 3
-        assert serves(address, 5.0) == (True, "SERVING")
+    with ReplayServer(ServerConfig(address=f"unix:{tmp_path / 'server.sock'}")) as server:
+        for local in (address, address.replace("127.0.0.1", "localhost"), f"dns:///{address}", server.address):
+            with RemoteReplayBuffer(local, table=table, buffer_size=10, timeout=5) as buffer:
+                buffer.add_batch(rows(2))
+                assert len(buffer.sample_batch(3)) == 3
+            assert serves(local, 5.0) == (True, "SERVING")

@@ -1,4 +1,4 @@
-"""What is declared of a system field holds, for each of them: in process and on a real server."""
+"""What is declared of a system field holds, for each of them, in every kind of buffer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from conftest import numbers, rows
 from tdreplay.errors import FieldNotFoundError, SchemaError
 from tdreplay.system_fields import INDEX, PERSISTED_FIELDS, ROW_ID, SYSTEM_FIELDS, SystemField
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig
 
 OWN = {"obs", "action", "done", "next"}
 
@@ -80,8 +79,8 @@ def test_a_batch_that_was_sampled_can_be_inserted_again_without_them(make_buffer
     assert sorted(numbers(buffer.sample_all())) == [0, 0, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
-def test_a_table_and_its_checkpoint_keep_those_that_are_persisted_and_no_others(tmp_path):
-    with ReplayServer(ServerConfig(address="127.0.0.1:0", data_dir=tmp_path)) as server, RemoteReplayBuffer(server.address, buffer_size=8) as buffer:
+def test_a_table_and_its_checkpoint_keep_those_that_are_persisted_and_no_others(own_server, tmp_path):
+    with own_server(data_dir=tmp_path) as address, RemoteReplayBuffer(address, buffer_size=8) as buffer:
         buffer.add_batch(rows(11))
         made = buffer.checkpoint("one")
         kept = 8 * sum(field.row_bytes for field in (*buffer.state().schema.fields, *PERSISTED_FIELDS))

@@ -24,12 +24,12 @@ __all__ = ["ReplayServer"]
 
 
 class ReplayServer:
-    """A replay buffer server in this process. It listens from `start` (or ``with``) to `stop`. A fork of the process has none.
+    """A replay buffer server in this process. It listens from `start` (or ``with``) to `stop`. A fork of the process has no server.
 
     Args:
         config: its settings; None: the defaults.
-        on_failure: called once, from a thread of its own, when the disk failed: the server is to be stopped then, and may be stopped by it. It
-            acknowledges nothing more.
+        on_failure: called once, from a thread of its own, when the disk failed. From then on the server acknowledges nothing, and is to be stopped;
+            `on_failure` may do that.
 
     >>> with ReplayServer(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
     ...     print(server.address)  # doctest: +SKIP
@@ -57,7 +57,7 @@ class ReplayServer:
 
     @property
     def failure(self) -> StorageError | None:
-        """How the disk failed, where it did."""
+        """The error with which the disk failed; None: it did not fail."""
         return self._failure
 
     def _failed(self, error: StorageError) -> None:

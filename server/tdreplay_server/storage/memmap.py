@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from tensordict import MemoryMappedTensor
 
-from tdreplay.errors import StorageError
 from tdreplay.memory import Rows
 from tdreplay.schema import Schema
 from tdreplay_server.storage.paging import LARGE_BYTES, FileRows, blocks_read
@@ -19,6 +18,7 @@ from tdreplay_server.storage.ring import Slots
 from tdreplay_server.storage.rows import Inserts, RowStorage
 from tdreplay_server.system.descriptors import check_descriptors
 from tdreplay_server.system.disk import check_room, discard, reserve
+from tdreplay_server.system.disk_errors import unwritten
 from tdreplay_server.system.private_files import make_directory, open_file
 
 __all__ = ["MemmapRows", "column_file"]
@@ -108,7 +108,7 @@ class MemmapRows(RowStorage):
         try:
             super()._put(start, stop, columns)
         except OSError as error:
-            raise self._failed(error) from error
+            raise unwritten(error, self._place) from error
         self._file_writes = FILE_WRITES if blocks_read() != before else max(0, self._file_writes - 1)
         self._targets = self._in_files if self._file_writes else self._rows
 
@@ -140,11 +140,7 @@ class MemmapRows(RowStorage):
             for file in self._files.values():
                 os.fdatasync(file)  # It also writes what was changed through the mapping (mmap(2), MAP_SHARED; fsync(2)).
         except OSError as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: OSError) -> StorageError:
-        """Whatever the error is, a lack of space too: the space was reserved, and the kernel may not keep what it could not write."""
-        return StorageError(f"rows cannot be written to {self._place}: {error}")
+            raise unwritten(error, self._place) from error
 
     def release(self) -> None:
         """Unmaps the files. Those that have names stay."""

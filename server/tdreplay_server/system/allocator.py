@@ -1,4 +1,4 @@
-"""How the server's process keeps the memory that messages come and go in."""
+"""The server's process keeps freed memory, because the next message needs it again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # From glibc's mal
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc's malloc keep up to 32 MiB of freed memory, and use it again, in place of handing it back to the kernel after each message.
+    """Lets glibc's malloc keep up to 32 MiB of freed memory, and use it again. By itself it hands large blocks back to the kernel at once.
 
-    For the server's own process alone: it is a setting of the whole process. Every page that comes anew from the kernel costs a fault, and a batch
-    of 14 MB has 3,500 of them: they took more time than its copies. Elsewhere than with glibc nothing changes.
+    The kernel gives each new page at the price of a page fault. A batch of 14 MB has 3,500 pages, and their faults took longer than the batch's
+    copies. This is a setting of the whole process, so only the server's own process makes it. With another C library nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

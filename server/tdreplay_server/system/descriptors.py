@@ -11,12 +11,12 @@ from tdreplay.errors import ResourceExhaustedError
 __all__ = ["TABLE_DESCRIPTORS", "check_descriptors", "connection_limit", "file_limit", "none_left", "raise_file_limit"]
 
 TABLE_DESCRIPTORS = 4
-"""That the directory of an open table takes: its lock, and its journal thrice. Each field that has bytes takes one more."""
+"""Descriptors of an open table that has a directory: one of its lock, three of its journal. Each field that has bytes takes one more."""
 SPARE = 32
-"""That tables leave free: for the journals' short needs, for checkpoints, and for calls that share memory."""
+"""Descriptors that tables leave free: for short needs of their journals, for checkpoints, and for calls that share memory."""
 LEAST_CONNECTIONS = 16
 UNLIMITED = 1 << 20
-"""What stands for no limit."""
+"""Stands for a limit where the system sets none."""
 
 
 def raise_file_limit() -> None:
@@ -26,22 +26,22 @@ def raise_file_limit() -> None:
 
 
 def file_limit() -> int:
-    """How many descriptors this process may have."""
+    """The number of descriptors that this process may have."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return UNLIMITED if limit == resource.RLIM_INFINITY else limit
 
 
 def connection_limit() -> int:
-    """How many connections a server may have, so that its tables can open what they need: half of the limit, or what is left of it now."""
+    """The number of connections that leaves a server's tables the descriptors that they need: half of the limit, or what is left of it now."""
     limit = file_limit()
     return max(LEAST_CONNECTIONS, min(limit // 2, limit - _open() - SPARE))
 
 
 def check_descriptors(wanted: int, what: str) -> None:
-    """Passes where so many descriptors are left, and some to spare.
+    """Passes where `wanted` descriptors are left, and `SPARE` more.
 
     Raises:
-        ResourceExhaustedError: they are not; the message names `what` and the limit.
+        ResourceExhaustedError: fewer are left. The message names `what` needs them, and the limit.
     """
     limit, used = file_limit(), _open()
     if used + wanted + SPARE > limit:
@@ -63,4 +63,4 @@ def _open() -> int:
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:
-        return file_limit()  # There was none left to look with.
+        return file_limit()  # To look takes a descriptor, and none is left.

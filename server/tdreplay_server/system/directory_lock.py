@@ -1,4 +1,4 @@
-"""The lock of a directory: whose it is."""
+"""The lock of a directory: one process at a time has the directory."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SIGNATURE_BYTES = 20
 
 
 class DirectoryLock:
-    """Keeps a directory for this process, until it is closed or the process ends, however that ends, and whatever forks it leaves.
+    """Keeps a directory for this process, until the lock is closed or the process ends, even if it is killed. Forks do not have the lock.
 
     Args:
-        directory: it must be there.
-        reading: it is only read: others may read it too, and the lock, which must be there, need not be writable.
+        directory: the directory, which must be there.
+        reading: whether this process only reads the directory. Then others may read it too. The lock's file must be there, and need not be writable.
 
     Raises:
-        DirectoryInUseError: another process has it; the message names its pid.
-        FailedPreconditionError: the lock is a link, or no file.
+        DirectoryInUseError: another process has the directory. The message names its pid.
+        FailedPreconditionError: the lock is a link, or not a file.
         OSError: the lock cannot be opened.
     """
 
@@ -49,7 +49,7 @@ class DirectoryLock:
             raise DirectoryInUseError(f"{directory} was replaced or removed by another process meanwhile: open it again")
 
     def _is_of(self, directory: Path) -> bool:
-        """Whether the file that is locked is the one that others would lock now."""
+        """Whether others would lock the same file: somebody may have replaced it before it was locked."""
         try:
             there = (directory / LOCK).lstat()
         except FileNotFoundError:
@@ -63,7 +63,10 @@ class DirectoryLock:
         self.close()
 
     def sign(self) -> None:
-        """Notes who has the directory, for whoever else wants it, and keeps other users from locking it. Before that, nothing in it was changed."""
+        """Writes the pid into the lock, for the message to whoever else wants the directory, and keeps other users from locking it.
+
+        The first change that a process makes to the directory: it calls this when it has found that the directory is one it can use.
+        """
         with suppress(PermissionError):  # It is another user's.
             os.fchmod(self._file.number, FILE_MODE)
         try:

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and belong to one process."""
+"""Directories that appear whole or not at all, and the space that a disk has for them."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ __all__ = [
 ]
 
 NEW, OLD = ".new-", ".old-"
-"""How the names of directories begin that are not in place yet, or not any more."""
+"""Prefixes of the names of directories: of one that is not in place yet, and of one that is not in place any more."""
 SPARE_SHARE, SPARE_BYTES = 20, 1 << 30
-"""A twentieth of a disk, or 1 GiB where that is less, stays free for small tables, journals and checkpoints: no larger table may take it."""
+"""A twentieth of a disk, or 1 GiB where that is less, stays free for small tables, journals and checkpoints. A table that is larger than that
+may not take it."""
 
 
 def is_name(name: str) -> bool:
-    """Whether a table, or a checkpoint, may have that name, which is that of a directory as well."""
+    """Whether a table or a checkpoint may have that name. Its directory has the same name."""
     return re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) is not None
 
 
 def check_name(name: str, what: str) -> str:
-    """`name`, where it may be that of a directory.
+    """`name`, where a table or a checkpoint may have it.
 
     Raises:
         InvalidArgumentError: it may not.
@@ -57,7 +58,7 @@ def check_name(name: str, what: str) -> str:
 
 @lru_cache
 def boot_id() -> str:
-    """Which start of the machine this is; '' where the system does not say."""
+    """A text that is another one each time the machine starts; '' where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -65,10 +66,10 @@ def boot_id() -> str:
 
 
 def check_room(size: int, directory: Path) -> None:
-    """Passes where a table may take `size` bytes of a disk: they are there, and what a large one leaves is enough for the others.
+    """Passes where a table may take `size` bytes of the disk of `directory`. A large table must leave some for the others.
 
     Raises:
-        ResourceExhaustedError: it may not.
+        ResourceExhaustedError: the disk has too few left.
     """
     disk = shutil.disk_usage(directory)
     spare = min(disk.total // SPARE_SHARE, SPARE_BYTES)
@@ -92,7 +93,7 @@ def reserve(file: int, size: int, directory: Path) -> None:
 
 @contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
-    """A directory beside `target`, to be filled and put in its place; it is removed where that does not happen. No two of them have the same name."""
+    """A new directory beside `target`, with a name that no other has, to be filled and put in place. What is at its name afterwards is removed."""
     check_directory(target)
     make_directories(target.parent)
     scratch = _beside(target, NEW)
@@ -108,7 +109,7 @@ def _beside(target: Path, prefix: str) -> Path:
 
 
 def put_in_place(scratch: Path, target: Path) -> None:
-    """Makes a full directory appear as `target`, on the disk, all of it at once. What was there is at `scratch` then."""
+    """Makes a full directory appear as `target`, on the disk, all of it at once. What was at `target` is at `scratch` then."""
     while True:
         with suppress(FileExistsError):
             return put_new(scratch, target)
@@ -134,7 +135,7 @@ def put_new(scratch: Path, target: Path) -> None:
 
 
 def take_away(target: Path) -> Path:
-    """Gives a directory another name, at once, under which `remove_leftovers` finds it, and gives that."""
+    """Renames a directory, at once, so that its name is free. Gives the new name, by which `remove_leftovers` knows what to remove."""
     old = _beside(target, OLD)
     target.rename(old)
     try:
@@ -145,14 +146,14 @@ def take_away(target: Path) -> Path:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Removes what a process that died left half made, or half removed."""
+    """Removes what a process left half made, or half removed, when it died."""
     for path in parent.glob(".*"):
         if path.name.startswith((NEW, OLD)):
             discard(path)
 
 
 def discard(directory: Path, stopped: Callable[[], bool] = lambda: False) -> None:
-    """Removes a directory where it is there. What cannot be removed, or not before `stopped`, stays for `remove_leftovers`."""
+    """Removes a directory, if there is one. What cannot be removed, or is left when `stopped` says so, stays for `remove_leftovers`."""
     try:
         for parent, directories, files in os.walk(directory, topdown=False):
             for name in files:

@@ -7,11 +7,12 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tdreplay.errors import CorruptDataError, FailedPreconditionError, ReplayError, ResourceExhaustedError, StorageError
 from tdreplay_server.system.descriptors import file_limit, none_left
 
-__all__ = ["NO_MEMORY", "NO_SPACE", "disk_error", "disk_errors", "unreadable"]
+__all__ = ["NO_MEMORY", "NO_SPACE", "disk_error", "disk_errors", "unreadable", "unwritten"]
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
@@ -60,9 +61,17 @@ def disk_error(error: Exception, what: str) -> ReplayError:
 
 
 def unreadable(error: Exception, what: str) -> ReplayError:
-    """The error of the tree for one that came while stored bytes were read: they are broken, unless it is this process that may not read them."""
+    """The error of the tree for one that came while stored bytes were read. They are broken, unless this process lacks a right, or what it needs."""
     reason = disk_error(error, what)
     return CorruptDataError(f"{what} cannot be read: {error}") if isinstance(reason, StorageError) else reason
+
+
+def unwritten(error: Exception, place: Path) -> StorageError:
+    """The error of the tree for one that came while rows were written into space that was reserved for them.
+
+    The disk failed, whatever the error says, a lack of space too. The kernel may not keep what it could not write.
+    """
+    return StorageError(f"rows cannot be written to {place}: {error}")
 
 
 def _number(error: Exception) -> int | None:

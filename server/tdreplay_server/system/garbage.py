@@ -1,4 +1,4 @@
-"""How little the process of a command collects garbage in what it loaded."""
+"""The garbage collector of a command's process leaves alone what the command has loaded."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["loading"]
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Within it modules are imported that stay: no garbage is collected meanwhile, and no collection looks at them ever after.
+    """A block that imports modules which stay. No garbage is collected meanwhile, and no later collection looks at what is there at its end.
 
-    For a process of tdreplay's own alone: what else there was is kept too. torch and TorchRL bring 360,000 objects. Looking through them again and
-    again took a quarter of the time until a server was ready; each full collection later 150 ms, for which every call stood still; and the end of the
-    process a second.
+    Only a process that is tdreplay's own may do this, because garbage of others would stay for ever too. torch brings hundreds of thousands of
+    objects. To look through them again and again took a quarter of the time until a server was ready. Later each full collection took 150 ms, in
+    which every call stood still, and the end of the process took a second.
     """
     gc.disable()
     try:

@@ -21,7 +21,7 @@ H = TypeVar("H", bound=_Holder)
 
 
 def lets_go(method: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, P], R]:
-    """A method as `method`, which holds no lock after an error, wherever the error came from."""
+    """`method`, made to give back all locks that its thread holds when it ends with an error, wherever the error came from."""
 
     @wraps(method)
     def whole(self: H, /, *args: P.args, **kwargs: P.kwargs) -> R:

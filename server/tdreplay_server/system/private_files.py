@@ -95,13 +95,13 @@ def sync(path: Path) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Keeps other users out of a directory that an older version made, where it is ours."""
+    """Keeps other users out of a directory that an older version made. Another user's directory stays as it is."""
     with suppress(PermissionError):
         path.chmod(DIRECTORY_MODE)
 
 
 def check_directory(path: Path) -> None:
-    """Passes where a directory is there, or nothing.
+    """Passes where there is a directory, or nothing.
 
     Raises:
         FailedPreconditionError: it is a link, or a file.
@@ -112,7 +112,7 @@ def check_directory(path: Path) -> None:
 
 
 def check_no_link(path: Path) -> None:
-    """Passes where nothing, or anything but a link, is there.
+    """Passes where there is no link.
 
     Raises:
         FailedPreconditionError: it is a link.
@@ -122,10 +122,10 @@ def check_no_link(path: Path) -> None:
 
 
 def check_tree(path: Path) -> None:
-    """Passes where a directory holds nothing but directories and regular files, however deep, or is not there.
+    """Passes where all that a directory holds, however deep, are directories and regular files; and where there is no directory.
 
     Raises:
-        FailedPreconditionError: it has a link, or anything else, and may not be one itself.
+        FailedPreconditionError: it holds something else, such as a link, or is something else itself.
     """
     check_directory(path)
     for parent, directories, files in os.walk(path):

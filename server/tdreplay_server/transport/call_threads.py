@@ -1,4 +1,4 @@
-"""The threads in which calls are served: each is started when it is needed, and ends when it was not needed for a while."""
+"""The threads that serve calls. Each starts when it is needed, and ends when nothing has needed it for a while."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tdreplay_server.system.logs import log
 __all__ = ["CallThreads"]
 
 IDLE_SECONDS = 5.0
-"""After which a thread ends that has nothing to do."""
+"""How long a thread stays that has nothing to do."""
 
 Work: TypeAlias = Callable[[], None]
 
@@ -23,10 +23,10 @@ Work: TypeAlias = Callable[[], None]
 class CallThreads(ThreadPoolExecutor):
     """A pool that grows and shrinks: the standard library's, which gRPC asks for, keeps every thread that it started.
 
-    The thread that was idle last gets the next work, so that those that are not needed stay idle until they end.
+    The thread that became idle last gets the next work. So the threads that are not needed stay idle until they end.
 
     Args:
-        most: how many threads there may be. Where they are all taken, or the system allows no more, work waits for one of them.
+        most: the largest number of threads. Where all of them work, or the system allows no more, work waits for one of them.
         name: the names of the threads begin with it.
     """
 
@@ -40,7 +40,7 @@ class CallThreads(ThreadPoolExecutor):
         self._waiting: deque[Work] = deque()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As in the standard library. It does not raise for want of a thread.
+        """As in the standard library, but where no thread can be started it raises no error, and the work waits.
 
         gRPC calls it in the one thread that takes all calls in: an error would end that thread, and the server would answer nobody any more.
         """
@@ -67,7 +67,7 @@ class CallThreads(ThreadPoolExecutor):
     def _serve(self, work: Work | None) -> None:
         while work is not None:
             work()
-            del work  # What a call held is free while its thread waits.
+            del work  # Else a thread that waits would keep what its last call held.
             work = self._next()
 
     def _next(self) -> Work | None:
@@ -83,7 +83,7 @@ class CallThreads(ThreadPoolExecutor):
         return seat.given(IDLE_SECONDS) or self._left(seat)
 
     def _left(self, seat: _Seat) -> Work | None:
-        """What a seat was given in the last moment; else it is left."""
+        """The work that a seat got at the last moment. None: it got none, and its thread ends."""
         with self._mutex:
             if seat in self._idle:
                 self._idle.remove(seat)
@@ -92,7 +92,7 @@ class CallThreads(ThreadPoolExecutor):
             return seat.work
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the threads, each when it has nothing to do. It does not wait for them: a call that a client holds up would keep it waiting."""
+        """Ends the threads, each when it has nothing to do. It does not wait for them, because a client may hold up a call for long."""
         with self._mutex:
             self._over = True
             idle, self._idle = self._idle, []
@@ -115,7 +115,7 @@ class _Seat:
         self._gate.release()
 
     def given(self, seconds: float) -> Work | None:
-        """What it is given within so many seconds; None: nothing."""
+        """The work that comes within so many seconds; None: none came."""
         self._gate.acquire(timeout=seconds)
         return self.work
 

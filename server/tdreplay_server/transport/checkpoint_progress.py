@@ -1,4 +1,4 @@
-"""A checkpoint that says how far it is while it is written."""
+"""A checkpoint, and the answers that say how far it is while it is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ REPORT_SECONDS = 0.5
 
 
 class _Progress:
-    """How far a checkpoint is, as its writer tells it and its client asks. A client that is gone ends it."""
+    """How far a checkpoint is, as the thread that writes it reports.
+
+    Where the client is gone, the report raises an error, which ends the checkpoint.
+    """
 
     def __init__(self) -> None:
         self.done = self.total = 0
@@ -30,7 +33,7 @@ class _Progress:
 
 
 def checkpointed(table: Table, name: str) -> Iterator[pb.CheckpointResponse]:
-    """Writes a checkpoint in a thread of its own; says how far it is, twice a second, and at last where it is."""
+    """Writes a checkpoint in a thread of its own. Answers how far it is, twice a second, and at the end where it is."""
     progress = _Progress()
     with ThreadPoolExecutor(1, thread_name_prefix="tdreplay-checkpoint") as executor:
         work = executor.submit(table.checkpoint, name, progress=progress)
@@ -39,8 +42,8 @@ def checkpointed(table: Table, name: str) -> Iterator[pb.CheckpointResponse]:
                 yield pb.CheckpointResponse(bytes=progress.done, total_bytes=progress.total)
         finally:
             progress.gone.set()
-        yield _whole(work.result())
+        yield _finished(work.result())
 
 
-def _whole(made: Checkpoint) -> pb.CheckpointResponse:
+def _finished(made: Checkpoint) -> pb.CheckpointResponse:
     return pb.CheckpointResponse(bytes=made.bytes, total_bytes=made.bytes, rows=made.rows, write_count=made.write_count, path=made.path)

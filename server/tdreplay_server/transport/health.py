@@ -23,7 +23,7 @@ __all__ = ["Health"]
 
 SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
 SERVICES = frozenset({"", replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"].full_name})
-"""The server as a whole, and its one service."""
+"""What a client may ask for: the server as a whole, or its one service."""
 MOST_CALLS, MOST_WATCHERS = 256, 128
 LOOK_SECONDS = 0.5
 """How often a watcher looks for a change of which nobody woke it."""
@@ -56,7 +56,7 @@ class Health:
         return health_pb2.HealthListResponse(statuses={name: Response(status=self._status) for name in SERVICES})
 
     def Watch(self, request: Request, call: Call) -> Iterator[Any]:
-        """Answers at once, and again whenever it changes."""
+        """Answers at once, and again whenever the status changes."""
         call.on_end(self._look)  # A watcher that leaves is noticed.
         known, said = request.head.service in SERVICES, -1
         while not self._over and call.is_active:
@@ -77,7 +77,7 @@ class Health:
         self._look()
 
     def close(self) -> None:
-        """Ends the calls of those who watch, and gives back what it holds."""
+        """Ends the calls of those who watch, and its threads."""
         self._over = True
         self._look()
         self._running.stop(1.0)

@@ -1,4 +1,4 @@
-"""Whether a server can listen at an address, and who does already."""
+"""Whether a server can listen at an address, and which process does already."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_free(address: str) -> None:
     """Passes where a server can listen there.
 
     Raises:
-        ServerUnavailableError: it cannot; the message says why, and for an address that is in use by which process, where that can be told.
+        ServerUnavailableError: it cannot. The message says why, and names the process that has the address, where this one may see it.
     """
     try:
         if address.startswith("unix:"):
@@ -31,7 +31,7 @@ def check_free(address: str) -> None:
 
 
 def _check_socket(path: Path) -> None:
-    """GRPC would take the path away from a server that listens there; a socket whose server is gone may be replaced."""
+    """Passes where a socket can be made. A server that listens there is looked for here, because gRPC would take the path away from it."""
     if path.is_socket():
         with socket.socket(socket.AF_UNIX) as probe:
             if not probe.connect_ex(str(path)):
@@ -60,7 +60,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _owner(address: str) -> str:
-    """Who listens there, in words; empty where this process may not see it."""
+    """Which process listens there, as the end of a message; empty where this process may not see it."""
     inode = _inode(address)
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
@@ -71,7 +71,7 @@ def _owner(address: str) -> str:
 
 
 def _inode(address: str) -> str:
-    """Of the socket that listens there: proc(5) has its format."""
+    """The inode of the socket that listens there, from the tables that proc(5) describes; empty where there is none."""
     if address.startswith("unix:"):
         path = str(Path(address.removeprefix("unix:")))
         sockets = [line.split() for line in _lines("/proc/net/unix")]

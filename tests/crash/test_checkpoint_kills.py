@@ -23,7 +23,7 @@ from disks import quick_path
 from sealed import insert, numbers, sealed, window
 
 from tdreplay_server import ReplayBuffer
-from tdreplay_server.checkpoints.checkpoint import read_manifest
+from tdreplay_server.checkpoints.manifest import read_manifest
 from tdreplay_server.checkpoints.restore import restore
 from tdreplay_server.checkpoints.verify import verified
 from tdreplay_server.durability.data_directory import table_directory

@@ -19,7 +19,7 @@ from zygote import Child
 
 from tdreplay.errors import ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server.checkpoints.checkpoint import read_manifest
+from tdreplay_server.checkpoints.manifest import read_manifest
 from tdreplay_server.checkpoints.restore import restore
 from tdreplay_server.checkpoints.verify import verified
 from tdreplay_server.system import failpoints

@@ -278,20 +278,60 @@ def test_a_checkpoint_of_an_older_version_goes_where_its_folder_says(folder, tab
     target = tmp_path / folder
     target.parent.mkdir(parents=True, exist_ok=True)
     one.rename(target)
-    without_name(target)
+    with_entries(target, table=None)
     assert table_of(target) == table
 
 
-def without_name(checkpoint: Path, **entries: str) -> None:
-    """Lets the manifest be one that does not say the table's name, or says something else."""
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    del manifest["table"]
-    (checkpoint / "manifest.json").write_text(json.dumps({**manifest, **entries}))
+def with_entries(checkpoint: Path, **entries: object) -> None:
+    """Gives the manifest other entries, and a SHA-256 that fits. An entry that is None is not there."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text()) | entries
+    (checkpoint / "manifest.json").write_text(json.dumps({name: value for name, value in manifest.items() if value is not None}))
     digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
     (checkpoint / "manifest.json.sha256").write_text(f"{digest}  manifest.json\n")
 
 
 def test_a_manifest_cannot_name_a_path_as_its_table(one):
-    without_name(one, table="../../other")
+    with_entries(one, table="../../other")
     with pytest.raises(CorruptDataError, match="table"):
         table_of(one)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("format", "1"),
+        ("created", 7),
+        ("buffer_size", 0),
+        ("buffer_size", 9),
+        ("rows", True),
+        ("rows", -1),
+        ("write_count", 10.5),
+        ("write_count", 1 << 63),
+        ("insert_count", "many"),
+        ("schema", {"fields": [{"name": "x", "dtype": "complex7", "shape": []}], "row_shape": []}),
+        ("schema", 7),
+        ("files", [{"name": "field_000.rows", "size": "80", "sha256": ""}]),
+        ("files", None),
+    ],
+)
+def test_a_manifest_with_an_entry_that_cannot_be_is_refused_by_name(one, tmp_path, entry, value):
+    with_entries(one, **{entry: value})
+    with pytest.raises(CorruptDataError, match=f"{one}/manifest.json"):
+        restore(one, tmp_path / "new", "default")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_manifest_of_before_the_insert_count_is_read(one, tmp_path):
+    with_entries(one, insert_count=None, table=None)
+    ring = restore(one, tmp_path / "new", "default")
+    assert (ring.size, ring.write_count, ring.insert_count) == (10, 20, 20)
+
+
+@pytest.mark.parametrize("content", ["[[1]]", "{", '[["w", 0, 1, 2, 3, "4"]]'])
+def test_acknowledged_inserts_that_cannot_be_are_refused_by_name(one, tmp_path, content):
+    (one / "acknowledged.json").write_text(content)
+    files = json.loads((one / "manifest.json").read_text())["files"]
+    changed = {"name": "acknowledged.json", "size": len(content), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    with_entries(one, files=[changed if file["name"] == "acknowledged.json" else file for file in files])
+    with pytest.raises(CorruptDataError, match=r"acknowledged\.json"):
+        restore(one, tmp_path / "new", "default")

@@ -10,7 +10,8 @@ import numpy as np
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay.fields import Field
 from tdreplay.limits import DEFAULT_TABLE, check_whole
-from tdreplay_server.checkpoints.checkpoint import Manifest, listed_bytes, read_acknowledged, read_manifest
+from tdreplay_server.checkpoints.checkpoint import listed_bytes, read_acknowledged
+from tdreplay_server.checkpoints.manifest import Manifest, read_manifest
 from tdreplay_server.checkpoints.snapshot import rows_file
 from tdreplay_server.durability.data_directory import CHECKPOINTS, table_directory
 from tdreplay_server.durability.journal import create_journal
@@ -82,14 +83,14 @@ def _filled(directory: Path, checkpoint: Path, manifest: Manifest, buffer_size: 
     ring = Ring(buffer_size, written - min(manifest.rows, buffer_size), written, manifest.insert_count - written)
     storage = MemmapRows(buffer_size, rows_directory(directory, 1))
     try:
-        if manifest.schema is not None:
-            storage.allocate(manifest.schema)
-            for number, field in enumerate(manifest.schema.stored_fields):
+        if manifest.row_schema is not None:
+            storage.allocate(manifest.row_schema)
+            for number, field in enumerate(manifest.row_schema.stored_fields):
                 _fill(storage, ring, checkpoint, manifest, number, field)
     finally:
         storage.release()
     write_file(directory / LOCK, b"")
-    create_journal(directory, ring, manifest.schema, read_acknowledged(checkpoint, manifest))
+    create_journal(directory, ring, manifest.row_schema, read_acknowledged(checkpoint, manifest))
     return ring
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tdreplay.errors import FailedPreconditionError
 from tdreplay.schema import Schema
-from tdreplay_server.checkpoints.checkpoint import MANIFEST, verify_checkpoint
+from tdreplay_server.checkpoints.checkpoint import verify_checkpoint
+from tdreplay_server.checkpoints.manifest import MANIFEST
 from tdreplay_server.durability.data_directory import CHECKPOINTS, TABLES
 from tdreplay_server.durability.journal import JOURNAL
 from tdreplay_server.durability.table_directory import read_table
@@ -82,7 +83,7 @@ def _held(directory: Path, held: ExitStack) -> Iterator[str]:
 def _checkpoint(path: Path) -> str:
     manifest = verify_checkpoint(path)
     ring = Ring(manifest.buffer_size, manifest.write_count - manifest.rows, manifest.write_count)
-    return f"checkpoint {path.parent.name}/{path.name}: {_rows(ring, manifest.schema)}, of {manifest.created}, every byte checked"
+    return f"checkpoint {path.parent.name}/{path.name}: {_rows(ring, manifest.row_schema)}, of {manifest.created}, every byte checked"
 
 
 def _rows(ring: Ring, schema: Schema | None) -> str:

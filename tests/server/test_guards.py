@@ -74,9 +74,13 @@ def test_a_handler_knows_who_calls(stub, service):
     assert service.seen == ["ListTables", ANONYMOUS, True]
 
 
-@pytest.mark.parametrize(
-    "call", [lambda stub: stub.Describe(pb.DescribeRequest(), timeout=20), lambda stub: list(stub.SampleAll(pb.SampleAllRequest(), timeout=20))]
-)
+CALLS = {
+    "single": lambda stub: stub.Describe(pb.DescribeRequest(), timeout=20),
+    "stream": lambda stub: list(stub.SampleAll(pb.SampleAllRequest(), timeout=20)),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
 def test_a_bug_is_in_the_log_and_the_client_hears_nothing_of_it(stub, caplog, kind):
     for _ in range(3):  # Each gives back what it took: there is one permit.
         caplog.clear()

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import threading
 import time
 from contextlib import ExitStack
 
-import psutil
 import torch
 from tensordict import TensorDict
 
+from children import Server, free_port, server_process
 from conftest import numbers, rows
 from tdreplay.errors import DeadlineError, ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ServerConfig, ServerProcess, spawn_server
+from tdreplay_server import ServerConfig
 
 WIDTH = 64 << 10
 SIZE = 4000
@@ -26,17 +23,16 @@ class Phoenix:
     """A server that is killed, and comes back at the same address with the same data directory."""
 
     def __init__(self, data_dir) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         self._config = ServerConfig(address=self.address, data_dir=data_dir)
         self._running = ExitStack()
-        self.server: ServerProcess | None = None
+        self.server: Server | None = None
 
     def start(self) -> None:
-        self.server = self._running.enter_context(spawn_server(self._config))
+        self.server = self._running.enter_context(server_process(self._config))
 
     def kill(self) -> None:
-        os.kill(self.server.pid, signal.SIGKILL)
+        self.server.child.kill()
         self.close()
 
     def restart(self) -> None:
@@ -62,7 +58,7 @@ def restart_soon(phoenix: Phoenix) -> None:
 
 def wait_until_dead(phoenix: Phoenix) -> None:
     deadline = time.monotonic() + 20
-    while psutil.Process(phoenix.server.pid).status() != psutil.STATUS_ZOMBIE:
+    while not phoenix.server.child.ended:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -11,10 +11,11 @@ import socket
 import pytest
 import torch
 
+from children import server_process
 from conftest import numbers, rows
 from tdreplay.errors import TableNotFoundError
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
-from tdreplay_server import ReplayBuffer, ServerConfig, spawn_server
+from tdreplay_server import ReplayBuffer, ServerConfig
 
 
 class Policy(torch.nn.Module):
@@ -91,7 +92,7 @@ def test_a_copy_makes_no_table_and_takes_another_size_as_it_is(buffer):
 
 
 def test_what_is_pickled_needs_no_server_until_it_is_used(table):
-    with spawn_server(ServerConfig(address="127.0.0.1:0")) as server, RemoteReplayBuffer(server.address, table=table, buffer_size=3) as buffer:
+    with server_process(ServerConfig(address="127.0.0.1:0")) as server, RemoteReplayBuffer(server.address, table=table, buffer_size=3) as buffer:
         data = pickle.dumps(Policy(buffer))
     assert unpickled(data).buffer.table == table
 
@@ -128,7 +129,7 @@ def test_what_belongs_to_its_process_says_what_to_do_instead(buffer, how):
 
 
 def test_the_storing_device_is_known_without_a_call(table):
-    with spawn_server(ServerConfig(address="127.0.0.1:0")) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0")) as server:
         made = [
             RemoteReplayBuffer(server.address, table=table, buffer_size=3, timeout=20),
             RemoteReplayBuffer(server.address, table=table, timeout=20),

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 
+from children import completed, server_process
 from conftest import numbers, rows
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.seeds import derived_seed
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
-from tdreplay_server import ServerConfig, spawn_server
+from tdreplay_server import ServerConfig
 
 
 @pytest.fixture(scope="module")
 def filled():
     """The address of a server in a process of its own: this one is going to be forked."""
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=100)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=100)) as server:
         with RemoteReplayBuffer(server.address) as buffer:
             buffer.add_batch(rows(100))
         yield server.address
@@ -109,5 +108,5 @@ with RemoteReplayBuffer(sys.argv[1], timeout=5) as buffer:
 @pytest.mark.parametrize("program", [FORKED_WORKER, FORKED_BUFFER], ids=["worker of a data loader", "buffer"])
 def test_a_forked_process_says_so_instead_of_hanging(filled, program):
     """In a process of its own: gRPC's threads in a process that was forked may be late by seconds from then on."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program, filled], capture_output=True, text=True, timeout=60, check=False)
+    done = completed("-c", program, filled)
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr

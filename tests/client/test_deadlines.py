@@ -14,11 +14,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from children import Server, server_process
 from conftest import freeze, rows, thaw
 from tdreplay.api import BaseReplayBuffer
 from tdreplay.errors import ClosedError, DeadlineError, InvalidArgumentError, ReplayError, ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer, Writer
-from tdreplay_server import ServerConfig, ServerProcess, spawn_server
+from tdreplay_server import ServerConfig
 
 TIMEOUT = 1.0
 CALLS = {
@@ -36,13 +37,13 @@ CALLS = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as process:
+def server() -> Iterator[Server]:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as process:
         yield process
 
 
 @pytest.fixture
-def frozen(server: ServerProcess) -> Iterator[RemoteReplayBuffer]:
+def frozen(server: Server) -> Iterator[RemoteReplayBuffer]:
     """A buffer whose server was stopped in the middle of things."""
     with RemoteReplayBuffer(server.address, timeout=TIMEOUT) as buffer:
         buffer.add_batch(rows(50))
@@ -183,7 +184,7 @@ def test_a_socket_that_never_answers_is_an_error_that_names_it():
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_killed_server_is_an_error_that_names_it(call):
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
         with RemoteReplayBuffer(server.address, timeout=2) as buffer:
             buffer.add_batch(rows(500))
             batches = buffer.create_epoch_iterator(1, 1000)

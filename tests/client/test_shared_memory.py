@@ -16,11 +16,12 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from children import server_process
 from conftest import rows
 from tdreplay.errors import InvalidArgumentError, SchemaError
 from tdreplay.v1.replay_buffer_pb2 import AddBatchRequest, SampleRequest
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayServer, ServerConfig
 
 N, WIDTH = 64, 64 << 10
 
@@ -380,7 +381,7 @@ def test_what_is_no_file_of_a_server_is_left_alone_in_the_folder(tmp_path):
 
 def test_what_a_killed_server_left_in_the_folder_is_removed_and_what_another_one_uses_is_not(folder):
     with ReplayServer(ServerConfig(address="127.0.0.1:0", shared_memory_dir=folder)) as living:
-        with spawn_server(ServerConfig(address="127.0.0.1:0", shared_memory_dir=folder)) as killed:
+        with server_process(ServerConfig(address="127.0.0.1:0", shared_memory_dir=folder)) as killed:
             with RemoteReplayBuffer(killed.address, buffer_size=N, timeout=1) as buffer:
                 buffer.add_batch(numbered(0, N))
                 (left,) = files(folder)

@@ -13,6 +13,7 @@ import torch
 from interrupts import interrupting
 from tensordict import TensorDict
 
+from children import server_process
 from conftest import freeze, numbers, rows, thaw
 from tdreplay.errors import (
     CancelledError,
@@ -24,7 +25,7 @@ from tdreplay.errors import (
     ServerUnavailableError,
 )
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayServer, ServerConfig
 
 
 @pytest.fixture(params=["shared_memory", "grpc"])
@@ -150,7 +151,7 @@ def test_a_stream_of_an_empty_table_is_refused(address, table):
 
 
 def test_a_stream_whose_server_freezes_is_a_deadline_error_and_one_whose_server_dies_names_it():
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
         with RemoteReplayBuffer(server.address, timeout=1) as buffer:
             buffer.add_batch(rows(100))
             batches, killed = buffer.stream(4), buffer.stream(4)

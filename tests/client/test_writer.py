@@ -12,11 +12,12 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from children import server_process
 from conftest import freeze, numbers, rows, thaw
 from tdreplay.errors import ClosedError, CodecError, DeadlineError, InvalidArgumentError, SchemaError, ServerUnavailableError
 from tdreplay.fields import DTYPES
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ServerConfig, spawn_server
+from tdreplay_server import ServerConfig
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def append_until_it_fails(writer, make, seconds: float = 20.0) -> None:
 
 
 def test_append_blocks_while_too_much_is_in_flight_and_a_frozen_server_is_a_deadline_error():
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=10_000)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=10_000)) as server:
         with RemoteReplayBuffer(server.address, timeout=1) as buffer:
             writer = buffer.writer(flush_rows=10, max_in_flight=3)
             writer.append(row(0))
@@ -197,7 +198,7 @@ def test_append_blocks_while_too_much_is_in_flight_and_a_frozen_server_is_a_dead
 
 
 def test_a_batch_that_cannot_be_sent_whole_comes_back_whole():
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=100)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=100)) as server:
         with RemoteReplayBuffer(server.address, timeout=1) as buffer:
             writer = buffer.writer(max_in_flight=2)
             writer.append({"n": 0, "x": np.zeros(1 << 20, np.uint8)})
@@ -213,7 +214,7 @@ def test_a_batch_that_cannot_be_sent_whole_comes_back_whole():
 
 
 def test_every_row_is_stored_or_handed_back_when_the_server_dies():
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=10_000)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=10_000)) as server:
         with RemoteReplayBuffer(server.address, timeout=5) as buffer:
             writer = buffer.writer(flush_rows=7)
             for number in range(1000):
@@ -227,7 +228,7 @@ def test_every_row_is_stored_or_handed_back_when_the_server_dies():
 
 
 def test_flush_times_out_with_the_rows_that_are_not_stored():
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=100)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=100)) as server:
         with RemoteReplayBuffer(server.address, timeout=30) as buffer:
             writer = buffer.writer(flush_seconds=100)
             writer.append(row(0))

@@ -14,10 +14,11 @@ import time
 import numpy as np
 import pytest
 
+from children import server_process
 from conftest import freeze, numbers, rows, thaw
 from tdreplay.errors import ClosedError, DeadlineError, ReplayError, ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayServer, ServerConfig
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def buffer(address, table):
 
 @pytest.fixture(scope="module")
 def process():
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=20_000)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=20_000)) as server:
         yield server
 
 
@@ -223,7 +224,7 @@ def test_closing_the_buffer_counts_what_could_not_be_stored_and_the_writer_hands
 
 
 def test_a_killed_server_is_counted_when_the_writer_is_closed(table, caplog):
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
         with RemoteReplayBuffer(server.address, timeout=0.5) as buffer:
             writer = appended(buffer.writer(flush_seconds=1000), 5)
             os.kill(server.pid, signal.SIGKILL)

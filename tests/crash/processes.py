@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numbered import Sightings, rows
 from tensordict import TensorDict
-from zygote import Child, Zygote
 
+from children import Child, child_of, free_port
 from tdreplay.errors import ServerUnavailableError, SlotIndexError
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, failpoints, journal
+from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
+from tdreplay_server.durability import journal
 from tdreplay_server.durability.journal import read_journal
+from tdreplay_server.system import failpoints
 
 KILLS = int(os.environ.get("TDREPLAY_KILLS", "12"))
 TIMEOUT = 60.0
 """Of the clients of a server that is killed: it comes back well within it."""
 BLOCK = 80
 """Rows of a block that goes through shared memory: 320 KiB."""
-
-
-def new_zygote() -> Zygote:
-    """Of all processes of a test: `Servers.running` and `working` fork them."""
-    return Zygote(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import processes", "processes.run(argument)")
-
-
-def run(argument: str) -> None:
-    """What a forked process does."""
-    torch.set_num_threads(1)
-    kind, arguments = json.loads(argument)
-    if kind == "server":
-        _serve(ServerSettings(**arguments))
-    else:
-        WORK[kind](Place(**arguments))
 
 
 # -- servers --------------------------------------------------------------------------------------------------------------------------------------
@@ -56,7 +42,7 @@ class ServerSettings:
         address: where it listens.
         data_dir: of its rows.
         buffer_size: of the table 'default'; None: a client says it.
-        failpoint: NAME:N, as ``TDREPLAY_FAILPOINT`` says it to a process that imports.
+        failpoint: value of ``TDREPLAY_FAILPOINT``.
         commits_to_compact: after so many commits the journal is compacted.
         early: whether it says that it is there before it starts: it may die while it does.
     """
@@ -69,36 +55,33 @@ class ServerSettings:
     early: bool = False
 
 
-def _serve(settings: ServerSettings) -> None:
-    failpoints._name, _, count = settings.failpoint.partition(":")
-    failpoints._left = int(count or 1)
+def serve(settings: ServerSettings) -> None:
+    """In the child: a server."""
+    torch.set_num_threads(1)
+    os.environ["TDREPLAY_FAILPOINT"] = settings.failpoint
+    importlib.reload(failpoints)  # It reads the variable once.
     journal.COMMITS_TO_COMPACT = settings.commits_to_compact
     server = ReplayServer(ServerConfig(address=settings.address, data_dir=settings.data_dir, buffer_size=settings.buffer_size))
     if settings.early:
-        print(os.getpid(), "starts", flush=True)
+        print("starts", flush=True)
     with server:
         if not settings.early:
-            print(os.getpid(), "serves", flush=True)
+            print("serves", flush=True)
         server.wait()
 
 
 class Servers:
     """Server processes, one after the other, at one address and over one directory."""
 
-    def __init__(self, zygote: Zygote, data_dir: Path) -> None:
-        self._zygote, self.data_dir = zygote, data_dir
-        self.address = f"127.0.0.1:{_free_port()}"
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.address = f"127.0.0.1:{free_port()}"
 
     @contextmanager
     def running(self, **settings: object) -> Iterator[Child]:
         """A server while the context is open. Then it is killed, where it did not die by itself."""
-        argument = json.dumps(("server", asdict(ServerSettings(self.address, str(self.data_dir), **settings))))
-        with self._zygote.child(argument) as child:
+        with child_of(serve, ServerSettings(self.address, str(self.data_dir), **settings)) as child:
             yield child
-
-    def wait(self, server: Child) -> int:
-        """Waits until a server ended, and gives its status."""
-        return self._zygote.wait(server)
 
 
 def recovered(data_dir: Path, scratch: Path) -> tuple[TensorDict, int]:
@@ -112,15 +95,6 @@ def recovered(data_dir: Path, scratch: Path) -> tuple[TensorDict, int]:
         found = buffer.sample_all(), buffer.state().write_count
     shutil.rmtree(scratch)
     return found
-
-
-def _free_port() -> int:
-    """A port that nobody listens on, below those that the kernel gives to connections: it stays free while its server is down."""
-    for port in np.random.default_rng().permutation(np.arange(15_000, 30_000)).tolist():
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
 
 
 # -- actors and learners --------------------------------------------------------------------------------------------------------------------------
@@ -166,7 +140,7 @@ class Place:
 
 def _insert(place: Place, buffer: RemoteReplayBuffer, add: Callable[[int], int], pause: float) -> None:
     """Calls `add` with the number of the next row, again and again; it says how many it stored."""
-    print(os.getpid(), "inserts", flush=True)
+    print("inserts", flush=True)
     number = 0
     while place.goes_on:
         number += add(number)
@@ -226,7 +200,7 @@ def extended_batches(place: Place) -> None:
 
 def _read(place: Place, next_batch: Callable[[], object], pause: float) -> None:
     """Takes batch after batch, and leaves behind what it saw."""
-    print(os.getpid(), "reads", flush=True)
+    print("reads", flush=True)
     seen = Sightings()
     while place.goes_on:
         seen.note(next_batch())
@@ -268,3 +242,9 @@ def whole_tables(place: Place) -> None:
 ACTORS = {"single_rows": single_rows, "appended_rows": appended_rows, "batches": batches, "extended_batches": extended_batches}
 LEARNERS = {"streamed": streamed, "mixed": mixed, "whole_tables": whole_tables}
 WORK: dict[str, Callable[[Place], None]] = {**ACTORS, **LEARNERS}
+
+
+def work(place: Place) -> None:
+    """In the child: does what the place is named after."""
+    torch.set_num_threads(1)
+    WORK[place.name](place)

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from children import child_of
 from disks import quick_path
 from sealed import insert, numbers, sealed, window
 
+from children import child_of
 from tdreplay_server import ReplayBuffer
 from tdreplay_server.checkpoints.manifest import read_manifest
 from tdreplay_server.checkpoints.restore import restore
@@ -46,7 +46,7 @@ def checkpoint_until_killed(data_dir: str, reported: str) -> None:
     while table.state().write_count < SLOTS // 2:
         time.sleep(0.001)
     report = os.open(reported, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    print(os.getpid(), "writes", flush=True)
+    print("writes", flush=True)
     while True:
         os.write(report, f"{table.checkpoint('c').write_count}\n".encode())
 

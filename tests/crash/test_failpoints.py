@@ -15,8 +15,8 @@ import pytest
 import torch
 from numbered import Sightings, rows, whole
 from processes import Servers, recovered
-from zygote import Child
 
+from children import Child
 from tdreplay.errors import ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server.checkpoints.manifest import read_manifest
@@ -33,13 +33,12 @@ INSERTS = tuple(name for name in FAILPOINTS if name.startswith("insert-"))
 COMPACTIONS = tuple(name for name in FAILPOINTS if name.startswith("compact-"))
 CHECKPOINTS = tuple(name for name in FAILPOINTS if name.startswith("checkpoint-"))
 
-pytest_plugins = ["forking"]
 pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-def servers(zygote, tmp_path) -> Servers:
-    return Servers(zygote, tmp_path / "data")
+def servers(tmp_path) -> Servers:
+    return Servers(tmp_path / "data")
 
 
 def connected(servers: Servers, table: str = "default", buffer_size: int | None = None) -> RemoteReplayBuffer:
@@ -68,7 +67,7 @@ KINDS: dict[str, Callable[[RemoteReplayBuffer, int, int], None]] = {"add": add, 
 @contextmanager
 def died(servers: Servers, server: Child) -> Iterator[None]:
     """Waits until a server died of its failpoint, and runs another one while the context is open. What the first one left must be whole."""
-    assert servers.wait(server) == KILLED
+    assert server.wait() == KILLED
     assert len(list(verified(servers.data_dir))) > 0
     with servers.running():
         yield
@@ -106,7 +105,7 @@ def test_rows_are_stored_once_though_the_server_died_while_it_inserted_them(serv
         buffer.add_batch(rows(ACTOR, 0, BLOCK))
         seen.note(buffer.sample_all())
         inserted = actor.submit(KINDS[kind], buffer, BLOCK, BLOCK)
-        assert servers.wait(server) == KILLED
+        assert server.wait() == KILLED
         left, write_count = recovered(servers.data_dir, tmp_path / "copy")
         seen.note(left)
         assert seen.faults(write_count, {FILLER: BUFFER_SIZE, ACTOR: BLOCK}, in_flight=True) == []
@@ -144,7 +143,7 @@ def test_rows_are_there_though_two_servers_died_the_second_while_it_opened_the_t
     with servers.running(buffer_size=BUFFER_SIZE) as server, connected(servers) as buffer:
         add(buffer, 0, BLOCK)
         server.kill()
-        servers.wait(server)
+        server.wait()
         with servers.running(failpoint=point, early=True) as second, died(servers, second):
             add_batch(buffer, BLOCK, BLOCK)
             checked(buffer, {ACTOR: 2 * BLOCK})

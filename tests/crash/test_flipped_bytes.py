@@ -15,10 +15,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from children import child_of, command
 from disks import quick_path
 from sealed import insert, sealed, window
 
+from children import child_of, command
 from conftest import files_under
 from tdreplay.errors import CorruptDataError
 from tdreplay_server import ReplayBuffer
@@ -44,7 +44,7 @@ def write(table: Table, blocks: int) -> None:
 def write_and_wait(data_dir: str, durability: str) -> None:
     """In the child: writes rows, and waits to be killed."""
     write(Tables(Path(data_dir), "cpu", SLOTS, 1, durability)["default"], 60)
-    print(os.getpid(), "written", flush=True)
+    print("written", flush=True)
     time.sleep(60)
 
 
@@ -163,7 +163,7 @@ def test_the_commands_end_with_status_1_and_one_line(name, quick_path):
     with flipped(path, draw.randrange(path.stat().st_size), draw):
         before = files_under(data_dir)
         for arguments in (("verify", data_dir), ("serve", "--address", "127.0.0.1:0", "--data-dir", data_dir)):
-            with command(quick_path / arguments[0], *arguments) as refused:
+            with command(quick_path / arguments[0], "tdreplay-server", *arguments) as refused:
                 assert refused.ended() == 1
             (line,) = refused.stderr.splitlines()
             assert line.startswith("tdreplay-server: ")
@@ -177,7 +177,7 @@ def test_the_commands_refuse_a_flipped_checkpoint(closed, quick_path):
     path = checkpoint / "field_001.rows"
     with flipped(path, draw.randrange(path.stat().st_size), draw):
         for arguments in (("verify", checkpoint), ("restore", checkpoint, quick_path / "restored")):
-            with command(quick_path / arguments[0], *arguments) as refused:
+            with command(quick_path / arguments[0], "tdreplay-server", *arguments) as refused:
                 assert refused.ended() == 1
             (line,) = refused.stderr.splitlines()
             assert str(path) in line

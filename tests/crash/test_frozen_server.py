@@ -33,7 +33,6 @@ BUFFER_SIZE, BLOCK, FILLER = 2000, 80, 0
 UNANSWERED = (DeadlineError, ServerUnavailableError)
 T = TypeVar("T")
 
-pytest_plugins = ["forking"]
 pytestmark = pytest.mark.timeout(120 + 2 * SECONDS)
 
 
@@ -143,10 +142,10 @@ READS = {"sample_batch": samples, "sample_by_index": samples_by_index, "stream":
 
 
 @pytest.mark.parametrize("turn", range(2 if LONG else 1))
-def test_calls_end_in_time_while_the_server_stands_still_and_go_on_after_that(zygote, tmp_path, turn):
+def test_calls_end_in_time_while_the_server_stands_still_and_go_on_after_that(tmp_path, turn):
     stop = threading.Event()
     with ExitStack() as stack:
-        servers = Servers(zygote, tmp_path / "data")
+        servers = Servers(tmp_path / "data")
         server = stack.enter_context(servers.running(buffer_size=BUFFER_SIZE))
         transports = [("grpc", "shared_memory")[(number + turn) % 2] for number in range(1 + len(INSERTS) + len(READS))]
         buffers = [stack.enter_context(RemoteReplayBuffer(servers.address, timeout=TIMEOUT, transport=transport)) for transport in transports]

@@ -14,11 +14,11 @@ from typing import TypeAlias
 
 import pytest
 import torch
-from children import Command, command
 from disks import ext4_image, fill, memory_disk, mounted, mounts, quick_path, read_only, repair
 from sealed import insert, sealed, window
 from tensordict import TensorDict
 
+from children import Command, command
 from conftest import files_under
 from tdreplay.errors import ReplayError, ResourceExhaustedError, ServerUnavailableError, StorageError
 from tdreplay_client import RemoteReplayBuffer
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("mounts")
 def served(scratch: Path, data_dir: Path, durability: str = "process") -> Iterator[tuple[Command, RemoteReplayBuffer]]:
     """The command over a data directory, and a client of its table."""
     arguments = ("serve", "--address", "127.0.0.1:0", "--data-dir", data_dir, "--durability", durability)
-    with command(scratch, *arguments) as server, RemoteReplayBuffer(server.ready(), buffer_size=SLOTS, timeout=5) as buffer:
+    with command(scratch, "tdreplay-server", *arguments) as server, RemoteReplayBuffer(server.ready(), buffer_size=SLOTS, timeout=5) as buffer:
         yield server, buffer
 
 
@@ -115,7 +115,9 @@ def test_on_a_full_disk_no_table_is_made_each_can_be_dropped_and_a_restart_says_
             fill(disk / "data").rename(disk / "filler-2")
             assert not server.child.ended
         # It was killed.
-        with command(tmp_path / "full", "serve", "--address", "127.0.0.1:0", "--data-dir", disk / "data", "--durability", durability) as restarted:
+        with command(
+            tmp_path / "full", "tdreplay-server", "serve", "--address", "127.0.0.1:0", "--data-dir", disk / "data", "--durability", durability
+        ) as restarted:
             said = [line for line in restarted.stderr.splitlines() if line.startswith("tdreplay-server: ")] if restarted.ended() else ["ready"]
         print(said)
         assert len(said) == 1
@@ -136,7 +138,7 @@ def test_a_directory_that_cannot_be_written_to_is_verified(tmp_path):
             for directory, lines in ((disk / "data", 3), (disk / "data/tables/default", 1), (disk / "data/checkpoints/default/one", 1)):
                 assert len(list(verified(directory))) == lines
             (disk / "data").joinpath("LOCK").stat()
-            with command(tmp_path / "refused", "serve", "--address", "127.0.0.1:0", "--data-dir", disk / "data") as refused:
+            with command(tmp_path / "refused", "tdreplay-server", "serve", "--address", "127.0.0.1:0", "--data-dir", disk / "data") as refused:
                 assert refused.ended() == 1
             assert "Read-only file system" in refused.stderr
             assert "Traceback" not in refused.stderr

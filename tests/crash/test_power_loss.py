@@ -13,7 +13,6 @@ TDREPLAY_KILLS says how often; from 50 on the long form runs.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -25,14 +24,15 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from children import child_of
 from disks import ext4_image, mounted, mounts, quick_path
 from sealed import insert, sealed, window
 
+from children import child_of
 from conftest import freeze
 from tdreplay.errors import CorruptDataError, ReplayError
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, journal
+from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
+from tdreplay_server.durability import journal
 from tdreplay_server.durability.data_directory import table_directory
 from tdreplay_server.tables.table import Table
 
@@ -58,10 +58,10 @@ def image(quick_path) -> Path:
     return ext4_image(quick_path / "image", IMAGE)
 
 
-def serve(settings: str) -> None:
+def serve(settings: dict[str, object]) -> None:
     """In the child: a server."""
-    with ReplayServer(ServerConfig(address="127.0.0.1:0", **json.loads(settings))) as server:
-        print(os.getpid(), server.address, flush=True)
+    with ReplayServer(ServerConfig(address="127.0.0.1:0", **settings)) as server:
+        print(server.address, flush=True)
         server.wait()
 
 
@@ -120,7 +120,7 @@ def pull_the_plug(image: Path, settings: dict[str, object], seconds: float, *, f
     """A server works for so long, and stops: who wrote to it, and when it stopped. What is on its disk then is in ``pulled``, beside the image."""
     with mounted(image, image.with_name("disk"), "commit=300") as disk:
         settings = {"data_dir": str(disk / "data"), **settings}
-        with child_of(serve, json.dumps(settings)) as child:
+        with child_of(serve, settings) as child:
             client = Client(child.line)
             with flushing(disk, flushed):
                 time.sleep(seconds)

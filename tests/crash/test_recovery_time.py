@@ -6,7 +6,6 @@ The file system gives space without writing to it, so that little of the 10 GB i
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -14,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from children import child_of
 from sealed import insert, sealed, window
 
+from children import child_of
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
 from tdreplay_server.tables.registry import Tables
@@ -45,7 +44,7 @@ def write_and_wait(data_dir: str, slots: int, durability: str) -> None:
     table = Tables(Path(data_dir), "cpu", slots, 1, durability)["default"]
     for first in range(0, ROWS, BLOCK):
         insert(table, sealed(first, BLOCK, 1024))
-    print(os.getpid(), "written", flush=True)
+    print("written", flush=True)
     time.sleep(60)
 
 
@@ -54,7 +53,7 @@ def serve(data_dir: str, durability: str) -> None:
     before, start = _read(), time.perf_counter()
     with ReplayServer(ServerConfig(address="127.0.0.1:0", data_dir=data_dir, durability=durability)) as server:
         seconds = time.perf_counter() - start
-        print(os.getpid(), server.address, seconds, *(now - then for now, then in zip(_read(), before, strict=True)), flush=True)
+        print(server.address, seconds, *(now - then for now, then in zip(_read(), before, strict=True)), flush=True)
         server.wait()
 
 

@@ -5,20 +5,18 @@ TDREPLAY_KILLS says how often; ``make crash`` takes 200. The actors and learners
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
 from numbered import Sightings, rows
-from processes import ACTORS, KILLS, LEARNERS, TIMEOUT, Place, Servers, recovered
-from zygote import Child, Zygote
+from processes import ACTORS, KILLS, LEARNERS, TIMEOUT, Place, Servers, recovered, work
 
+from children import Child, child_of
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server.checkpoints.verify import verified
 
@@ -27,15 +25,14 @@ INSERTS = ("insert-after-commit", "insert-half-written", "insert-before-intent",
 COMPACTIONS = ("compact-after-copy", "compact-after-checksums")
 FILLER = len(ACTORS)
 """The actor whose rows are there first."""
-pytest_plugins = ["forking"]
 pytestmark = pytest.mark.timeout(120 + 10 * KILLS)
 
 
 class Crew:
     """The processes that insert and read while the server is killed."""
 
-    def __init__(self, zygote: Zygote, directory: Path, address: str) -> None:
-        self._zygote, self._directory = zygote, directory
+    def __init__(self, directory: Path, address: str) -> None:
+        self._directory = directory
         self.actors = [Place(address, str(directory), name, number) for number, name in enumerate(ACTORS)]
         self.learners = [Place(address, str(directory), name) for name in LEARNERS]
         self._children: dict[str, Child] = {}
@@ -44,8 +41,7 @@ class Crew:
     def working(self) -> Iterator[Crew]:
         with ExitStack() as stack:
             for place in (*self.actors, *self.learners):
-                argument = json.dumps((place.name, asdict(place)))
-                self._children[place.name] = stack.enter_context(self._zygote.child(argument))
+                self._children[place.name] = stack.enter_context(child_of(work, place))
             yield self
 
     @property
@@ -65,13 +61,13 @@ class Crew:
     def stop(self) -> None:
         """Lets all of them come to their end."""
         (self._directory / "stop").touch()
-        statuses = {name: self._zygote.wait(child) for name, child in self._children.items()}
+        statuses = {name: child.wait() for name, child in self._children.items()}
         assert set(statuses.values()) == {0}, statuses
 
 
-def test_rows_are_there_once_whole_and_in_order_however_often_the_server_is_killed(zygote, tmp_path):
-    servers, seen = Servers(zygote, tmp_path / "data"), Sightings()
-    crew = Crew(zygote, tmp_path, servers.address)
+def test_rows_are_there_once_whole_and_in_order_however_often_the_server_is_killed(tmp_path):
+    servers, seen = Servers(tmp_path / "data"), Sightings()
+    crew = Crew(tmp_path, servers.address)
     write_count = _killed_often(servers, crew, seen)
     for place in crew.learners:
         seen.add(Sightings.load(place.path(".seen")))
@@ -125,7 +121,7 @@ def _wait_for_the_moment(server: Child, crew: Crew, dies: bool) -> None:
 def _kill(server: Child, servers: Servers, crew: Crew, seen: Sightings) -> int:
     """Kills a server, and checks what it left; gives how many rows that table counts. What was acknowledged until now must be there."""
     server.kill()
-    servers.wait(server)
+    server.wait()
     acknowledged = crew.acknowledged
     list(verified(servers.data_dir))
     found, write_count = recovered(servers.data_dir, servers.data_dir.with_name("copy"))

@@ -7,12 +7,13 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from children import server_process
 from tdreplay.block import decode
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_client.transport.channel import Connection
-from tdreplay_server import ServerConfig, spawn_server
+from tdreplay_server import ServerConfig
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -32,7 +33,7 @@ def file_pages(pid: int) -> int:
 @pytest.mark.timeout(300)
 def test_sample_all_of_4_gib_takes_no_memory_of_the_server():
     rows = 4 * GIB // ROW
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=rows)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=rows)) as server:
         with RemoteReplayBuffer(server.address, timeout=60) as buffer:
             part = 64
             for start in range(0, rows, part):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from tdreplay_server import ServerConfig, spawn_server
+from children import completed, server_process
+from tdreplay_server import ServerConfig
 
 ACTOR = """
 import sys
@@ -56,11 +55,12 @@ save_file(everything.flatten_keys(".").to_dict(), sys.argv[2])
 
 
 def run(program: str, *arguments: str | Path) -> None:
-    subprocess.run([sys.executable, "-c", program, *map(str, arguments)], timeout=90, check=True)
+    ended = completed("-c", program, *arguments)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_what_an_actor_pushes_a_learner_reads_row_for_row(tmp_path):
-    with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
         run(ACTOR, server.address, tmp_path / "pushed")
         run(LEARNER, server.address, tmp_path / "read")
     pushed, read = load_file(tmp_path / "pushed"), load_file(tmp_path / "read")

@@ -11,10 +11,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from children import server_process
 from conftest import numbers, rows
 from tdreplay.v1 import replay_buffer_pb2, replay_buffer_pb2_grpc
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayServer, ServerConfig
 
 LOCAL = "127.0.0.1:0"
 ROW_BYTES = 33
@@ -47,7 +48,7 @@ def test_many_watchers_take_no_worker_from_other_calls():
 
 def test_a_server_that_stops_says_so_and_finishes_what_runs(tmp_path):
     """A client is reading all rows when SIGTERM comes: watchers hear of it, new calls are refused, it gets the rest, and the exit status is 0."""
-    with spawn_server(ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=1_000_000, grace_seconds=60)) as server:
+    with server_process(ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=1_000_000, grace_seconds=60)) as server:
         with RemoteReplayBuffer(server.address, timeout=60) as buffer, grpc.insecure_channel(server.address) as channel:
             buffer.add_batch(rows(1_000_000))
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
@@ -71,7 +72,7 @@ def test_a_server_that_stops_says_so_and_finishes_what_runs(tmp_path):
 
 
 def test_a_checkpoint_that_runs_when_the_server_stops_is_finished(tmp_path):
-    with spawn_server(ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=2_000_000, grace_seconds=30)) as server:
+    with server_process(ServerConfig(address=LOCAL, data_dir=tmp_path / "data", buffer_size=2_000_000, grace_seconds=30)) as server:
         with RemoteReplayBuffer(server.address, timeout=60) as buffer:
             buffer.add_batch(rows(1_000_000))
             running, done = threading.Event(), []

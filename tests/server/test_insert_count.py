@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from children import server_process
 from conftest import numbers, rows
 from tdreplay.api import BaseReplayBuffer
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
 from tdreplay_server.checkpoints.restore import resize, restore
 
 
@@ -34,7 +35,7 @@ def changed(buffer: BaseReplayBuffer, path: Path) -> None:
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_it_survives_the_server(tmp_path, end):
     config = ServerConfig(address="127.0.0.1:0", data_dir=tmp_path / "data", buffer_size=10)
-    with spawn_server(config) as server, RemoteReplayBuffer(server.address, timeout=10) as buffer:
+    with server_process(config) as server, RemoteReplayBuffer(server.address, timeout=10) as buffer:
         changed(buffer, tmp_path / "then")
         assert counts(buffer) == (9, 15)
         os.kill(server.pid, end)

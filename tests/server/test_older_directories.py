@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from children import server_process
 from conftest import files_under
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayServer, ServerConfig
 from tdreplay_server.checkpoints.verify import verified
 from tdreplay_server.durability.journal import FORMAT
 
@@ -86,7 +87,7 @@ def test_it_is_of_the_new_format_when_it_was_opened(data):
 
 
 def test_a_kill_after_it_was_opened_leaves_one_of_the_new_format(data):
-    with spawn_server(config(data)) as server:
+    with server_process(config(data)) as server:
         os.kill(server.pid, signal.SIGKILL)
     assert "8 rows, ids [2, 10)" in list(verified(data))[1]
     with ReplayServer(config(data)) as again:

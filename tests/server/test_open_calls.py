@@ -17,12 +17,13 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensordict import TensorDict
 
+from children import server_process
 from conftest import rows
 from tdreplay.errors import TRAILER
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayServer, ServerConfig
 from tdreplay_server.transport.guards import running
 
 LOCAL = "127.0.0.1:0"
@@ -116,7 +117,7 @@ STREAM_BYTES = 256 << 10
 
 def test_a_thousand_streams_are_open_with_the_defaults_and_cost_little(tmp_path):
     """Actors are counted in hundreds, and each has a stream or two. All of them work, and afterwards their room is free again."""
-    with spawn_server(ServerConfig(address=LOCAL, buffer_size=1000)) as server, ExitStack() as stack:
+    with server_process(ServerConfig(address=LOCAL, buffer_size=1000)) as server, ExitStack() as stack:
         process = psutil.Process(server.pid)
         with RemoteReplayBuffer(server.address, timeout=30) as buffer:
             buffer.add_batch(rows(100))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from children import server_process
 from conftest import files_under, numbers, rows
 from tdreplay.errors import (
     CorruptDataError,
@@ -27,7 +28,7 @@ from tdreplay.errors import (
     ServerUnavailableError,
 )
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
 from tdreplay_server.durability.journal import FORMAT, read_journal
 from tdreplay_server.durability.journal_check import write_checksums
 
@@ -54,11 +55,11 @@ def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("count", [3, 27])
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_a_new_server_goes_on_where_the_last_one_ended(data, count, end):
-    with spawn_server(config(data, buffer_size=10)) as server, RemoteReplayBuffer(server.address, timeout=10) as buffer:
+    with server_process(config(data, buffer_size=10)) as server, RemoteReplayBuffer(server.address, timeout=10) as buffer:
         buffer.add_batch(rows(count))
         before, stored = buffer.state(), buffer.sample_all()
         os.kill(server.pid, end)
-    with spawn_server(config(data)) as server, RemoteReplayBuffer(server.address, timeout=10) as buffer:
+    with server_process(config(data)) as server, RemoteReplayBuffer(server.address, timeout=10) as buffer:
         assert buffer.state() == before
         assert (buffer.sample_all() == stored).all()
         buffer.add_batch(rows(2, count))
@@ -126,7 +127,7 @@ def test_rows_for_which_there_is_no_space_are_refused_and_leave_nothing(data):
 
 
 def test_a_second_server_on_a_directory_ends_at_once_and_names_the_first(data):
-    with spawn_server(config(data, buffer_size=5)) as server:
+    with server_process(config(data, buffer_size=5)) as server:
         ended = serve("--data-dir", str(data))
         assert (ended.returncode, ended.stdout) == (1, "")
         assert f"in use by process {server.pid}" in ended.stderr

@@ -18,6 +18,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from children import server_process
 from conftest import numbers, rows
 from tdreplay.errors import (
     EmptyTableError,
@@ -29,7 +30,7 @@ from tdreplay.errors import (
 )
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayServer, ServerConfig
 from tdreplay_server.checkpoints.verify import verified
 
 LOCAL = "127.0.0.1:0"
@@ -67,7 +68,7 @@ def awaited(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 def test_a_table_that_is_made_while_one_of_its_name_is_removed_has_its_own_rows_and_survives_a_kill(tmp_path):
     data = tmp_path / "data"
-    with spawn_server(config(data)) as server:
+    with server_process(config(data)) as server:
         for value in range(3):
             with made(server.address, "t") as buffer, dropped_meanwhile(server.address, data, buffer, value):
                 with made(server.address, "t") as other:  # While the files of the last one are removed.
@@ -168,7 +169,7 @@ def test_others_do_not_wait_while_a_large_table_is_removed_and_a_stop_in_the_mid
 
 def test_what_a_kill_in_the_middle_of_a_drop_leaves_is_removed_by_the_next_start(tmp_path):
     data = tmp_path / "data"
-    with spawn_server(config(data)) as server, made(server.address, "large") as buffer, dropped_meanwhile(server.address, data, buffer, 1):
+    with server_process(config(data)) as server, made(server.address, "large") as buffer, dropped_meanwhile(server.address, data, buffer, 1):
         os.kill(server.pid, signal.SIGKILL)
     with ReplayServer(config(data)) as server:
         assert RemoteReplayBuffer.tables(server.address) == []

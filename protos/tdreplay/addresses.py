@@ -1,4 +1,4 @@
-"""Where a server is: HOST:PORT, [IPv6]:PORT or unix:PATH."""
+"""Addresses of servers: HOST:PORT, [IPv6]:PORT or unix:PATH."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from tdreplay.errors import InvalidArgumentError
 __all__ = ["check_address"]
 
 MOST_SOCKET_PATH = 107
-"""Bytes of a Unix socket's path, without the one that ends it (unix(7))."""
+"""The most bytes of a Unix socket's path, without the zero that ends it (unix(7))."""
 
 
 def check_address(address: str, least_port: int = 1) -> str:
-    """The address, where it is one. A ~ at the start of a socket's path becomes the user's home. `least_port`: 0 where a server picks a free port.
+    """`address`, after a check. A ~ at the start of a socket's path becomes the user's home.
+
+    gRPC would check less: it takes port 65536 + p for p, and a host alone for port 443.
+
+    Args:
+        address: the address.
+        least_port: the lowest port that is allowed. A server may be told port 0, and then picks a free one.
 
     Raises:
-        InvalidArgumentError: where it is none, with the value and the rule. gRPC would take a port of 65536 + p for p, and a name alone for port 443.
+        InvalidArgumentError: it is not an address; the message says the value and the rule.
     """
     socket = re.fullmatch(r"unix:(?://(?=/))?([^\s\0]+)", address)
     if socket:

@@ -1,11 +1,15 @@
-"""A block: one safetensors payload that holds all fields of some rows.
+"""A block: rows encoded as one safetensors buffer, on the wire or in shared memory.
 
-Layout (safetensors, format of version 0.3 and later): the header's length as u64, little-endian; the header, JSON padded with spaces; the tensors'
-bytes, one after the other without a gap. Here each tensor is a field of shape ``[n, *field shape]``, and ``__metadata__`` holds
-``{"batch_shape": "[n, ...]"}``. Fields are ordered by falling item size, then by name, and the header is padded to a multiple of 16 bytes, so every
-field is aligned where the block is.
+Layout (safetensors, the format of version 0.3 and later):
 
-Encoding gives a layout and lets the caller write each field in its place; decoding checks the header and gives views. Neither copies a row.
+- the header's length as u64, little-endian;
+- the header: JSON, padded with spaces;
+- the tensors' bytes, one after the other without a gap.
+
+Each tensor is a field of shape ``[n, *field shape]``, and ``__metadata__`` holds ``{"batch_shape": "[n, ...]"}``. Fields are ordered by falling item
+size, then by name, and the header is padded to a multiple of 16 bytes. So every field is aligned if the block is.
+
+Encoding gives a layout and lets the caller write each field in its place. Decoding checks the header and gives views. Neither copies a row.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Span:
-    """Where one tensor lies in a block: `start` is its first byte, counted from the start of the block's data."""
+    """The place of one tensor in a block, in bytes: `start` counts from the start of the block's data."""
 
     name: str
     dtype: torch.dtype
@@ -52,11 +56,11 @@ class Layout:
     """The header of a block and the places of its tensors.
 
     Attributes:
-        header: the length prefix, the JSON and its padding: the first bytes of the block.
-        batch_shape: the rows, then the row shape.
-        spans: in the order in which they lie.
-        data_size: bytes of all tensors.
-        dim_names: of the dimensions of `batch_shape`; () where none has one.
+        header: first bytes of the block: the length prefix, the JSON and its padding.
+        batch_shape: number of rows, then the row shape.
+        spans: places of the tensors, in the order in which they lie.
+        data_size: bytes of all tensors together.
+        dim_names: names of the dimensions of `batch_shape`; () if none has one.
     """
 
     header: bytes
@@ -78,7 +82,7 @@ class Layout:
 
     @cached_property
     def schema(self) -> Schema:
-        """What the rows that are stored of a block look like. Made once for each header that is in use.
+        """The schema of the rows as they are stored. It is made once for each header that is in use.
 
         Raises:
             SchemaError, CodecError: as `Schema.of`.
@@ -87,10 +91,10 @@ class Layout:
         return Schema.made_of(fields, self.batch_shape[1:], self.dim_names)
 
     def check_fields(self) -> None:
-        """Passes where the fields of a batch that a server sends can be a TensorDict's.
+        """Checks that the fields of a batch from a server can be those of a TensorDict.
 
         Raises:
-            CodecError: they cannot be.
+            CodecError: they cannot.
         """
         if self._wrong_fields:
             raise CodecError(f"not a batch: {self._wrong_fields}")
@@ -103,10 +107,7 @@ class Layout:
             return str(error)
 
     def write_header(self, memory: Bytes) -> dict[str, Rows]:
-        """Writes the header into `memory` (of `size` bytes) and gives the fields' places in it, to be filled: name -> rows of bytes.
-
-        A field without bytes has no place.
-        """
+        """Writes the header into `memory` (of `size` bytes), and returns `places` of it, which the caller is to fill."""
         memory[: len(self.header)] = np.frombuffer(self.header, np.uint8)
         return self.places(memory)
 
@@ -115,7 +116,7 @@ class Layout:
         return self._places(memory, self.spans)
 
     def stored_places(self, memory: Bytes) -> dict[str, Rows]:
-        """As `places`, of what is stored."""
+        """As `places`, but only of the fields that are stored."""
         return self._places(memory, self.stored)
 
     def _places(self, memory: Bytes, spans: tuple[Span, ...]) -> dict[str, Rows]:
@@ -134,8 +135,8 @@ class Block:
     """A decoded block.
 
     Attributes:
-        header: what it holds, and where.
-        memory: that it lies in; it may go on after it.
+        header: the layout that the block's header describes.
+        memory: bytes that begin with the block; they may go on after it.
     """
 
     header: Layout
@@ -148,25 +149,25 @@ class Block:
 
     @property
     def rows(self) -> int:
-        """How many rows the block holds."""
+        """The number of rows."""
         return self.header.batch_shape[0]
 
     @property
     def columns(self) -> dict[str, torch.Tensor]:
-        """Field name -> tensor of shape [n, ...], in the block's order; views of the block's memory."""
+        """Every field, in the block's order: name -> tensor of shape [n, ...], a view of the block's memory."""
         return self.header.views(self.memory)
 
     @property
     def places(self) -> dict[str, Rows]:
-        """Field name -> rows of bytes, of what is stored of the block; views of its memory. A field without bytes has none."""
+        """The fields that are stored: name -> rows of bytes, a view of the block's memory. A field without bytes has no place."""
         return self.header.stored_places(self.memory)
 
 
 def check_header(schema: Schema) -> None:
-    """Passes where rows of `schema` can be sent: where the header of the largest block that a server makes of them fits.
+    """Checks that rows of `schema` can be sent: the header of the largest block that a server makes of them must fit.
 
     Raises:
-        CodecError: it is above `MAX_HEADER_BYTES`.
+        CodecError: this header is above `MAX_HEADER_BYTES`.
     """
     fields = (*schema.fields, *SYSTEM_FIELDS)
     rows = min(MAX_BATCH_SIZE, max(1, MAX_MESSAGE_BYTES // sum(field.row_bytes for field in fields)))
@@ -178,14 +179,14 @@ def check_header(schema: Schema) -> None:
 
 
 def checked_places(block: Block, *, changing: bool) -> dict[str, Rows]:
-    """The places of a block's fields, every bool of which is 0 or 1, as torch takes for granted of received bytes too.
+    """`Block.places`, with a check that every bool is 0 or 1: torch relies on it, and received bytes may be anything.
 
     Args:
-        block: that came.
-        changing: whether others may write the block's memory meanwhile. Then its bools are copied, and the copies checked.
+        block: the received block.
+        changing: whether others may write the block's memory meanwhile. Then its bools are copied, and the copies are checked.
 
     Raises:
-        CodecError: names the field that has another byte.
+        CodecError: a bool is another byte; the message names its field.
     """
     places = block.places
     for span in block.header.spans:
@@ -199,7 +200,7 @@ def checked_places(block: Block, *, changing: bool) -> dict[str, Rows]:
 
 @lru_cache(maxsize=512)
 def layout(fields: tuple[Field, ...], rows: int, row_shape: tuple[int, ...], dim_names: DimNames = ()) -> Layout:
-    """The layout of a block of `rows` rows with these fields; made once for each combination that is in use.
+    """The layout of a block of `rows` rows with these fields. It is made once for each combination that is in use.
 
     Raises:
         CodecError: the header is above `MAX_HEADER_BYTES`.
@@ -228,20 +229,20 @@ def _view(memory: Bytes, span: Span, offset: int, aligned: bool) -> torch.Tensor
     if span.size == 0:
         return torch.empty(span.shape, dtype=span.dtype, device="cpu")
     if not aligned or span.start % span.dtype.itemsize:
-        # Copy: another encoder may leave a field unaligned, which not every processor reads.
+        # Copy: another encoder may leave a field unaligned, and not every processor reads that.
         memory, offset = memory[offset + span.start : offset + span.start + span.size].copy(), -span.start
     return torch.frombuffer(memory, dtype=span.dtype, count=span.size // span.dtype.itemsize, offset=offset + span.start).view(span.shape)
 
 
 def decode(memory: Bytes, *, longer: bool = False) -> Block:
-    """The block that `memory` holds. The header is checked first, whoever made it.
+    """The block that `memory` holds. The header is checked; nothing about its sender is taken for granted.
 
     Args:
-        memory: the block, and nothing else.
-        longer: the memory may go on after it.
+        memory: bytes that begin with the block.
+        longer: whether the memory may go on after the block.
 
     Raises:
-        CodecError: it is not a block, with the first rule that it breaks.
+        CodecError: it is not a block; the message says the first rule that it breaks.
     """
     if len(memory) < 8:
         raise CodecError(f"not a block: {len(memory)} bytes, and the header's length alone takes 8")

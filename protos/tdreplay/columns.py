@@ -1,4 +1,4 @@
-"""TensorDict <-> columns: flat field names, one tensor each, on their way to and from storage and wire."""
+"""TensorDicts to columns and back. Columns have flat field names and one tensor each, as storage and wire have them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def leaves(data: TensorDictBase) -> dict[str, torch.Tensor]:
     """The tensors of a TensorDict: nested keys joined with '.' -> tensor. System fields are left out.
 
     Raises:
-        CodecError: it is not a TensorDict, or a field cannot travel; the message names it.
-        SchemaError: the TensorDict has something that its tensors alone would not bring back; the message names it.
+        CodecError: it is not a TensorDict, or a field cannot travel; the message names the field.
+        SchemaError: the TensorDict has something that its tensors alone would not bring back; the message says what.
     """
     if not is_tensor_collection(data) or is_non_tensor(data):
         raise CodecError(f"data ({type(data).__name__}) must be a TensorDict, or a dict")
@@ -32,7 +32,10 @@ def leaves(data: TensorDictBase) -> dict[str, torch.Tensor]:
 
 
 def without_system_fields(values: dict[str, Any], batch_size: tuple[int, ...]) -> dict[str, Any]:
-    """The values without those of system fields. What has such a name and is not as a sampled batch has it stays: the schema refuses it."""
+    """`values` without the system fields of a sampled batch. It is changed in place.
+
+    A value of that name with another dtype or shape stays, so that the schema refuses it.
+    """
     for field in SYSTEM_FIELDS:
         if field.name in values and _is_sampled(values[field.name], field, batch_size):
             del values[field.name]
@@ -46,11 +49,10 @@ def _is_sampled(value: Any, field: SystemField, batch_size: tuple[int, ...]) -> 
 
 
 def from_rows(batch: TensorDictBase) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
-    """A batch of rows as columns, views where possible, and the row shape (its batch size after the first dimension).
+    """A batch of rows as columns, views where possible, and the row shape: its batch size after the first dimension.
 
     Raises:
-        CodecError: it is not a TensorDict, or a field cannot travel; the message names it.
-        SchemaError: the TensorDict has something that its tensors alone would not bring back; the message names it.
+        CodecError, SchemaError: as `leaves`.
         InvalidArgumentError: it has no batch dimension, or no row.
     """
     columns = leaves(batch)
@@ -62,7 +64,7 @@ def from_rows(batch: TensorDictBase) -> tuple[dict[str, torch.Tensor], tuple[int
 
 
 def to_tensordict(columns: Columns, batch_size: tuple[int, ...], device: torch.device, dim_names: DimNames = ()) -> TensorDict:
-    """The TensorDict with these columns, names with '.' nested again; it takes the tensors over, without a copy.
+    """The TensorDict with these columns; names with '.' become nested keys. It takes over the tensors, without a copy.
 
     If rows are themselves batches, system fields are expanded to the whole batch size, as TorchRL does.
     """
@@ -90,11 +92,11 @@ def _build(nested: dict[str, Any], batch_size: torch.Size, device: torch.device)
 
 
 def collect(data: TensorDictBase, prefix: str, found: dict[str, torch.Tensor]) -> None:
-    """Adds the tensors of a TensorDict to `found`: the nested keys, joined with '.', after `prefix` -> tensor.
+    """Adds the tensors of a TensorDict to `found`: `prefix` and the nested keys, joined with '.' -> tensor.
 
     Raises:
         CodecError: a field cannot travel; the message names it.
-        SchemaError: the TensorDict has something that its tensors alone would not bring back; the message names it.
+        SchemaError: as `leaves`.
     """
     for key, value in _items(data, prefix):
         name = f"{prefix}{key}"
@@ -126,7 +128,7 @@ def _items(data: TensorDictBase, prefix: str) -> Iterable[tuple[str, Any]]:
 
 
 def _stacked(data: LazyStackedTensorDict, prefix: str) -> Iterator[tuple[str, Any]]:
-    """The items of a lazy stack, whose rows have the same keys, dtypes and shapes."""
+    """The items of a lazy stack. Its rows must have the same keys, dtypes and shapes."""
     parts = data.tensordicts
     common, every = (combine(*(set(part.keys()) for part in parts)) for combine in (set.intersection, set.union))
     if common != every:

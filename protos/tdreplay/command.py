@@ -12,8 +12,8 @@ __all__ = ["command_line", "failures_in_one_line", "one_line"]
 
 
 def command_line(name: str, description: str) -> typer.Typer:
-    """A command with the option --version, and as yet no subcommands."""
-    # Plain text: with markup, what stands in brackets is taken for a style, and is not shown.
+    """A command with the option --version. The caller adds the subcommands."""
+    # No markup: it would take text in brackets for a style, and not show it.
     app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
     def print_version(wanted: bool) -> None:
@@ -32,7 +32,7 @@ def command_line(name: str, description: str) -> typer.Typer:
 
 @contextmanager
 def failures_in_one_line(name: str, *errors: type[BaseException]) -> Iterator[None]:
-    """Within it these errors end the process with status 1, and one line on standard error."""
+    """Within this context these errors end the process, with status 1 and one line on standard error."""
     try:
         yield
     except errors as error:
@@ -41,5 +41,5 @@ def failures_in_one_line(name: str, *errors: type[BaseException]) -> Iterator[No
 
 
 def one_line(text: object) -> str:
-    """The text of an error without line breaks and other characters that would act on a terminal, as a server may have put into it."""
+    """The text of an error on one line. Characters that would act on a terminal become spaces: the text may come from a server."""
     return "".join(character if character.isprintable() else " " for character in str(text)).strip()

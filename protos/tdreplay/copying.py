@@ -1,4 +1,4 @@
-"""What cannot be pickled or copied, and what to do instead."""
+"""Objects that cannot be pickled or copied."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["OfOneProcess"]
 
 
 class OfOneProcess:
-    """A base of what belongs to its process: pickling and copying it is a TypeError that says what to do instead."""
+    """Base of objects that belong to one process. Pickling or copying them is a TypeError. Its message says what to do instead: `_instead`."""
 
     _instead: ClassVar[str]
 

@@ -11,7 +11,7 @@ __all__ = ["check_device", "parse_device"]
 
 
 def parse_device(device: torch.device | str, name: str) -> torch.device:
-    """The device that `device` names, whether it is there or not.
+    """The device that `device` names. This machine need not have it.
 
     Raises:
         InvalidArgumentError: it names none.
@@ -26,10 +26,10 @@ def parse_device(device: torch.device | str, name: str) -> torch.device:
 
 
 def check_device(device: torch.device | str, name: str) -> torch.device:
-    """The device that `device` names, where this machine has it.
+    """The device that `device` names. This machine must have it.
 
     Raises:
-        InvalidArgumentError: it names none, or one that is not there.
+        InvalidArgumentError: it names none, or one that this machine lacks.
     """
     found = parse_device(device, name)
     if found.type == "cuda":
@@ -44,5 +44,5 @@ def check_device(device: torch.device | str, name: str) -> torch.device:
 def _try(device: torch.device, name: str) -> None:
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:  # So torch says that it was built without it.
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:  # torch was built without this device.
         raise InvalidArgumentError(f"{name} ({device}) is not there: {str(error).partition('. ')[0][:200]}") from None

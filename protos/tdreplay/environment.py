@@ -1,4 +1,4 @@
-"""The names of settings in the environment, and what was meant by one that there is not."""
+"""Environment variables that set the settings, and suggestions for misspelt ones."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ __all__ = ["ENV_PREFIX", "environment_name", "nearest", "unknown_names"]
 
 ENV_PREFIX = "TDREPLAY_"
 OTHERS = {"TDREPLAY_BENCH_ENVS", "TDREPLAY_DOCKER", "TDREPLAY_FAILPOINT", "TDREPLAY_KILLS"}
-"""Variables of the benchmarks and the tests."""
+"""Variables of the benchmarks and the tests. They are no settings."""
 
 
 def environment_name(setting: str) -> str:
-    """The variable of the environment that sets it."""
+    """The environment variable that sets `setting`."""
     return f"{ENV_PREFIX}{setting.upper()}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that was probably meant by `name`; None where none is alike."""
+    """The one of `names` that `name` probably stands for; None if none is similar."""
     alike = {known.replace("_", ""): known for known in names}
     found = difflib.get_close_matches(name.replace("_", "").replace("-", ""), alike, n=1, cutoff=0.7)
     return alike[found[0]] if found else None
 
 
 def unknown_names(environment: Iterable[str], settings: Collection[str]) -> list[str]:
-    """The variables of tdreplay that set none of `settings`, and are like none: they may be another program's, as Kubernetes' are.
+    """The sorted variables that begin as tdreplay's do, but set none of `settings`. They may be another program's, such as Kubernetes'.
 
     Raises:
-        InvalidArgumentError: one is like a setting, which was probably meant.
+        InvalidArgumentError: a variable is so similar to a setting's that it is probably misspelt; the message names the setting.
     """
     known = {environment_name(setting) for setting in settings} | OTHERS
     unknown = sorted(name for name in environment if name.upper().startswith(ENV_PREFIX) and name.upper() not in known)

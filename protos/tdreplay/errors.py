@@ -1,7 +1,8 @@
 """Every error that tdreplay raises on purpose: one tree, one gRPC status each, and the maps there and back.
 
-Each class names its status in ``code``. A server ends a failed call with that status and the class's name in the trailing metadata; the client
-raises the same class again (`from_status`). A status that comes without a name, as from gRPC itself, becomes the class that stands for it.
+Each class names its status in ``code``. A server ends a failed call with that status, and puts the class's name into the trailing metadata. The
+client raises the same class again (`from_status`). If a status has no name, as one from gRPC itself, the client raises the class that stands for the
+status.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ class ReplayError(Exception):
     """Base of the tree. ``str(error)`` says the value and the rule that it broke.
 
     Attributes:
-        rows: of an error that a writer raises: the rows that were not acknowledged, a TensorDict of batch size [n, ...]. Else None.
+        rows: rows that were not acknowledged, a TensorDict of batch size [n, ...], if a writer raised the error. Else None.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
     rows: TensorDict | None = None
 
-    # KeyError, a base of one class below, would show the text in quotes.
+    # `KeyError.__str__` would show the text in quotes, and one class below has KeyError as a base.
     __str__ = Exception.__str__
 
 
@@ -74,7 +75,7 @@ class SchemaError(InvalidArgumentError):
 
 
 class CodecError(InvalidArgumentError):
-    """Bytes that are not a block, or a TensorDict that cannot become one."""
+    """Bytes are not a block, or a TensorDict cannot become one."""
 
 
 class FieldNotFoundError(InvalidArgumentError, KeyError):
@@ -110,7 +111,7 @@ class EmptyTableError(FailedPreconditionError):
 
 
 class MissingRowsError(FailedPreconditionError):
-    """``load`` speaks of rows that are not stored (any more)."""
+    """``load`` needs rows that are not stored, or no longer."""
 
 
 class ClosedError(FailedPreconditionError):
@@ -118,19 +119,22 @@ class ClosedError(FailedPreconditionError):
 
 
 class ForkedError(FailedPreconditionError):
-    """What was used belongs to a process of which this one is a fork. A remote buffer needs a process that is started by ``spawn``."""
+    """The object belongs to the process of which this one is a fork. Start processes that use a remote buffer with ``spawn``."""
 
 
 class SequenceError(FailedPreconditionError):
-    """A block's number stands for other rows already, or is too far below the writer's highest to tell. Nothing was stored."""
+    """The insert's sequence number already stands for other rows, or is so far below the writer's highest that the server has forgotten it.
+
+    Nothing was stored.
+    """
 
 
 class DirectoryInUseError(FailedPreconditionError):
-    """Another process has the data directory. The message names it."""
+    """Another process uses the data directory. The message names the process."""
 
 
 class TableChangedError(ReplayError):
-    """The table was reset, rewound or dropped while it was read. Read again."""
+    """The table was reset, rewound or dropped during the read. Read again."""
 
     code = grpc.StatusCode.ABORTED
 
@@ -146,7 +150,7 @@ class MessageTooLargeError(ResourceExhaustedError):
 
 
 class StreamLimitError(ResourceExhaustedError):
-    """All stream slots of the server are taken. Close a stream, or raise ``max_streams``."""
+    """The server has as many streams open as ``max_streams`` allows. Close a stream, or raise the limit."""
 
 
 class ServerUnavailableError(ReplayError, ConnectionError):
@@ -186,13 +190,13 @@ class InternalError(ReplayError):
 
 
 class CorruptDataError(ReplayError):
-    """A data directory or a checkpoint is not what was written. Nothing of it is used, and nothing in it changes."""
+    """The content of a data directory or a checkpoint is not what was written. None of it is used, and nothing in it changes."""
 
     code = grpc.StatusCode.DATA_LOSS
 
 
 class StorageError(ReplayError, OSError):
-    """The disk failed while rows were written. They were not acknowledged; the server stops, and its log has the details."""
+    """The disk failed while rows were written. They were not acknowledged. The server stops; its log has the details."""
 
     code = grpc.StatusCode.DATA_LOSS
 
@@ -225,7 +229,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[ReplayError]] = {
 
 
 def error_class(status: grpc.StatusCode, name: str | None = None) -> type[ReplayError]:
-    """The class that `name` (from the trailing metadata) says, where it is one of that status; else the one that stands for the status."""
+    """The class that `name`, from the trailing metadata, names, if that class has this status. Else the class that stands for the status."""
     named = _BY_NAME.get(name) if name else None
     return named if named is not None and named.code is status else _BY_STATUS[status]
 

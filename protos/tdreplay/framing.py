@@ -1,8 +1,8 @@
 """Messages that carry a block, without a copy of it.
 
-The protobuf runtime would copy a block twice on its way in and once on its way out. So the framing around it is done here: the other fields go
-through the runtime, the block's bytes stay where they are. On the wire it is the message that ``replay_buffer.proto`` describes; any protobuf
-library reads and writes it.
+The protobuf runtime would copy a block twice on its way in and once on its way out. So this module frames the block itself: the other fields go
+through the runtime, and the block's bytes stay where they are. On the wire it is the message that ``replay_buffer.proto`` describes, which any
+protobuf library reads and writes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ __all__ = ["frame", "split"]
 
 M = TypeVar("M", bound=Message)
 
-MAX_FIELDS = 256  # Of a message with a block. The walk over them is Python, and a message of 64 MiB has room for 33 million.
+MAX_FIELDS = 256
+"""The most fields of a message with a block. They are walked over in Python, and a message of 64 MiB has room for 33 million."""
+
 PADDING_FIELD, BLOCK_FIELD = 14, 15
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
 
 def frame(head: Message, block_size: int) -> tuple[bytes, Bytes]:
-    """A message with the fields of `head`, and room for a block of `block_size` bytes, to be written before the message is sent.
+    """A message with the fields of `head`, and room for a block of `block_size` bytes. The caller writes the block before it sends the message.
 
     Returns:
         The message, and a writable view of the block in it, aligned to `ALIGNMENT` bytes.
@@ -38,7 +40,7 @@ def frame(head: Message, block_size: int) -> tuple[bytes, Bytes]:
     """
     fields = head.SerializeToString()
     block_tag = bytes([BLOCK_FIELD << 3 | LENGTH_DELIMITED]) + _varint(block_size)
-    # A bytes object's data start at a multiple of 16, so aligned in the message is aligned in memory.
+    # The data of a bytes object start at a multiple of 16. So what is aligned in the message is aligned in memory.
     padding = -(len(fields) + 2 + len(block_tag)) % ALIGNMENT
     prefix = fields + bytes([PADDING_FIELD << 3 | LENGTH_DELIMITED, padding]) + bytes(padding) + block_tag
     if len(prefix) + block_size > MAX_MESSAGE_BYTES:
@@ -50,9 +52,9 @@ def frame(head: Message, block_size: int) -> tuple[bytes, Bytes]:
 
 
 def split(message: bytes, head_type: type[M]) -> tuple[M, Bytes]:
-    """The fields of `message` without its block and padding, and the block: a view of the message's memory, empty where there is none.
+    """The fields of `message` without its block and padding, and the block: a view of the message's memory, empty if there is no block.
 
-    What the protobuf runtime is going to parse is bounded first: what it makes of a message may take thirty times the message's bytes.
+    The size is checked before the protobuf runtime parses anything: a parsed message may take thirty times the bytes of the message.
 
     Raises:
         CodecError: the bytes are not a message of that type.
@@ -70,7 +72,7 @@ def split(message: bytes, head_type: type[M]) -> tuple[M, Bytes]:
 
 
 def _parted(message: bytes, head_type: type[Message]) -> tuple[bytes, int, int]:
-    """The bytes of all fields but block and padding, and where the block starts and ends. Of two blocks the last one counts, as in protobuf."""
+    """The bytes of all fields but block and padding, and where the block starts and ends. The last of several blocks counts, as in protobuf."""
     head, start, end = bytearray(), 0, 0
     for key, field_start, value_start, value_end in _walk(message, MAX_FIELDS):
         if key == BLOCK_FIELD << 3 | LENGTH_DELIMITED:
@@ -78,14 +80,14 @@ def _parted(message: bytes, head_type: type[Message]) -> tuple[bytes, int, int]:
         elif key >> 3 != PADDING_FIELD:
             size = len(head) + value_end - field_start
             if size > MAX_HEAD_BYTES and key >> 3 not in head_type.DESCRIPTOR.fields_by_number:
-                continue  # It means nothing to this version.
+                continue  # This version does not know the field.
             _check_head(size, head_type)
             head += message[field_start:value_end]
     return bytes(head), start, end
 
 
 def _check_long(message: bytes, head_type: type[Message]) -> None:
-    """Passes where a message without a block is so long for its packed index alone."""
+    """Checks a message without a block that is longer than `MAX_HEAD_BYTES`: only its packed index may make it so long."""
     index = head_type.DESCRIPTOR.fields_by_name.get("index")
     if index is None:
         _check_head(len(message), head_type)
@@ -107,7 +109,7 @@ def _check_head(size: int, head_type: type[Message]) -> None:
 
 
 def _walk(message: bytes, most: int) -> Iterator[tuple[int, int, int, int]]:
-    """Each field of a message, of at most so many: its key, where it starts, and where its value starts and ends."""
+    """Each field of a message, at most `most` of them: its key, where it starts, and where its value starts and ends."""
     at = fields = 0
     while at < len(message):
         fields += 1
@@ -123,7 +125,7 @@ def _walk(message: bytes, most: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _value_span(message: bytes, at: int, wire_type: int) -> tuple[int, int]:
-    """Where the value of a field starts and ends whose key ends at `at`."""
+    """Where the value of a field starts and ends. The field's key ends at `at`."""
     if wire_type == VARINT:
         end = _read_varint(message, at)[1]
     elif wire_type == LENGTH_DELIMITED:

@@ -1,4 +1,4 @@
-"""Packages that import what they export when it is asked for: torch alone takes a second, and much is done without it."""
+"""Packages that import what they export only when it is used. torch alone takes a second to import, and much is done without it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ __all__ = ["imported_when_asked"]
 
 
 def imported_when_asked(package: str, modules: dict[str, str], extra: str = "") -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562) that has each name of `modules`, from the module of the package that it names.
+    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562) that imports its exports when they are used.
 
-    The first raises AttributeError where there is no such name, and ModuleNotFoundError where a dependency is not installed. The message says that
-    the `extra` of tdreplay brings it.
+    ``__getattr__`` raises AttributeError for any other name, and ModuleNotFoundError if a dependency is not installed.
+
+    Args:
+        package: name of the package.
+        modules: each exported name -> the module of the package that defines it.
+        extra: the extra of tdreplay that installs the dependencies, for messages; "" if they are always installed.
     """
 
     def found(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The limits of the wire, and the other values that both ends share."""
+"""The limits of the wire and other values that both ends share, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = [
     "MAX_SECONDS",
     "MAX_WRITER_ID",
     "MOST_SHARED_BYTES",
+    "SEGMENTS_START",
     "SEQUENCE_WINDOW",
     "SHARED_BLOCK_BYTES",
-    "SHARED_SLOTS_START",
     "check_batch_size",
     "check_flag",
     "check_seconds",
@@ -35,25 +35,25 @@ __all__ = [
 ]
 
 DEFAULT_TABLE = "default"
-"""The table of a call that names none."""
+"""The table that a call means if it names none."""
 
 DEFAULT_TIMEOUT = 30.0
-"""Seconds that a call waits where nothing else is said."""
+"""Seconds that a call waits unless the user says otherwise."""
 
 MAX_MESSAGE_BYTES = 64 << 20
 """The largest message, and so the largest row, in bytes."""
 
 BLOCK_BYTES = 2 << 20
-"""The size that blocks of a larger batch aim at, in bytes: gRPC streams move messages of this size fastest (measured from 256 KiB to 3 MiB)."""
+"""The bytes that a block should have if a batch needs several. gRPC streams move messages of this size fastest (measured from 256 KiB to 3 MiB)."""
 
 MAX_HEADER_BYTES = 64 << 10
-"""The largest safetensors header, in bytes: 900 fields of 8 dimensions fit."""
+"""The largest safetensors header, in bytes. 900 fields of 8 dimensions fit."""
 
 MAX_HEAD_BYTES = 128 << 10
-"""The most bytes of a message beside its block, or beside its packed index: the names of all fields of any table fit."""
+"""The most bytes of a message without its block or its packed index. The names of all fields of any table fit."""
 
 MAX_FIELD_NAMES = 2048
-"""The most names in a request's `fields`: more than any table has fields."""
+"""The most names in a request's `fields`. No table has that many fields."""
 
 MAX_RANK = 16
 """The most dimensions that a field of a block may have, the row dimension included."""
@@ -61,51 +61,50 @@ MAX_RANK = 16
 MAX_BATCH_SIZE = 1 << 20
 """The most rows in one sampled batch, and the most slots in one call."""
 
-SHARED_SLOTS_START = 4096
-"""Where the first slot of shared memory starts in its file, in bytes: a page, which begins with the nonce."""
+SEGMENTS_START = 4096
+"""The byte of the file of shared memory at which its first segment starts. The page before it begins with the nonce."""
 
 SHARED_BLOCK_BYTES = 4 << 20
-"""The size that the blocks of a large insert aim at in shared memory: twice that of a message, because nothing but their number costs."""
+"""The bytes that a block of a large insert should have in shared memory: twice as many as in a message, because only the number of blocks costs."""
 
 LEAST_SHARED_BYTES = 256 << 10
-"""Blocks below so many bytes travel in messages: they are faster there, several at a time."""
+"""Smaller blocks, in bytes, travel in messages. They are faster there, because one message carries several."""
 
 MOST_SHARED_BYTES = 64 << 20
-"""Of the slots of one stream together."""
-
+"""The most bytes of shared memory for one stream: of all its segments together."""
 
 MAX_INT64 = (1 << 63) - 1
-"""The largest number of a message, and of an id."""
+"""The largest number in a message."""
 
 SEQUENCE_WINDOW = 64
-"""Of so many of a writer's highest numbers a server knows what became of their blocks. A writer has fewer blocks than that on their way at once."""
+"""Sequence numbers remembered per writer: the highest ones. A writer has fewer unacknowledged inserts than that at any time."""
 
 MAX_WRITER_ID = 64
 """The longest writer id, in characters."""
 
 MAX_SECONDS = 365 * 86400.0
-"""The longest wait, a year: what waits for ever, waits so long. Timers of 64 bits take it."""
+"""The longest wait, in seconds: a year. It stands for ever, and timers of 64 bits take it."""
 
 
 def message_options() -> list[tuple[str, int]]:
-    """The channel options that let a message of `MAX_MESSAGE_BYTES` through, for both ends."""
+    """The gRPC options with which either end takes and sends messages of up to `MAX_MESSAGE_BYTES`."""
     return [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
 
 
 def check_batch_size(batch_size: SupportsIndex, name: str = "batch_size") -> int:
-    """`batch_size` as an int, where it is a whole number from 1 to `MAX_BATCH_SIZE`.
+    """`batch_size` as an int. It must be a whole number from 1 to `MAX_BATCH_SIZE`.
 
     Raises:
-        InvalidArgumentError: where it is not, with the value and the rule.
+        InvalidArgumentError: it is not; the message says the value and the rule.
     """
     return check_whole(batch_size, name, 1, MAX_BATCH_SIZE)
 
 
 def check_whole(value: SupportsIndex, name: str, least: int, most: int = MAX_INT64) -> int:
-    """`value` as an int, where it is a whole number from `least` to `most`; NumPy's and torch's integers are, True is not.
+    """`value` as an int. It must be a whole number from `least` to `most`: Python's, NumPy's or torch's, but not a bool.
 
     Raises:
-        InvalidArgumentError: where it is not, with the value and the rule.
+        InvalidArgumentError: it is not; the message says the value and the rule.
     """
     whole = value if type(value) is int else None if _of_kind(value, "bool") else _index(value)
     if whole is None or not least <= whole <= most:
@@ -115,10 +114,10 @@ def check_whole(value: SupportsIndex, name: str, least: int, most: int = MAX_INT
 
 
 def check_seconds(value: SupportsFloat | None, name: str) -> float:
-    """`value` as a float, where it is a number above 0; None and inf stand for `MAX_SECONDS`, and so does all that is longer.
+    """`value` as a float. It must be a number above 0. None, inf and longer times stand for `MAX_SECONDS`.
 
     Raises:
-        InvalidArgumentError: where it is not, with the value and the rule.
+        InvalidArgumentError: it is not; the message says the value and the rule.
     """
     seconds = math.inf if value is None else math.nan if _of_kind(value, "bool", "complex") else _float(value)
     if not seconds > 0:
@@ -127,10 +126,10 @@ def check_seconds(value: SupportsFloat | None, name: str) -> float:
 
 
 def check_flag(value: object, name: str) -> bool:
-    """`value` as a bool, where it is True or False; NumPy's and torch's are.
+    """`value` as a bool. It must be True or False: Python's, NumPy's or torch's.
 
     Raises:
-        InvalidArgumentError: where it is not, with the value and the rule.
+        InvalidArgumentError: it is not; the message says the value and the rule.
     """
     if type(value) is bool:
         return value
@@ -143,13 +142,13 @@ def shown(value: object, most: int = 80) -> str:
     """`value` as an error shows it: its repr, cut to `most` characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python does not write integers of thousands of digits.
+    except ValueError:  # Python refuses to write integers of thousands of digits.
         text = f"{type(value).__name__} of too many digits"
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _of_kind(value: object, *kinds: str) -> bool:
-    """Whether `value` is a Python, NumPy or torch value of such a type: this module does without NumPy and torch."""
+    """Whether `value` is of one of these kinds, in Python, NumPy or torch. It reads names, so that this module imports neither."""
     of = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
     return any(of.startswith(kind) for kind in kinds)
 
@@ -162,7 +161,7 @@ def _index(value: SupportsIndex) -> int | None:
 
 
 def _float(value: SupportsFloat) -> float:
-    """The value as a float; NaN where it is no number."""
+    """The value as a float; NaN if it is no number."""
     try:
         return float(value) if hasattr(value, "__float__") and not getattr(value, "ndim", 0) else math.nan
     except OverflowError:

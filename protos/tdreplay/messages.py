@@ -1,12 +1,12 @@
-"""Values of this package <-> their protobuf messages."""
+"""Values of this package, to protobuf messages and back."""
 
 from __future__ import annotations
 
-from tdreplay.api import State
 from tdreplay.devices import parse_device
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
 from tdreplay.fields import DTYPE_NAMES, DTYPES, Field
 from tdreplay.schema import Schema, check_dim_names
+from tdreplay.state import State
 from tdreplay.v1 import replay_buffer_pb2 as pb
 
 __all__ = ["durability_from_message", "durability_to_message", "schema_from_message", "schema_to_message", "state_from_message"]
@@ -20,12 +20,12 @@ DURABILITIES = {
 
 
 def durability_to_message(level: str) -> pb.Durability.ValueType:
-    """The value that stands for a level."""
+    """The value of the proto that stands for a durability level."""
     return DURABILITIES[level]
 
 
 def durability_from_message(value: int) -> str:
-    """The level that a value stands for; 'none' for one that this version does not know: it promises nothing."""
+    """The durability level that a value stands for. It is 'none', which promises nothing, if this version does not know the value."""
     return next((level for level, known in DURABILITIES.items() if known == value), "none")
 
 
@@ -39,7 +39,7 @@ def schema_from_message(message: pb.Schema) -> Schema:
     """The schema that `message` describes.
 
     Raises:
-        CodecError: it is none, or names a dtype that this version does not know.
+        CodecError: it describes no schema, or names a dtype that this version does not know.
     """
     unknown = sorted({field.dtype for field in message.fields} - DTYPES.keys())
     if unknown:
@@ -58,7 +58,7 @@ def state_from_message(message: pb.DescribeResponse) -> State:
     """The state that `message` describes.
 
     Raises:
-        CodecError: it describes none.
+        CodecError: it describes no state.
     """
     schema = schema_from_message(message.schema) if message.HasField("schema") else None
     counts = (message.buffer_size, message.size, message.pointer, message.write_count)
@@ -68,5 +68,5 @@ def state_from_message(message: pb.DescribeResponse) -> State:
         device = parse_device(message.storing_device, "the table's storing_device")
     except InvalidArgumentError as error:
         raise CodecError(str(error)) from None
-    inserted = message.insert_count if message.HasField("insert_count") else message.write_count  # An older server does not say.
+    inserted = message.insert_count if message.HasField("insert_count") else message.write_count  # Older servers do not send it.
     return State(*counts, device, schema, durability_from_message(message.durability), inserted)

@@ -1,4 +1,4 @@
-"""The file that `save` writes and `load` reads: where a buffer stood, without its rows. JSON, one object, at ``path + ".metadata"``."""
+"""The file that `save` writes and `load` reads: where a buffer stood, without its rows. It is one JSON object, at ``path + ".metadata"``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Metadata:
     write_count: int
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes ``path + ".metadata"``, whole or not at all; makes missing folders."""
+        """Writes ``path + ".metadata"``, whole or not at all. Makes missing folders."""
         target = metadata_path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = target.with_name(f".{target.name}.{os.getpid()}")
@@ -46,12 +46,12 @@ class Metadata:
 
         Raises:
             FileNotFoundError: there is none.
-            InvalidArgumentError: it is not one that `write` wrote, with the rule that it breaks.
+            InvalidArgumentError: `write` did not write it; the message says the rule that it breaks.
         """
         source = metadata_path(path)
         try:
             entries: Any = json.loads(source.read_text())
-        except (ValueError, RecursionError) as error:  # RecursionError: a hundred thousand brackets, say.
+        except (ValueError, RecursionError) as error:  # RecursionError: for example of a hundred thousand brackets.
             raise InvalidArgumentError(f"{source} is not JSON: {error}") from None
         form = entries.get("format") if isinstance(entries, dict) else None
         if type(form) is not int or form != FORMAT:  # True and 1.0 are equal to 1.

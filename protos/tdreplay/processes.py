@@ -1,8 +1,8 @@
-"""What belongs to one process: a fork has a copy of it, and must neither use it nor end it.
+"""Objects that belong to one process. A fork gets a copy of them, and must neither use nor end it.
 
-A forked process has its parent's memory, but only the thread that forked. Locks that another thread held stay locked for ever, threads that were to
-answer are not there, and files and sockets are the parent's own. So a forked process is told so by whatever it calls, before any lock is taken, and
-what it closes, drops or leaves behind at its exit stays as it is.
+A forked process has its parent's memory, but only the thread that forked. Locks that another thread held stay locked for ever, the threads that would
+answer are missing, and files and sockets are the parent's. So every call on such an object first checks the process, before it takes a lock, and
+fails in a fork. When a fork closes the object, drops it or exits, the parent's resources stay as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["OwnFile", "Owner", "keep_for_ever", "keep_in_forks"]
 
 
 class _Process:
-    """This process. Its id is noted: to ask for it takes a quarter of a microsecond."""
+    """This process. Its id is kept here, because asking the system for it takes a quarter of a microsecond."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -31,8 +31,8 @@ class Owner:
     """The process that made an object.
 
     Args:
-        what: the object, for messages: "the buffer at HOST:PORT".
-        advice: what a fork is told to do in place of using it.
+        what: the object's name in messages: "the buffer at HOST:PORT".
+        advice: what a fork should do instead of using the object; for messages, too.
     """
 
     def __init__(self, what: str, advice: str = "make one of its own there") -> None:
@@ -40,24 +40,24 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is this process."""
+        """Whether this process made the object."""
         return _this.pid == self._pid
 
     def check(self) -> None:
-        """Passes in the process that made the object.
+        """Checks that this process made the object.
 
         Raises:
-            ForkedError: this one is a fork of it.
+            ForkedError: it is a fork of the process that did.
         """
         if _this.pid != self._pid:
             raise ForkedError(f"{self._what} belongs to process {self._pid}, and process {_this.pid} is a fork of it: {self._advice}")
 
 
 class OwnFile:
-    """An open file that forks of this process do not have: what it locks, or holds open, ends with this process.
+    """An open file that forks of this process do not inherit. So its locks, and what it holds open, end with this process.
 
     Args:
-        number: its descriptor, which is this object's to close.
+        number: the descriptor. This object closes it.
     """
 
     def __init__(self, number: int) -> None:
@@ -65,7 +65,7 @@ class OwnFile:
         _files.add(self)
 
     def close(self) -> None:
-        """Closes it. Closing twice is allowed."""
+        """Closes the file. Closing twice is allowed."""
         number, self.number = self.number, -1
         if number >= 0:
             os.close(number)
@@ -76,12 +76,12 @@ class _Referred(Protocol):
 
 
 def keep_in_forks(thing: _Referred) -> None:
-    """In forks of this process, `thing` and all that it refers to is never destroyed: for what would wait for threads when it is."""
+    """Sees to it that forks of this process never destroy `thing` and what it refers to: its destruction would wait for threads that a fork lacks."""
     _kept.add(thing)
 
 
 def keep_for_ever(thing: object) -> None:
-    """Keeps an object from being destroyed by the garbage collector, or at the interpreter's end."""
+    """Sees to it that an object is never destroyed, neither by the garbage collector nor when the interpreter ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 

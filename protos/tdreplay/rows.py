@@ -1,4 +1,4 @@
-"""What users give -> columns: TensorDicts and dicts, one row or many, on every way in and on both sides."""
+"""Rows as users give them, to columns: TensorDicts and dicts, one row or many. Client and server share it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Row: TypeAlias = "TensorDictBase | Mapping[str, Any]"
 """A TensorDict, or a dict (nested or not) of tensors, arrays, numbers or lists of these."""
 
 PLAIN = frozenset({torch.Tensor, np.ndarray, bool, int, float, np.float32, np.float64, np.int64, np.bool_})
-"""The types of most values, of which is known without a look that they are no dicts."""
+"""The types of most values. None of them is a dict, so their values need no closer look."""
 
 
 class Given(NamedTuple):
     """Rows as a user gave them. Nothing is copied yet.
 
     Attributes:
-        values: field name -> tensor, array, number or list: of the one row, or of all rows.
-        row_shape: the batch dimensions of a row.
-        rows: how many they are; None for one row, whose values have no dimension for it.
-        dim_names: the names of the batch dimensions, the rows' own first; () where none has one.
+        values: field name -> tensor, array, number or list. It has the value of the one row, or those of all rows.
+        row_shape: batch dimensions of a row.
+        rows: number of rows; None for one row whose values have no row dimension.
+        dim_names: names of the batch dimensions, the first of which counts the rows; () if none has one.
     """
 
     values: Mapping[str, Any]
@@ -41,16 +41,16 @@ class Given(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many rows they are."""
+        """The number of rows."""
         return 1 if self.rows is None else self.rows
 
     @property
     def typed(self) -> bool:
-        """Whether every value has a dtype. Numbers have none: they take that of the table's field."""
+        """Whether every value has a dtype. Numbers have none: they take the dtype of the table's field."""
         return all(type(value) is torch.Tensor or has_dtype(value) for value in self.values.values())
 
     def columns(self, schema: Schema | None, *, cast: bool) -> Columns:
-        """The rows as columns of shape [n, ...], views where possible, of the schema's dtypes so far as `tdreplay.values` allows.
+        """The rows as columns of shape [n, ...], views where possible. `tdreplay.values` says which values take the dtypes of `schema`.
 
         Raises:
             CodecError: a field cannot be stored.
@@ -74,7 +74,7 @@ def given_row(row: Row) -> Given:
 
     Raises:
         CodecError: it is neither, or a field cannot be stored.
-        SchemaError: it has something that would be lost.
+        SchemaError: something in it would be lost.
     """
     if is_tensor_collection(row):  # Asked first: a TensorDict is a Mapping too.
         data: TensorDictBase = row
@@ -83,7 +83,7 @@ def given_row(row: Row) -> Given:
 
 
 def given_rows(batch: Row) -> Given:
-    """Some rows: a TensorDict of batch size [n, ...], or a dict whose values have a first dimension of n. As `given_row` otherwise.
+    """Many rows: a TensorDict of batch size [n, ...], or a dict whose values have a first dimension of n. System fields are left out.
 
     Raises:
         CodecError, SchemaError: as `given_row`.
@@ -102,7 +102,7 @@ def _dim_names(names: list[str | None]) -> DimNames:
 
 
 def _flattened(row: Mapping[str, Any], dimensions: int) -> dict[str, Any]:
-    """The fields of a dict, whose TensorDicts have so many batch dimensions."""
+    """The fields of a dict. The TensorDicts in it must have that many batch dimensions."""
     if not isinstance(row, Mapping):
         raise CodecError(f"data ({type(row).__name__}) must be a TensorDict, or a dict")
     values: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def _flatten(row: Mapping[str, Any], prefix: str, dimensions: int, values: dict[
 
 
 def _flatten_nested(value: Any, name: str, dimensions: int, values: dict[str, Any]) -> None:
-    if len(name) > MAX_NAME_LENGTH:  # As the name of any field in it. A dict that holds itself ends here, too.
+    if len(name) > MAX_NAME_LENGTH:  # The names below it are longer still. A dict that holds itself ends here, too.
         raise SchemaError(f"field {name[:80]!r}: a name must be at most {MAX_NAME_LENGTH} characters long")
     before = len(values)
     if not is_tensor_collection(value):
@@ -141,7 +141,7 @@ def _flatten_nested(value: Any, name: str, dimensions: int, values: dict[str, An
 
 
 def _count(values: Mapping[str, Any]) -> int:
-    """How many rows a dict of fields holds."""
+    """The number of rows in a dict of fields."""
     counts = {name: _length(name, value) for name, value in values.items()}
     count = next((count for name, count in counts.items() if name not in SYSTEM_NAMES), 1)
     for name, other in counts.items():

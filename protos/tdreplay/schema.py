@@ -1,4 +1,4 @@
-"""What the rows of a table look like, and the check that a batch fits before anything is touched."""
+"""The schema of a table's rows, and the check that a batch fits it. The check comes before anything is changed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tdreplay.system_fields import NAMEABLE_FIELDS, PERSISTED_FIELDS, SENT_FIELD
 __all__ = ["Columns", "DimNames", "Schema", "check_dim_names"]
 
 Columns = Mapping[str, torch.Tensor]
-"""Field name -> tensor of shape [n, *field shape], the same n in all of them."""
+"""Field name -> tensor of shape [n, *field shape], with the same n for all fields."""
 
 DimNames: TypeAlias = "tuple[str | None, ...]"
-"""The names of the batch dimensions: one for each, or none at all."""
+"""The names of the batch dimensions, None for one without a name. It is () if no dimension has a name."""
 
 MAX_NAME_LENGTH = 256
 METADATA = "__metadata__"
@@ -29,7 +29,7 @@ METADATA = "__metadata__"
 
 @dataclass(frozen=True)
 class Schema:
-    """What every row of a table looks like.
+    """The fields of every row of a table, and its batch dimensions.
 
     Attributes:
         fields: the fields that users insert, sorted by name.
@@ -46,7 +46,7 @@ class Schema:
         """The schema of the rows in `columns`.
 
         Raises:
-            SchemaError: a field has a reserved name, or there is none at all.
+            SchemaError: a field has a name that it cannot have, a row is too large for a message, or there is no field.
             CodecError: a field cannot be stored.
         """
         return _schema_of(tuple((name, column.dtype, column.shape[1:]) for name, column in columns.items()), row_shape, dim_names)
@@ -56,7 +56,7 @@ class Schema:
         """The schema with these fields, in any order.
 
         Raises:
-            SchemaError: a field has a reserved name, or there is none at all.
+            SchemaError: a field has a name that it cannot have, a row is too large for a message, or there is no field.
             CodecError: a field cannot be stored.
         """
         named = {field.name: field for field in fields}
@@ -77,10 +77,10 @@ class Schema:
 
     @classmethod
     def from_json(cls, entries: Any) -> Schema:
-        """What `to_json` gave.
+        """The schema that `to_json` wrote.
 
         Raises:
-            CodecError, SchemaError: it is something else, or names a dtype that this version does not know.
+            CodecError, SchemaError: `entries` are not a schema, or name a dtype that this version does not know.
         """
         try:
             fields = [Field(str(entry["name"]), DTYPES[entry["dtype"]], _shape(entry["shape"])) for entry in entries["fields"]]
@@ -137,10 +137,10 @@ class Schema:
         return below
 
     def check(self, other: Schema) -> None:
-        """Passes where `other`, a batch's schema, is this one.
+        """Checks that `other`, a batch's schema, is this one.
 
         Raises:
-            SchemaError: names the first field that differs, what was expected and what came.
+            SchemaError: it is not. The message names the first field that differs, what was expected, and what came.
         """
         if other is self or other == self:
             return
@@ -157,17 +157,17 @@ class Schema:
         self._check_dim_names(other.dim_names)
 
     def _check_dim_names(self, names: DimNames) -> None:
-        """Passes where no name would be lost: a dimension without one takes that of the table."""
+        """Checks that no name would be lost. A dimension without a name takes the table's."""
         if any(name is not None and name != own for name, own in itertools.zip_longest(names, self.dim_names)):
             expected = list(self.dim_names) or "none"
             raise SchemaError(f"names of the dimensions: expected {expected}, got {list(names)}; a batch without names is taken")
 
 
 def check_dim_names(names: Any, dimensions: int) -> DimNames:
-    """`names` as the names of so many dimensions; () where none has one.
+    """`names` as the names of that many dimensions; () if none has a name.
 
     Raises:
-        CodecError: they are something else.
+        CodecError: they cannot be.
     """
     given = list(names) if isinstance(names, list | tuple) else [names]
     texts = [name for name in given if name is not None]
@@ -202,5 +202,5 @@ def _check_storable(field: Field, siblings: Container[str]) -> None:
 
 @lru_cache(maxsize=256)
 def _schema_of(columns: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...], row_shape: tuple[int, ...], dim_names: DimNames) -> Schema:
-    """Made once for each kind of rows that is in use: actors send the same kind again and again."""
+    """Made once for each kind of rows that is in use, because actors send the same kind again and again."""
     return Schema.made_of((Field(name, dtype, tuple(shape)) for name, dtype, shape in columns), row_shape, dim_names)

@@ -1,10 +1,10 @@
-"""What a user asks a table for, an index and fields, as slots and names."""
+"""The index and the fields that a user asks for, as slots and names."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +13,15 @@ from tensordict import TensorDict
 
 from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, SlotIndexError
 from tdreplay.limits import MAX_BATCH_SIZE, check_whole, shown
-
-if TYPE_CHECKING:
-    from tdreplay.api import State
+from tdreplay.state import State
 
 __all__ = ["Fields", "Index", "Slots", "as_fields", "as_slots", "in_slot_order", "shaped"]
 
 Index: TypeAlias = "SupportsIndex | slice | Sequence[Any] | torch.Tensor | npt.NDArray[Any]"
-"""Slots: a number, or a list, range, NumPy array or tensor of numbers, of any shape. Or a slice of the stored rows, or a mask of them."""
+"""Slots: a number, or a list, range, NumPy array or tensor of numbers, of any shape. Or a slice or a mask of the stored rows."""
 
 Fields: TypeAlias = "str | Iterable[str | tuple[str, ...]]"
-"""Names of fields. Nested keys are joined with '.', or are a tuple; the name of a parent stands for all fields below it."""
+"""Names of fields. Nested keys are joined with '.', or are a tuple. The name of a parent stands for all fields below it."""
 
 Slots = npt.NDArray[np.int64]
 """Slots, or positions among the stored rows: shape [n]."""
@@ -32,13 +30,13 @@ INT64 = np.iinfo(np.int64)
 
 
 def as_slots(index: Index, state: Callable[[], State]) -> tuple[Slots, tuple[int, ...]]:
-    """The slots that `index` names, one after the other, and the shape in which it names them.
+    """The slots that `index` names, flat, and the shape of `index`.
 
-    `state` of the buffer is asked for where the index speaks of the stored rows: a slice, a mask, a negative number.
+    `state` is called only if the index refers to the stored rows: if it is a slice or a mask, or has a negative number.
 
     Raises:
         SlotIndexError: a number is beyond all slots, or below minus the number of stored rows; the message names it.
-        InvalidArgumentError: it names no slot, more than `MAX_BATCH_SIZE`, or is nothing of what `Index` says.
+        InvalidArgumentError: the index names no slot or more than `MAX_BATCH_SIZE`, or is not an `Index`.
     """
     if isinstance(index, slice):
         slots = _sliced(index, state())
@@ -53,11 +51,11 @@ def as_slots(index: Index, state: Callable[[], State]) -> tuple[Slots, tuple[int
 
 
 def as_fields(fields: Fields | None) -> tuple[str, ...] | None:
-    """The names of fields as they travel; None, which stands for all of them, as it is.
+    """The names of fields as a request has them. None, which stands for all fields, stays None.
 
     Raises:
-        FieldNotFoundError: there is no name at all.
-        InvalidArgumentError: it is not made of names.
+        FieldNotFoundError: there is no name.
+        InvalidArgumentError: something in `fields` is not a name.
     """
     if fields is None:
         return None
@@ -71,14 +69,14 @@ def as_fields(fields: Fields | None) -> tuple[str, ...] | None:
 
 
 def in_slot_order(positions: Slots, buffer_size: int, oldest: int, size: int) -> Slots:
-    """The slots at some positions of the live slots in ascending order, of a ring whose live row ids are ``[oldest, oldest + size)``."""
+    """The slots at `positions` of the live slots in ascending order. The ring's live row ids are ``[oldest, oldest + size)``."""
     start = oldest % buffer_size
-    low = max(0, start + size - buffer_size)  # So many of the live slots lie below `start`: the ring wraps.
+    low = max(0, start + size - buffer_size)  # The number of live slots below `start`: the ring wraps.
     return positions if start == low else np.where(positions < low, positions, positions + (start - low))
 
 
 def shaped(batch: TensorDict, shape: tuple[int, ...]) -> TensorDict:
-    """A batch of n rows with `shape` in place of [n]."""
+    """`batch`, whose first dimension of n rows becomes the dimensions `shape`."""
     if len(shape) == 1:
         return batch
     found: TensorDict = batch.view(*shape, *batch.batch_size[1:]) if shape else batch[0]
@@ -113,7 +111,7 @@ def _masked(mask: npt.NDArray[np.bool_], state: State) -> Slots:
 
 
 def _counted_from_the_end(numbers: Slots, state: State) -> Slots:
-    """The slots that `numbers` name, of which some are negative: -1 is the last stored row in slot order."""
+    """The slots that `numbers` name. Some are negative: -1 is the last stored row in slot order."""
     if numbers.min() < -state.size:
         raise _no_row(int(numbers[numbers < -state.size][0]), state)
     return np.where(numbers < 0, _at(np.where(numbers < 0, numbers + state.size, 0), state), numbers)
@@ -139,7 +137,7 @@ def _array(index: Any) -> npt.NDArray[Any]:
 
 
 def _of_range(index: range) -> npt.NDArray[Any]:
-    count = max(0, -(-(index.stop - index.start) // index.step))  # len() ends at 63 bits.
+    count = max(0, -(-(index.stop - index.start) // index.step))  # len() fails above 63 bits.
     _check_count(count)
     ends = [index[0], index[count - 1]]
     return np.arange(index.start, index.stop, index.step) if _fits(*ends) else np.array(ends, dtype=object)
@@ -153,12 +151,12 @@ def _whole(values: npt.NDArray[Any], index: object) -> Slots:
     """Whole numbers, flat, as int64.
 
     Raises:
-        SlotIndexError: one is beyond int64, and so beyond all slots.
-        InvalidArgumentError: they are not whole numbers.
+        SlotIndexError: a number is beyond int64, and so beyond all slots.
+        InvalidArgumentError: one is not a whole number.
     """
     if values.dtype.kind in "iu" and values.dtype != np.uint64:
         return values.reshape(-1).astype(np.int64, copy=False)
-    try:  # NumPy makes floats or objects of numbers of several types, and of those beyond 64 bits.
+    try:  # NumPy makes floats or objects of numbers of several types, and of numbers beyond 64 bits.
         given = np.array(index, dtype=object) if isinstance(index, (list, tuple)) else values.astype(object)
         numbers = [operator.index(number) for number in given.reshape(-1)]
     except (TypeError, ValueError, RuntimeError):

@@ -1,8 +1,10 @@
-"""What users give for one field -> a tensor: of the dtype that it has itself, or of the field's, where it fits without a change of its meaning.
+"""The value that a user gives for one field, as a tensor of the field's dtype. No value changes its meaning: 300 never becomes 44, nor 1e300 inf.
 
-Tensors and arrays have a dtype, which is the field's or is refused. Numbers (Python's, NumPy's scalars, and lists of them) have none: they take the
-field's where it is of their kind or a wider one: bool; whole; real; complex. With ``cast``, what has another dtype is converted too, where values
-keep their meaning: bools are 0 and 1, a whole number stays whole, and a finite one finite. Nothing here makes a 300 a 44, or a 1e300 an inf.
+- Tensors and arrays have a dtype. It must be the field's.
+- Numbers (Python's, NumPy's scalars, and lists of them) have no dtype. They take the field's if it is of their kind or of a wider one. The kinds,
+  from narrow to wide, are whole, real and complex numbers; a bool fits only a field of bools.
+- With ``cast`` a value of another dtype is converted, too, if it keeps its meaning: bools are 0 and 1, a whole number stays whole, and a finite
+  number stays finite.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ Array: TypeAlias = npt.NDArray[Any]
 NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     dtype: torch.empty(0, dtype=torch.float32 if dtype in RAW else dtype, device="cpu").numpy().dtype for dtype in DTYPES.values()
 }
-"""NumPy's dtype of each one that can be stored; of those that NumPy does not have, one that has room for their values."""
+"""The dtypes that can be stored -> NumPy's. For one that NumPy does not have: a dtype that holds all of its values."""
 
 WIDER = {"b": "b", "i": "iufc", "u": "iufc", "f": "fc", "c": "c"}
-"""The kind of a number -> the kinds of fields that take it."""
+"""NumPy's kind of a number -> the kinds of fields that take it."""
 
 SCALARS: dict[str, tuple[type, ...]] = {
     "b": (bool, np.bool_),
@@ -38,11 +40,10 @@ SCALARS: dict[str, tuple[type, ...]] = {
     "u": (np.uint8, np.uint16, np.uint32, np.uint64, np.ulonglong),
     "f": (float, np.float16, np.float32, np.float64),
 }
-"""The types of numbers, by their kind."""
-
+"""NumPy's kind -> the types of numbers of that kind."""
 
 MOST_DIMENSIONS = 64
-"""Of an array of NumPy."""
+"""The most dimensions of an array in NumPy."""
 
 
 def _limit(dtype: torch.dtype) -> float:
@@ -56,7 +57,7 @@ LIMITS = {dtype: _limit(dtype) for dtype in DTYPES.values() if dtype.is_floating
 
 
 def quick_limits(dtype: torch.dtype) -> dict[type, tuple[Any, Any]]:
-    """The types of scalars that a field takes as they are where they lie between two limits; what is left out here may fit all the same."""
+    """Type of a scalar -> the limits between which a field takes it without a closer look. Other scalars may fit, too."""
     target = NUMPY[dtype]
     if dtype in RAW or target.kind == "c":
         return {}
@@ -67,7 +68,7 @@ def quick_limits(dtype: torch.dtype) -> dict[type, tuple[Any, Any]]:
 
 
 def has_dtype(value: Any) -> bool:
-    """Whether a value says itself of which dtype it is: a tensor, an array, or a list of these. A number does not."""
+    """Whether a value has a dtype of its own: a tensor, an array, or a list of these. A number has none."""
     value = _first(value)
     if isinstance(value, torch.Tensor):
         return True
@@ -75,7 +76,7 @@ def has_dtype(value: Any) -> bool:
 
 
 def _first(value: Any) -> Any:
-    """The first of what lists hold. A list that holds itself has none."""
+    """The first element in nested lists. A list that holds itself has none."""
     for _ in range(MOST_DIMENSIONS):
         if not (isinstance(value, list | tuple) and value):
             break
@@ -84,10 +85,10 @@ def _first(value: Any) -> Any:
 
 
 def dense(name: str, value: torch.Tensor) -> torch.Tensor:
-    """A tensor whose bytes can travel, without its gradient.
+    """A dense tensor, without its gradient: its bytes can travel.
 
     Raises:
-        CodecError: it has none, or not its own.
+        CodecError: the tensor has no bytes, or not its own.
     """
     wrapper = type(value) is not torch.Tensor and type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
     if wrapper or value.layout is not torch.strided or value.is_nested or value.is_meta:
@@ -96,7 +97,7 @@ def dense(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def as_own_tensor(name: str, value: Any) -> torch.Tensor:
-    """What has a dtype, as a tensor of that dtype: a view where it can be one.
+    """A value that has a dtype, as a tensor of that dtype: a view if possible.
 
     Raises:
         CodecError: its dtype cannot be stored.
@@ -125,7 +126,7 @@ def _of_array(name: str, value: Any) -> torch.Tensor:
     _check_unmasked(name, value)
     try:
         array = np.asarray(value)
-        dtype = np.dtype(array.dtype.newbyteorder("=").str)  # Of NumPy's two types of 64 bits, the one that torch knows.
+        dtype = np.dtype(array.dtype.newbyteorder("=").str)  # NumPy has two types of 64 bits; torch knows this one.
         usual = array.flags.writeable and array.dtype.num == dtype.num and array.dtype.isnative and all(step >= 0 for step in array.strides)
         return torch.from_numpy(array if usual else np.array(array, array.dtype.newbyteorder("="), order="C").view(dtype))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -133,13 +134,13 @@ def _of_array(name: str, value: Any) -> torch.Tensor:
 
 
 def fitted(name: str, value: Any, field: Field | None, *, cast: bool, batch: bool) -> torch.Tensor:
-    """A value, of one row or of a whole batch, as a tensor for `field`. Numbers get the field's dtype, and with `cast` everything else, too.
+    """A value, of one row or of a whole batch, as a tensor for `field`. Numbers get the field's dtype, and with `cast` everything else does, too.
 
-    What stays different is left to the check of the schema. Without a field numbers become bool, int64, torch's default dtype and complex64; NumPy's
-    scalars keep their own.
+    The schema checks the result, so what still differs is refused there. Without a field, numbers become bool, int64, torch's default dtype or
+    complex64, and NumPy's scalars keep their dtype.
 
     Raises:
-        CodecError: it is nothing that could be stored.
+        CodecError: the value cannot be stored.
         SchemaError: it does not fit; the message names the value and the rule.
     """
     if has_dtype(value):
@@ -155,13 +156,13 @@ def fitted(name: str, value: Any, field: Field | None, *, cast: bool, batch: boo
 
 
 def _numbers(name: str, value: Any, field: Field | None) -> Array:
-    """Numbers as an array; of Python's integers themselves, where they are too large for any other."""
+    """Numbers as an array. If they are too large for 64 bits, it is an array of Python's integers."""
     _check_unmasked(name, value)
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, OverflowError):
         raise SchemaError(f"field {name!r}: the lists in {shown(value, 40)} must be equally long") from None
-    except RuntimeError as error:  # Of what calls itself a sequence.
+    except RuntimeError as error:  # From the value's own methods: it may be any sequence.
         raise CodecError(f"field {name!r}: {type(value).__name__} cannot travel: {error}") from None
     if array.dtype.kind in WIDER or (array.dtype.kind == "O" and all(type(number) is int for number in array.flat)):
         return array
@@ -192,7 +193,7 @@ def _cast(own: torch.Tensor, field: Field) -> torch.Tensor:
 
 
 def _shaped(column: torch.Tensor, field: Field, *, batch: bool) -> torch.Tensor:
-    """With the field's shape, where dimensions of 1 are all that differs."""
+    """`column` in the field's shape, if only dimensions of 1 differ; else as it is."""
     rows, shape = (column.shape[:1], column.shape[1:]) if batch else ((), column.shape)
     if shape != field.shape and [n for n in shape if n != 1] == [n for n in field.shape if n != 1]:
         return column.reshape((*rows, *field.shape))
@@ -256,7 +257,7 @@ def _whole_in_range(source: Array, dtype: torch.dtype) -> Array:
 
 
 def _finite_as(source: Array, dtype: torch.dtype) -> Array:
-    """Whether numbers are finite as `dtype`, or were not before. F8_E4M3 has a nan, but no inf."""
+    """For each number, whether it is finite as `dtype`, or was not finite before. F8_E4M3 has a nan, but no inf."""
     if source.dtype.kind == "c":
         if not dtype.is_complex:
             return np.zeros(source.shape, bool)
@@ -265,7 +266,7 @@ def _finite_as(source: Array, dtype: torch.dtype) -> Array:
         return np.vectorize(lambda number: _as_float(abs(number)) < LIMITS[dtype], otypes=[bool])(source)  # type: ignore[no-any-return]
     special = np.isnan(source) if dtype is torch.float8_e4m3fn else ~np.isfinite(source)
     with np.errstate(all="ignore"):
-        wide = source.astype(NUMPY[dtype] if dtype in RAW else np.float64)  # As it is rounded on its way.
+        wide = source.astype(NUMPY[dtype] if dtype in RAW else np.float64)  # It is rounded to this dtype on its way.
     return np.asarray((np.abs(wide) < LIMITS[dtype]) | special, bool)
 
 

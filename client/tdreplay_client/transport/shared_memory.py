@@ -14,7 +14,7 @@ import numpy as np
 
 from tdreplay.block import Bytes
 from tdreplay.errors import CodecError, ReplayError
-from tdreplay.limits import SHARED_SLOTS_START
+from tdreplay.limits import SEGMENTS_START
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.channel import Answers
 from tdreplay_client.transport.foreign_memory import NONCE_BYTES, open_memory
@@ -71,7 +71,7 @@ class MappedSegments:
         self.count, self.segment_bytes = offer.slots, offer.slot_bytes
         if not (1 <= self.count <= MAX_SEGMENTS and self.segment_bytes >= 1 and len(offer.nonce) == NONCE_BYTES):
             raise CodecError(f"an offer of {self.count} segments of {self.segment_bytes} bytes, with a nonce of {len(offer.nonce)} bytes, is none")
-        size = SHARED_SLOTS_START + self.count * self.segment_bytes
+        size = SEGMENTS_START + self.count * self.segment_bytes
         file = open_memory(offer.path, size, offer.nonce)
         try:
             self._memory = np.frombuffer(mmap.mmap(file, size), np.uint8)
@@ -91,7 +91,7 @@ class MappedSegments:
         """
         if not 0 <= segment < self.count:
             raise CodecError(f"segment ({segment}) must be one of the {self.count} that the server offered")
-        start = SHARED_SLOTS_START + segment * self.segment_bytes
+        start = SEGMENTS_START + segment * self.segment_bytes
         return self._memory[start : start + self.segment_bytes]
 
     def borrow(self, segment: int) -> Bytes:

@@ -25,7 +25,7 @@ import numpy as np
 
 from tdreplay.block import Bytes
 from tdreplay.errors import InvalidArgumentError
-from tdreplay.limits import LEAST_SHARED_BYTES, MOST_SHARED_BYTES, SHARED_SLOTS_START, check_whole
+from tdreplay.limits import LEAST_SHARED_BYTES, MOST_SHARED_BYTES, SEGMENTS_START, check_whole
 from tdreplay.processes import Owner
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.system.logs import log
@@ -56,7 +56,7 @@ class Segments:
         self._count, self._segment_bytes = count, -(-segment_bytes // PAGE) * PAGE
         self._free, self._lent = list(range(count)), set[int]()
         self._lock = threading.Lock()
-        size = SHARED_SLOTS_START + self._count * self._segment_bytes
+        size = SEGMENTS_START + self._count * self._segment_bytes
         self._file, self._path = _anonymous(size) if folder is None else _named(folder, size)
         self._named = folder is not None
         self._owner = Owner("the shared memory")
@@ -101,7 +101,7 @@ class Segments:
         """
         if not 0 <= segment < self._count:
             raise InvalidArgumentError(f"slot ({segment}) must be one of the {self._count} that the server offered")
-        start = SHARED_SLOTS_START + segment * self._segment_bytes
+        start = SEGMENTS_START + segment * self._segment_bytes
         return self._memory[start : start + self._segment_bytes]
 
     def close(self) -> None:

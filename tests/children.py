@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tdreplay_server import ServerConfig
@@ -191,7 +192,8 @@ def _main(words: list[str]) -> None:
     name, *arguments = words
     if name == "-c":
         sys.argv = ["-c", *arguments[1:]]
-        exec(compile(arguments[0], "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
+        sys.modules["__main__"] = program = ModuleType("__main__")
+        exec(compile(arguments[0], "<string>", "exec"), program.__dict__)  # noqa: S102
     else:
         sys.argv = words
         _commands()[name]()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +19,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import children
 from tdreplay import errors, limits
 from tdreplay.fields import DTYPES
 from tdreplay.v1 import replay_buffer_pb2 as pb
@@ -66,7 +70,7 @@ def blocks_alone(*languages: str) -> list[object]:
 def test_a_python_block_runs_when_it_is_pasted_alone(block, tmp_path, address):
     """In a process and a directory of its own, beside a server at the usual address."""
     program = block.text.replace(ADDRESS, address)
-    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+    ended = children.completed("-c", program, directory=tmp_path)
     assert ended.returncode == 0, ended.stderr
 
 
@@ -121,8 +125,8 @@ def test_our_commands_know_the_options_that_a_document_gives_them(path):
 def test_the_commands_of_a_document_that_end_by_themselves_do(path):
     for name, *arguments in commands_of(path):
         if name in APPS and {"--help", "--version"} & {*arguments}:
-            command = [str(Path(sys.executable).parent / name), *arguments]
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            words = [str(Path(sys.executable).parent / name), *arguments]
+            ended = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
             assert (ended.returncode, ended.stderr) == (0, "")
             assert ended.stdout
 
@@ -144,28 +148,21 @@ def test_the_commands_of_a_document_do_what_it_says_one_after_the_other(name, tm
         pass  # It makes the table.
     for of, group in itertools.groupby([command for command in commands if "serve" not in command], lambda command: command[0]):
         with serving_in(tmp_path, SERVE) if of == "tdreplay" else nullcontext("") as address:
-            for command in group:
-                ran = run(tmp_path, [address if word == ADDRESS else word for word in command])
-                assert ran.returncode == 0, f"{command}: {ran.stderr}"
+            for words in group:
+                ran = children.completed(*(address if word == ADDRESS else word for word in words), directory=tmp_path)
+                assert ran.returncode == 0, f"{words}: {ran.stderr}"
 
 
 @contextmanager
-def serving_in(directory: Path, command: list[str]) -> Iterator[str]:
+def serving_in(directory: Path, words: list[str]) -> Iterator[str]:
     """Runs a server on a free port, and gives its address."""
-    with subprocess.Popen(script(command, "127.0.0.1:0"), cwd=directory, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            yield server.stdout.readline().split()[-1]
-        finally:
-            server.terminate()
-
-
-def run(directory: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(script(command), cwd=directory, capture_output=True, text=True, timeout=60, check=False)
-
-
-def script(command: list[str], address: str = "") -> list[str]:
-    module = {"tdreplay": "tdreplay_client.cli", "tdreplay-server": "tdreplay_server.__main__"}[command[0]]
-    return [sys.executable, "-c", f"from {module} import main; main()", *(address or word if word == ADDRESS else word for word in command[1:])]
+    with tempfile.TemporaryDirectory() as scratch:
+        with children.command(
+            Path(scratch) / "written", *("127.0.0.1:0" if word == ADDRESS else word for word in words), directory=directory
+        ) as server:
+            yield server.ready()
+            os.kill(server.pid, signal.SIGTERM)
+            assert server.ended() == 0
 
 
 # -- the protocol's tables --------------------------------------------------------------------------------------------------------------------

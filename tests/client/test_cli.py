@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from children import completed
 from conftest import rows
 from tdreplay.errors import InvalidArgumentError
 from tdreplay_client import RemoteReplayBuffer
@@ -17,10 +17,7 @@ from tdreplay_server import ReplayServer, ServerConfig
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    program = "from tdreplay_client.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
-    )
+    return completed("tdreplay", *arguments, **environment)
 
 
 @pytest.fixture(scope="module")

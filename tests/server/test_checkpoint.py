@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from children import completed
 from conftest import files_under, numbers, rows
 from tdreplay.errors import CorruptDataError, FailedPreconditionError, InvalidArgumentError, TableChangedError
 from tdreplay_client import RemoteReplayBuffer
@@ -22,8 +22,7 @@ LOCAL = "127.0.0.1:0"
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tdreplay_server", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return completed("tdreplay-server", *arguments)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import resource
+import signal
 import subprocess
 import sys
 import uuid
@@ -16,6 +17,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from children import command, completed
 from conftest import numbers, rows
 from tdreplay.errors import ResourceExhaustedError
 from tdreplay_client import RemoteReplayBuffer
@@ -133,7 +135,7 @@ sys.argv = ["tdreplay-server", "serve", "--address", "{LOCAL}", "--data-dir", {s
 from tdreplay_server.cli import main
 main()
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    ended = completed("-c", program)
     assert ended.returncode == 1
     (line,) = (line for line in ended.stderr.splitlines() if line.startswith("tdreplay-server: "))
     assert [word for word in ("30 tables", "ulimit -n", "100") if word not in line] == []
@@ -144,6 +146,7 @@ main()
 
 LIMITED_SERVER = f"""
 import resource
+import signal
 resource.setrlimit(resource.RLIMIT_NOFILE, ({LIMIT}, {LIMIT}))
 from tdreplay_server.cli import main
 main()
@@ -161,9 +164,9 @@ sys.stdin.read()
 
 def test_idle_connections_are_bounded_so_that_tables_go_on(tmp_path):
     """More connections than the process may have files open: those beyond half of the limit are closed, and the ones that are served work."""
-    serve = [sys.executable, "-c", LIMITED_SERVER, "serve", "--address", LOCAL, "--data-dir", str(tmp_path / "data"), "--buffer-size", "100"]
-    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-        address = server.stdout.readline().split()[-1]
+    serve = ["-c", LIMITED_SERVER, "serve", "--address", LOCAL, "--data-dir", tmp_path / "data", "--buffer-size", 100]
+    with command(tmp_path / "written", *serve) as server:
+        address = server.ready()
         with RemoteReplayBuffer(address) as buffer:
             buffer.add_batch(rows(1))
             hold = [sys.executable, "-c", HOLDER, address]
@@ -177,5 +180,5 @@ def test_idle_connections_are_bounded_so_that_tables_go_on(tmp_path):
         with RemoteReplayBuffer(address, table="new", buffer_size=5) as new:
             new.add_batch(rows(5))
             assert new.size == 5
-        server.terminate()
-        assert server.wait(30) == 0
+        os.kill(server.pid, signal.SIGTERM)
+        assert server.ended() == 0

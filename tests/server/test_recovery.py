@@ -16,7 +16,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from children import server_process
+from children import completed, server_process
 from conftest import files_under, numbers, rows
 from tdreplay.errors import (
     CorruptDataError,
@@ -45,8 +45,7 @@ def config(data: Path, **settings: object) -> ServerConfig:
 
 
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tdreplay_server", "serve", "--address", LOCAL, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return completed("tdreplay-server", "serve", "--address", LOCAL, *arguments)
 
 
 # -- going on ---------------------------------------------------------------------------------------------------------------------------------

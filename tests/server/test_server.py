@@ -19,19 +19,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from children import command, completed, server_process
 from conftest import files_under, freeze, numbers, rows, thaw
 from tdreplay.errors import ReplayError, ResourceExhaustedError, ServerUnavailableError, StreamLimitError, TableNotFoundError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, spawn_server
 
 LOCAL = "127.0.0.1:0"
-COMMAND = [sys.executable, "-m", "tdreplay_server"]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **environment, "COLUMNS": "200"}, check=False
-    )
+    return completed("tdreplay-server", *arguments, **environment, COLUMNS="200")
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------------------------------
@@ -213,7 +211,7 @@ batches = RemoteReplayBuffer({server.address!r}).create_epoch_iterator(1)
 next(batches)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-            assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == -signal.SIGKILL
+            assert completed("-c", program).returncode == -signal.SIGKILL
             eventually(lambda: len(list(buffer.create_epoch_iterator(500))) == 2, StreamLimitError)
 
 
@@ -248,22 +246,20 @@ def test_version_is_printed():
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_serve_prints_one_line_when_ready_and_ends_cleanly(signum, tmp_path):
-    arguments = ["serve", "--address", LOCAL, "--data-dir", str(tmp_path / "data"), "--buffer-size", "9", "--storing-device", "cpu"]
-    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        line = server.stdout.readline()
-        address = re.fullmatch(r"tdreplay-server ready at (127\.0\.0\.1:\d+)\n", line)[1]
-        with RemoteReplayBuffer(address) as buffer:
+    words = ["tdreplay-server", "serve", "--address", LOCAL, "--data-dir", tmp_path / "data", "--buffer-size", 9, "--storing-device", "cpu"]
+    with command(tmp_path / "written", *words) as server:
+        with RemoteReplayBuffer(server.ready()) as buffer:
             assert (buffer.buffer_size, buffer.storing_device) == (9, torch.device("cpu"))
-        server.send_signal(signum)
-        out, _ = server.communicate(timeout=30)
-        assert (server.returncode, out) == (0, "")
+        os.kill(server.pid, signum)
+        assert server.ended() == 0
+        assert re.fullmatch(r"tdreplay-server ready at 127\.0\.0\.1:\d+\n", server.stdout)
 
 
 def test_a_server_that_was_frozen_ends_at_once_when_it_is_told_to():
     """Of a process that wakes up, any thread may take the signal, and not only the main one."""
     for _ in range(5):
         start = 0.0
-        with spawn_server(ServerConfig(address=LOCAL, buffer_size=5)) as server, RemoteReplayBuffer(server.address) as buffer:
+        with server_process(ServerConfig(address=LOCAL, buffer_size=5)) as server, RemoteReplayBuffer(server.address) as buffer:
             buffer.add_batch(rows(5))
             freeze(server.pid)
             thaw(server.pid)
@@ -271,13 +267,12 @@ def test_a_server_that_was_frozen_ends_at_once_when_it_is_told_to():
         assert time.monotonic() - start < 10
 
 
-def test_serve_reads_the_environment():
-    settings = {**os.environ, "TDREPLAY_ADDRESS": LOCAL, "TDREPLAY_BUFFER_SIZE": "4"}
-    with subprocess.Popen([*COMMAND, "serve"], stdout=subprocess.PIPE, text=True, env=settings) as server:
-        with RemoteReplayBuffer(server.stdout.readline().split()[-1]) as buffer:
+def test_serve_reads_the_environment(tmp_path):
+    with command(tmp_path / "written", "tdreplay-server", "serve", TDREPLAY_ADDRESS=LOCAL, TDREPLAY_BUFFER_SIZE="4") as server:
+        with RemoteReplayBuffer(server.ready()) as buffer:
             assert buffer.buffer_size == 4
-        server.terminate()
-        assert server.wait(30) == 0
+        os.kill(server.pid, signal.SIGTERM)
+        assert server.ended() == 0
 
 
 def test_a_full_garbage_collection_of_a_server_does_not_look_at_what_was_loaded():
@@ -293,8 +288,8 @@ atexit.register(lambda: print(seconds(), gc.unfreeze() or seconds()))  # With it
 from tdreplay_server.cli import main
 main()
 """
-    command = [sys.executable, "-c", program, "serve", "--address", LOCAL, "--until-stdin-closes"]
-    done = subprocess.run(command, input="", capture_output=True, text=True, timeout=60, check=True)
+    words = [sys.executable, "-c", program, "serve", "--address", LOCAL, "--until-stdin-closes"]
+    done = subprocess.run(words, input="", capture_output=True, text=True, timeout=60, check=True)
     as_served, of_everything = map(float, done.stdout.splitlines()[-1].split())
     assert as_served * 10 < of_everything
 

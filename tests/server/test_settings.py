@@ -13,6 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from children import completed
 from tdreplay.errors import InvalidArgumentError, ServerUnavailableError
 from tdreplay_server import ReplayServer, ServerConfig, spawn_server
 
@@ -21,9 +22,7 @@ LOCAL = "127.0.0.1:0"
 
 def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs ``tdreplay-server serve`` until its standard input ends, which it does at once."""
-    command = [sys.executable, "-m", "tdreplay_server", "serve", "--until-stdin-closes", *arguments]
-    settings = {**os.environ, **environment}
-    return subprocess.run(command, input="", capture_output=True, text=True, timeout=60, env=settings, check=False)
+    return completed("tdreplay-server", "serve", "--until-stdin-closes", *arguments, **environment)
 
 
 def refusal(*arguments: str, **environment: str) -> str:
@@ -72,8 +71,7 @@ def test_a_socket_s_path_may_begin_with_the_home(monkeypatch, tmp_path):
     ("path", "words"), [("", "cannot be empty"), ("~nobody-of-that-name/x", "no user has"), ("~/nothing", "/nothing is neither")]
 )
 def test_a_path_of_a_command_follows_the_same_rules(path, words, tmp_path):
-    command = [sys.executable, "-m", "tdreplay_server", "verify", path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "HOME": str(tmp_path)}, cwd=tmp_path)
+    done = completed("tdreplay-server", "verify", path, directory=tmp_path, HOME=str(tmp_path))
     assert (done.returncode in (1, 2), "Traceback" in done.stderr) == (True, False)
     assert words in done.stderr
 

@@ -20,6 +20,7 @@ from tdreplay.metadata import Metadata
 from tdreplay.processes import Owner
 from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.selecting import Slots
+from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.tables.draws import generators_of
 from tdreplay_server.tables.selection import Selection
 from tdreplay_server.tables.table import Table
@@ -72,8 +73,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         self._cast = check_flag(cast, "cast")
         self._owner = Owner("the buffer")
         self._own_table = Table(
-            where,
-            buffer_size,
+            TableConfig.of(buffer_size, where),
             directory=directory,
             durability=durability,
             checkpoints=checkpoints and checkpoints.resolve(),

@@ -21,7 +21,7 @@ from tdreplay.errors import ServerUnavailableError, SlotIndexError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
 from tdreplay_server.durability import journal
-from tdreplay_server.durability.journal import read_journal
+from tdreplay_server.durability.journal_state import read_journal
 from tdreplay_server.system import failpoints
 
 KILLS = int(os.environ.get("TDREPLAY_KILLS", "12"))

@@ -27,6 +27,7 @@ from tdreplay_server.checkpoints.manifest import read_manifest
 from tdreplay_server.checkpoints.restore import restore
 from tdreplay_server.checkpoints.verify import verified
 from tdreplay_server.durability.data_directory import table_directory
+from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.tables.registry import Tables
 from tdreplay_server.tables.table import Table
 
@@ -136,7 +137,7 @@ class Writing:
 
 
 def test_a_checkpoint_holds_one_moment_while_writers_wrap_the_ring(quick_path):
-    with closing(Table("cpu", SLOTS, directory=quick_path / "table")) as table:
+    with closing(Table(TableConfig(SLOTS), directory=quick_path / "table")) as table:
         with ExitStack() as stack:
             writers = [stack.enter_context(Writing(table, number)) for number in range(WRITERS)]
             while table.state().write_count < 2 * SLOTS:

@@ -25,6 +25,7 @@ from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer
 from tdreplay_server.checkpoints.verify import verified
 from tdreplay_server.durability.data_directory import table_directory
+from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.tables.table import Table
 
 __all__ = ["mounts", "quick_path"]
@@ -145,7 +146,7 @@ def test_a_directory_that_cannot_be_written_to_is_verified(tmp_path):
 
 
 def test_where_there_is_room_for_the_rows_but_not_for_the_journal_the_rows_go_too(tmp_path):
-    with memory_disk(tmp_path / "disk", 8 << 20) as disk, closing(Table("cpu", SLOTS, directory=disk / "table")) as table:
+    with memory_disk(tmp_path / "disk", 8 << 20) as disk, closing(Table(TableConfig(SLOTS), directory=disk / "table")) as table:
         log = disk / "table" / "journal.sqlite-wal"
         while log.stat().st_size % PAGE < PAGE // 2:  # The last page of the log has no room for a commit.
             table.reset()
@@ -203,7 +204,7 @@ def test_wherever_in_an_insert_or_a_compaction_the_space_ends_nothing_is_lost(du
         with memory_disk(tmp_path / "disk", 2 << 20) as disk:
             if attempt:
                 shutil.copytree(quick_path / "kept", disk / "table")
-            with closing(Table("cpu", FEW, directory=disk / "table", durability=durability)) as table:
+            with closing(Table(TableConfig(FEW), directory=disk / "table", durability=durability)) as table:
                 acknowledged = insert_each(table, acknowledged, FEW + attempt)
                 filler = fill(disk)
                 os.truncate(filler, filler.stat().st_size // PAGE * PAGE - pages * PAGE)

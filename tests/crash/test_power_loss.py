@@ -34,6 +34,7 @@ from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
 from tdreplay_server.durability import journal
 from tdreplay_server.durability.data_directory import table_directory
+from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.tables.table import Table
 
 __all__ = ["mounts", "quick_path"]
@@ -182,7 +183,7 @@ def test_with_an_interval_the_rows_of_the_last_second_may_be_lost_and_no_others(
 def opened(image: Path, durability: str, slots: int = SMALL) -> Iterator[Table]:
     """A table on an image. What is on the disk at the end is in ``pulled``, beside it; only then is the table closed."""
     with mounted(image, image.with_name("disk"), "commit=300") as disk:
-        with closing(Table("cpu", slots, directory=disk / "data" / "tables" / "default", durability=durability)) as table:
+        with closing(Table(TableConfig(slots), directory=disk / "data" / "tables" / "default", durability=durability)) as table:
             yield table
             shutil.copy(image, image.with_name("pulled"))
 
@@ -190,10 +191,10 @@ def opened(image: Path, durability: str, slots: int = SMALL) -> Iterator[Table]:
 def test_power_counts_from_when_it_is_chosen_for_a_table_that_had_another_level(image):
     with mounted(image, image.with_name("disk"), "commit=300") as disk:
         directory = disk / "data" / "tables" / "default"
-        with closing(Table("cpu", SMALL, directory=directory)) as table:
+        with closing(Table(TableConfig(SMALL), directory=directory)) as table:
             for first in range(0, 100, 10):
                 insert(table, sealed(first, 10))
-        with closing(Table("cpu", SMALL, directory=directory, durability="power")) as table:
+        with closing(Table(TableConfig(SMALL), directory=directory, durability="power")) as table:
             shutil.copy(image, image.with_name("empty"))
             insert(table, sealed(100, 10))
             shutil.copy(image, image.with_name("pulled"))

@@ -20,15 +20,18 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
+from tdreplay_server.checkpoints.restore import resize
 from tdreplay_server.checkpoints.verify import verified
-from tdreplay_server.durability.journal import FORMAT
+from tdreplay_server.durability.journal_format import FORMAT
+from tdreplay_server.durability.journal_state import read_journal
+from tdreplay_server.durability.table_config import TableConfig
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "format-1"
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
-@pytest.fixture(params=["closed", "killed"])
+@pytest.fixture(params=["format-1/closed", "format-1/killed", "format-2/closed", "format-2/killed"])
 def data(request, tmp_path: Path) -> Path:
-    """A data directory of format 1. Its table 'golden' has 8 slots; 10 rows were inserted in five blocks, by writer-0 and writer-1 in turn."""
+    """A data directory of an older format. Its table 'golden' has 8 slots; 10 rows were inserted in five blocks, by writer-0 and writer-1 in turn."""
     return Path(shutil.copytree(GOLDEN / request.param, tmp_path / "data"))
 
 
@@ -70,6 +73,30 @@ def test_it_counts_inserts_from_then_on(data):
         buffer.reset()
     with ReplayServer(config(data)) as server, RemoteReplayBuffer(server.address, table="golden") as buffer:
         assert (buffer.state().write_count, buffer.state().insert_count) == (16, 10)
+
+
+def test_a_directory_of_format_2_keeps_its_count_of_inserts_over_a_reset(tmp_path):
+    """Its table 'golden' has 8 slots: 4 rows were inserted, the table was reset, and 10 more rows were inserted, as in the others."""
+    data = Path(shutil.copytree(GOLDEN / "format-2" / "reset", tmp_path / "data"))
+    for _ in range(2):
+        with ReplayServer(config(data)) as server, RemoteReplayBuffer(server.address, table="golden") as buffer:
+            state = buffer.state()
+            assert (state.size, state.write_count, state.insert_count) == (8, 18, 14)
+            assert sorted(buffer.sample_all()["number"].tolist()) == list(range(2, 10))
+            assert all(add(server.address, k).already_stored for k in range(5))
+
+
+def test_its_table_has_the_settings_that_every_table_had(data):
+    with ReplayServer(config(data)):
+        pass
+    assert read_journal(data / "tables/golden").settings.config == TableConfig(8, "cpu", sampler="uniform", limiter="none")
+
+
+def test_its_table_can_be_resized(data):
+    resize(data, "golden", 3)
+    with ReplayServer(config(data)) as server, RemoteReplayBuffer(server.address, table="golden") as buffer:
+        assert sorted(buffer.sample_all()["number"].tolist()) == [7, 8, 9]
+        assert all(add(server.address, k).already_stored for k in range(5))
 
 
 def test_verify_reads_it_and_changes_nothing(data):

@@ -29,8 +29,9 @@ from tdreplay.errors import (
 )
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
-from tdreplay_server.durability.journal import FORMAT, read_journal
 from tdreplay_server.durability.journal_check import write_checksums
+from tdreplay_server.durability.journal_format import FORMAT
+from tdreplay_server.durability.journal_state import read_journal
 
 LOCAL = "127.0.0.1:0"
 

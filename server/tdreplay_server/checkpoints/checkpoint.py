@@ -21,6 +21,7 @@ from tdreplay.errors import CorruptDataError
 from tdreplay_server.checkpoints.manifest import MANIFEST, STRICT, File, Manifest, broken, read_manifest, sha256_of
 from tdreplay_server.checkpoints.snapshot import Snapshot
 from tdreplay_server.durability.ledger import Acknowledged
+from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.system.disk import new_directory, put_in_place
 from tdreplay_server.system.disk_errors import disk_errors, unreadable
 from tdreplay_server.system.failpoints import failpoint
@@ -34,13 +35,13 @@ _ACKNOWLEDGED = TypeAdapter(list[Acknowledged], config=STRICT)
 
 
 def write_checkpoint(
-    target: Path, table: str, snapshotted: Callable[[Path], AbstractContextManager[Snapshot]], progress: Progress | None
+    target: Path, config: TableConfig, snapshotted: Callable[[Path], AbstractContextManager[Snapshot]], progress: Progress | None
 ) -> Checkpoint:
     """Makes a checkpoint at `target`; what was there is replaced at once.
 
     Args:
         target: its directory.
-        table: the name of the table; '' where it has none.
+        config: what the table is fixed by.
         snapshotted: takes a snapshot of the table into a directory.
         progress: told of the bytes.
 
@@ -60,8 +61,8 @@ def write_checkpoint(
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         Manifest(
             created=created,
-            table=table,
-            buffer_size=ring.buffer_size,
+            table=config.name,
+            **config.resized(ring.buffer_size).to_json(),
             rows=ring.size,
             write_count=ring.write_count,
             insert_count=ring.insert_count,

@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay.schema import Schema
+from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.storage.ring import check_window
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.system.disk_errors import unreadable
@@ -63,7 +64,7 @@ class Manifest(BaseModel):
         format: of the checkpoint.
         created: when, in UTC (ISO 8601).
         table: its name; '' where it has none, or an older version wrote the checkpoint.
-        buffer_size: of the table.
+        buffer_size, storing_device, sampler, limiter: as in `TableConfig`. Older versions knew the first alone.
         rows: how many are in it.
         write_count: of the table.
         insert_count: the rows that were ever inserted into the table. Older versions did not know it: then it is `write_count`.
@@ -77,6 +78,9 @@ class Manifest(BaseModel):
     created: str
     table: Annotated[str, AfterValidator(_table)] = ""
     buffer_size: Whole
+    storing_device: str = TableConfig.storing_device
+    sampler: str = TableConfig.sampler
+    limiter: str = TableConfig.limiter
     rows: Whole
     write_count: Whole
     insert_count: Whole = Field(default_factory=lambda known: known["write_count"])
@@ -87,6 +91,11 @@ class Manifest(BaseModel):
     def _is_a_window(self) -> Self:
         check_window(self.buffer_size, self.rows, self.write_count)
         return self
+
+    @property
+    def config(self) -> TableConfig:
+        """What the table is fixed by."""
+        return TableConfig(self.buffer_size, self.storing_device, self.table, self.sampler, self.limiter)
 
     def write(self, directory: Path) -> None:
         """Writes the manifest, and what vouches for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tdreplay_server.checkpoints.manifest import Manifest, read_manifest
 from tdreplay_server.checkpoints.snapshot import rows_file
 from tdreplay_server.durability.data_directory import CHECKPOINTS, table_directory
 from tdreplay_server.durability.journal import create_journal
+from tdreplay_server.durability.journal_format import Settings
 from tdreplay_server.durability.table_directory import read_table, rows_directory
 from tdreplay_server.storage.memmap import MemmapRows
 from tdreplay_server.storage.ring import Ring
@@ -38,7 +40,7 @@ def table_of(checkpoint: Path) -> str:
     """
     parent = checkpoint.resolve().parent
     folder = parent.name if parent.parent.name == CHECKPOINTS and is_name(parent.name) else ""
-    return read_manifest(checkpoint).table or folder or DEFAULT_TABLE
+    return read_manifest(checkpoint).config.name or folder or DEFAULT_TABLE
 
 
 def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = False, buffer_size: int | None = None) -> Ring:
@@ -68,7 +70,7 @@ def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = Fal
             check_directory(target.parent)
             if target.exists() and not replace:
                 raise FailedPreconditionError(f"table {table!r} is there already in {data_dir}: choose another name (--table), or say --replace")
-            return _restored(checkpoint, manifest, target, buffer_size or manifest.buffer_size)
+            return _restored(checkpoint, manifest, target, buffer_size or manifest.config.buffer_size)
 
 
 def _restored(checkpoint: Path, manifest: Manifest, target: Path, buffer_size: int) -> Ring:
@@ -90,7 +92,8 @@ def _filled(directory: Path, checkpoint: Path, manifest: Manifest, buffer_size: 
     finally:
         storage.release()
     write_file(directory / LOCK, b"")
-    create_journal(directory, ring, manifest.row_schema, read_acknowledged(checkpoint, manifest))
+    config = replace(manifest.config.resized(buffer_size), storing_device="cpu")
+    create_journal(directory, Settings(config, schema=manifest.row_schema), ring, read_acknowledged(checkpoint, manifest))
     return ring
 
 
@@ -127,6 +130,7 @@ def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
     if not directory.is_dir():
         raise FailedPreconditionError(f"there is no table {table!r} in {data_dir}")
     with disk_errors(str(data_dir)), DirectoryLock(data_dir), new_directory(data_dir / CHECKPOINTS / table) as scratch:
-        with closing(Table("cpu", read_table(directory, torn_end=True).ring.buffer_size, directory=directory, checkpoints=scratch)) as opened:
+        config = read_table(directory, torn_end=True).settings.config
+        with closing(Table(config, directory=directory, checkpoints=scratch)) as opened:
             checkpoint = Path(opened.checkpoint("resize").path)
         return _restored(checkpoint, read_manifest(checkpoint), directory, buffer_size)

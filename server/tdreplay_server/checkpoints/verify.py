@@ -12,7 +12,7 @@ from tdreplay.schema import Schema
 from tdreplay_server.checkpoints.checkpoint import verify_checkpoint
 from tdreplay_server.checkpoints.manifest import MANIFEST
 from tdreplay_server.durability.data_directory import CHECKPOINTS, TABLES
-from tdreplay_server.durability.journal import JOURNAL
+from tdreplay_server.durability.journal_format import JOURNAL
 from tdreplay_server.durability.table_directory import read_table
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.system.directory_lock import LOCK, DirectoryLock
@@ -63,8 +63,8 @@ def _table(path: Path) -> Iterator[str]:
     with ExitStack() as held:
         yield from _held(path, held)
         found = read_table(path)
-    ended = "its server died" if found.was_open else "closed"
-    yield f"table {path.name}: {_rows(found.ring, found.schema)}, writers: {found.writers}, {ended}"
+    ended = "its server died" if found.settings.open else "closed"
+    yield f"table {path.name}: {_rows(found.ring, found.settings.schema)}, writers: {found.writers}, {ended}"
 
 
 def _held(directory: Path, held: ExitStack) -> Iterator[str]:
@@ -82,7 +82,7 @@ def _held(directory: Path, held: ExitStack) -> Iterator[str]:
 
 def _checkpoint(path: Path) -> str:
     manifest = verify_checkpoint(path)
-    ring = Ring(manifest.buffer_size, manifest.write_count - manifest.rows, manifest.write_count)
+    ring = Ring(manifest.config.buffer_size, manifest.write_count - manifest.rows, manifest.write_count)
     return f"checkpoint {path.parent.name}/{path.name}: {_rows(ring, manifest.row_schema)}, of {manifest.created}, every byte checked"
 
 

@@ -8,184 +8,62 @@ Nothing but this module writes the database, over one connection, which is exclu
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tdreplay.errors import CodecError, CorruptDataError, FailedPreconditionError, ResourceExhaustedError, SchemaError, StorageError
+from tdreplay.errors import FailedPreconditionError, ResourceExhaustedError, StorageError
 from tdreplay.limits import SEQUENCE_WINDOW
 from tdreplay.processes import keep_for_ever
 from tdreplay.schema import Schema
-from tdreplay_server.durability.journal_check import NewChecksums, check_journal
+from tdreplay_server.durability.journal_check import NewChecksums
+from tdreplay_server.durability.journal_format import JOURNAL, Settings, create_tables, migrate
+from tdreplay_server.durability.journal_state import connect, read_journal
 from tdreplay_server.durability.ledger import MAX_WRITERS, Acknowledged, Entry, Ledger, Window, Written
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.system.disk import boot_id
-from tdreplay_server.system.disk_errors import disk_errors, unreadable
+from tdreplay_server.system.disk_errors import disk_errors
 from tdreplay_server.system.failpoints import failpoint
 from tdreplay_server.system.logs import log
 from tdreplay_server.system.private_files import write_file
 
-__all__ = ["FORMAT", "JOURNAL", "Journal", "JournalState", "create_journal", "read_journal"]
+__all__ = ["Journal", "create_journal"]
 
-FORMAT = 2
-"""Of the directory of a table. A newer one is refused. Format 1, which did not count inserts, is brought to this one when a table is opened."""
-JOURNAL = "journal.sqlite"
-NAME, COPY = "the journal", "a copy of the journal in the directory for temporary files"
-"""What messages call them."""
+NAME = "the journal"
+"""What messages call it."""
 COMMITS_TO_COMPACT = 1000
 """After so many commits the write-ahead log, of some 3 MB, is copied into the database; after more where that is larger than the log."""
 COMMIT_BYTES = 3 << 10
-"""That a commit takes in the log."""
-PAGE_BYTES = 1024  # The smallest that suits: each commit writes two or three pages.
-
-TABLES = """
-CREATE TABLE settings (
-    buffer_size INTEGER NOT NULL, generation INTEGER NOT NULL, schema TEXT, level TEXT NOT NULL, boot TEXT NOT NULL, open INTEGER NOT NULL,
-    insert_offset INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE ring (oldest INTEGER NOT NULL, write_count INTEGER NOT NULL);
-CREATE TABLE acknowledged (
-    writer TEXT, slot INTEGER, sequence INTEGER NOT NULL, digest INTEGER NOT NULL, first_row_id INTEGER NOT NULL, rows INTEGER NOT NULL,
-    PRIMARY KEY (writer, slot)
-) WITHOUT ROWID;
-CREATE TABLE unflushed (first_row_id INTEGER PRIMARY KEY, rows INTEGER NOT NULL, digest INTEGER NOT NULL);
-"""
-
-FROM_FORMAT_1 = ("ALTER TABLE settings ADD COLUMN insert_offset INTEGER NOT NULL DEFAULT 0", f"PRAGMA user_version={FORMAT}")
-"""What makes a journal of format 1 one of this version, in one transaction."""
+"""Bytes that a commit takes in the log."""
+ACKNOWLEDGE = "INSERT OR REPLACE INTO acknowledged (writer, slot, sequence, digest, first_row_id, rows) VALUES (?, ?, ?, ?, ?, ?)"
 
 
-@dataclass(frozen=True)
-class JournalState:
-    """What a journal says of its table.
-
-    Attributes:
-        ring: the live rows.
-        generation: counts the table's resets; the rows lie in the directory of this number.
-        schema: None while there is none.
-        level: of durability, of the last server.
-        was_open: it was not closed: its server died.
-        rebooted: and since then the machine was started anew.
-        writers: that it remembers.
-        unflushed: blocks that the last server did not flush to the disk, of the level interval: (first row id, rows, digest).
-    """
-
-    ring: Ring
-    generation: int
-    schema: Schema | None
-    level: str
-    was_open: bool
-    rebooted: bool
-    writers: int
-    unflushed: tuple[tuple[int, int, int], ...]
-
-
-def create_journal(directory: Path, ring: Ring, schema: Schema | None = None, acknowledged: Sequence[Acknowledged] = ()) -> None:
+def create_journal(directory: Path, settings: Settings, ring: Ring, acknowledged: Sequence[Acknowledged] = ()) -> None:
     """Makes the journal of a table, on the disk.
 
     Args:
         directory: of the table.
+        settings: what the table is fixed by, and the schema of its rows.
         ring: its live rows.
-        schema: of its rows, which then lie in the directory of generation 1.
         acknowledged: as `Journal.acknowledged` gave it.
     """
     database = directory / JOURNAL
-    text = None if schema is None else json.dumps(schema.to_json())
     with disk_errors(NAME):
         write_file(database, b"")  # Before SQLite makes it: its log gets the mode that the database has.
-    with disk_errors(NAME), closing(_connect(database)) as connection:
-        connection.executescript(f"PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL; PRAGMA user_version={FORMAT}; {TABLES}")
+    with disk_errors(NAME), closing(connect(database)) as connection:
+        create_tables(connection)
         connection.execute("BEGIN")
-        connection.execute("INSERT INTO settings VALUES (?, 1, ?, 'none', '', 0, ?)", (ring.buffer_size, text, ring.insert_offset))
-        connection.execute("INSERT INTO ring VALUES (?, ?)", (ring.oldest, ring.write_count))
-        connection.executemany("INSERT INTO acknowledged VALUES (?, ?, ?, ?, ?, ?)", acknowledged)
+        replace(settings, insert_offset=ring.insert_offset).write(connection.execute)
+        connection.execute("INSERT INTO ring (oldest, write_count) VALUES (?, ?)", (ring.oldest, ring.write_count))
+        connection.executemany(ACKNOWLEDGE, acknowledged)
         connection.execute("COMMIT")
         with NewChecksums(database) as checksums:
             _compact(connection, checksums, None, durable=True)  # Nobody else knows of it yet: the locks do not matter.
-
-
-def read_journal(directory: Path, *, torn_end: bool = False) -> JournalState:
-    """What the journal of a table says, which must not be open. Its bytes are checked first, and none of them changes.
-
-    Args:
-        directory: of the table.
-        torn_end: whether the end of the log may be broken, where the last server flushed it to the disk: after a loss of power the disk may have a
-            part of what was not acknowledged yet.
-
-    Raises:
-        FailedPreconditionError: a newer version wrote it.
-        CorruptDataError: it is missing, or not what was written.
-    """
-    database = directory / JOURNAL
-    if not database.is_file():
-        raise CorruptDataError(f"{database} is missing: {directory} is not the directory of a table")
-    try:
-        check_journal(database)
-    except CorruptDataError as error:
-        if not torn_end:
-            raise
-        return _torn(database, error)
-    return _read(database)
-
-
-def _torn(database: Path, error: CorruptDataError) -> JournalState:
-    check_journal(database, torn_end=True)
-    found = _read(database)
-    if found.level not in ("interval", "power"):
-        raise error
-    log.warning("the journal ends in what was not acknowledged, as after a loss of power", journal=str(database), details=str(error))
-    return found
-
-
-def _read(database: Path) -> JournalState:
-    # A copy: SQLite would work on the log of the original.
-    with disk_errors(COPY), tempfile.TemporaryDirectory(prefix="tdreplay-journal-") as scratch:
-        for file in database.parent.glob(f"{JOURNAL}*"):
-            shutil.copyfile(file, Path(scratch) / file.name)
-        try:
-            with closing(_connect(Path(scratch) / JOURNAL)) as connection:
-                return _state(connection, database)
-        except sqlite3.DatabaseError as error:
-            raise unreadable(error, str(database)) from error
-        except (SchemaError, CodecError) as error:
-            raise CorruptDataError(f"{database} cannot be read: {error}") from error
-
-
-def _state(connection: sqlite3.Connection, database: Path) -> JournalState:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > FORMAT:
-        raise FailedPreconditionError(
-            f"{database} has format {version}, and this version knows {FORMAT}: use the version that wrote it, or a newer one"
-        )
-    found = connection.execute("PRAGMA integrity_check").fetchall()
-    if found != [("ok",)]:
-        raise CorruptDataError(f"{database} is broken: {found[0][0]}")
-    settings = _named(connection.execute("SELECT * FROM settings"))
-    oldest, write_count = connection.execute("SELECT oldest, write_count FROM ring").fetchone()
-    (writers,) = connection.execute("SELECT count(DISTINCT writer) FROM acknowledged").fetchone()
-    return JournalState(
-        ring=Ring(settings["buffer_size"], min(oldest, write_count), write_count, settings.get("insert_offset", 0)),
-        generation=settings["generation"],
-        schema=None if settings["schema"] is None else Schema.from_json(json.loads(settings["schema"])),
-        level=settings["level"],
-        was_open=bool(settings["open"]),
-        rebooted=bool(settings["open"]) and settings["boot"] != boot_id(),
-        writers=writers,
-        unflushed=tuple(connection.execute("SELECT first_row_id, rows, digest FROM unflushed ORDER BY first_row_id")),
-    )
-
-
-def _named(found: sqlite3.Cursor) -> dict[str, Any]:
-    """The one row of a query: column -> value. A journal of an older format has fewer of them."""
-    return dict(zip((column for column, *_ in found.description), found.fetchone(), strict=True))
 
 
 class Journal(Ledger):
@@ -211,21 +89,16 @@ class Journal(Ledger):
         self._uncompacted = False
         self.retired = self.state.ring.oldest
         with disk_errors(NAME):
-            self._connection = _connect(self._database)
+            self._connection = connect(self._database)
             _keep_for_ever(self._connection)
             self._file = os.open(self._database, os.O_RDONLY | os.O_CLOEXEC)
             self._connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability.level]}")
             self._compact()
-            self._migrate()
-            self._forget_writers()
-            with self._durably():
-                self._connection.execute("UPDATE settings SET level = ?, boot = ?, open = 1", (durability.level, boot_id()))
-
-    def _migrate(self) -> None:
-        if self._connection.execute("PRAGMA user_version").fetchone() == (1,):
+            self._settings = replace(self.state.settings, level=durability.level, boot=boot_id(), open=True)
             with self._durably() as execute:
-                for statement in FROM_FORMAT_1:
-                    execute(statement)
+                migrate(execute)
+                self._settings.write(execute)
+            self._forget_writers()
 
     def retire(self, oldest: int) -> None:
         with self._transaction() as execute:
@@ -251,12 +124,13 @@ class Journal(Ledger):
         self.retired = oldest
 
     def restart(self, ring: Ring, generation: int, schema: Schema | None) -> None:
-        text = None if schema is None else json.dumps(schema.to_json())
+        config = self._settings.config.resized(ring.buffer_size)
+        settings = replace(self._settings, config=config, generation=generation, schema=schema, insert_offset=ring.insert_offset)
         with self._durably() as execute:
-            settings = (ring.buffer_size, generation, text, ring.insert_offset)
-            execute("UPDATE settings SET buffer_size = ?, generation = ?, schema = ?, insert_offset = ?", settings)
+            settings.write(execute)
             execute("UPDATE ring SET oldest = ?, write_count = ?", (ring.oldest, ring.write_count))
             execute("DELETE FROM unflushed")
+        self._settings = settings
         self.retired = ring.oldest
 
     def forget_from(self, ring: Ring) -> None:
@@ -275,7 +149,7 @@ class Journal(Ledger):
         with self._durably() as execute:
             execute("DELETE FROM unflushed")
             execute("UPDATE ring SET oldest = ?", (ring.oldest,))
-            execute("UPDATE settings SET open = 0")
+            replace(self._settings, open=False).write(execute)
         self.release()
 
     def abandon(self) -> None:
@@ -360,22 +234,13 @@ def _record(execute: Any, block: Written, buffer_size: int) -> None:
     """Notes what a block became, within a transaction."""
     if (number := block.number) is not None:
         row = (number.writer_id, number.sequence % SEQUENCE_WINDOW, number.sequence, number.digest, block.first_row_id, block.rows)
-        execute("INSERT OR REPLACE INTO acknowledged VALUES (?, ?, ?, ?, ?, ?)", row)
+        execute(ACKNOWLEDGE, row)
     if block.digest is not None:
         kept = min(block.rows, buffer_size)
-        execute("INSERT INTO unflushed VALUES (?, ?, ?)", (block.first_row_id + block.rows - kept, kept, block.digest))
+        execute("INSERT INTO unflushed (first_row_id, rows, digest) VALUES (?, ?, ?)", (block.first_row_id + block.rows - kept, kept, block.digest))
 
 
 _SYNCHRONOUS = {"process": "OFF", "interval": "NORMAL", "power": "FULL"}
-
-
-def _connect(database: Path) -> sqlite3.Connection:
-    """The one connection to a journal. The log is copied into the database when this module says so, and not before."""
-    connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
-    # What SQLite sorts stays in memory: a temporary file might find no descriptor, or no space.
-    for pragma in ("locking_mode=EXCLUSIVE", "wal_autocheckpoint=0", "cache_spill=OFF", "temp_store=MEMORY"):
-        connection.execute(f"PRAGMA {pragma}")
-    return connection
 
 
 def _keep_for_ever(connection: sqlite3.Connection) -> None:

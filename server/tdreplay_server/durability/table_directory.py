@@ -10,8 +10,11 @@ from pathlib import Path
 
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay_server.durability.data_directory import CHECKPOINTS
-from tdreplay_server.durability.journal import Journal, JournalState, create_journal, read_journal
+from tdreplay_server.durability.journal import Journal, create_journal
+from tdreplay_server.durability.journal_format import Settings
+from tdreplay_server.durability.journal_state import JournalState, read_journal
 from tdreplay_server.durability.levels import Durability
+from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.storage.memmap import column_file
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.system.directory_lock import LOCK, DirectoryLock
@@ -38,8 +41,9 @@ def read_table(path: Path, *, torn_end: bool = False) -> JournalState:
     """
     check_tree(path)
     found = read_journal(path, torn_end=torn_end)
-    for number, field in enumerate(found.schema.stored_fields if found.schema else ()):
-        file, size = rows_directory(path, found.generation) / column_file(number), found.ring.buffer_size * field.row_bytes
+    schema = found.settings.schema
+    for number, field in enumerate(schema.stored_fields if schema else ()):
+        file, size = rows_directory(path, found.settings.generation) / column_file(number), found.ring.buffer_size * field.row_bytes
         there = file.stat().st_size if file.is_file() else 0
         if there != size:
             raise CorruptDataError(f"{file} has {there} bytes, and {size} were written, of field {field.name!r}")
@@ -55,7 +59,7 @@ class TableDirectory:
 
     Args:
         path: where it is, or is to be.
-        buffer_size: of the table; one that is there must have it.
+        config: what the table is fixed by; one that is there must have the same capacity.
         durability: what acknowledged rows are to survive.
 
     Raises:
@@ -65,13 +69,13 @@ class TableDirectory:
         ResourceExhaustedError, StorageError: the disk is full, or failed. A directory that was not there is not there then.
     """
 
-    def __init__(self, path: Path, buffer_size: int, durability: Durability) -> None:
+    def __init__(self, path: Path, config: TableConfig, durability: Durability) -> None:
         self.path = path
         with disk_errors(f"the table in {path}"):
-            made = not path.exists() and _create(path, buffer_size)
+            made = not path.exists() and _create(path, config)
             self._lock = DirectoryLock(path)
             try:
-                self.journal = self._opened(read_table(path, torn_end=True), buffer_size, durability)
+                self.journal = self._opened(read_table(path, torn_end=True), config.buffer_size, durability)
             except BaseException:
                 if made:
                     discard(take_away(path))
@@ -86,14 +90,14 @@ class TableDirectory:
             )
         self._lock.sign()
         close_to_others(self.path)
-        if found.rebooted and found.level == "process":
+        if found.rebooted and found.settings.level == "process":
             log.warning(
                 "the machine went down while a server used this table, and its durability was 'process': "
                 "rows may be lost or broken; with --durability power they would not be",
                 table=self.path.name,
             )
         journal = Journal(self.path, durability)
-        self._remove_old_rows(rows_directory(self.path, found.generation) if found.schema else None)
+        self._remove_old_rows(rows_directory(self.path, found.settings.generation) if found.settings.schema else None)
         return journal
 
     def _remove_old_rows(self, current: Path | None) -> None:
@@ -130,11 +134,11 @@ class TableDirectory:
         self._lock.close()
 
 
-def _create(path: Path, buffer_size: int) -> bool:
+def _create(path: Path, config: TableConfig) -> bool:
     """Makes the directory of a table. False where somebody else did it meanwhile."""
     with new_directory(path) as scratch:
         write_file(scratch / LOCK, b"")
-        create_journal(scratch, Ring(buffer_size))
+        create_journal(scratch, Settings(config), Ring(config.buffer_size))
         failpoint("create-before-rename")
         with suppress(FileExistsError):
             put_new(scratch, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +13,6 @@ import torch
 
 from tdreplay.errors import (
     FailedPreconditionError,
-    InvalidArgumentError,
     ReplayError,
     ResourceExhaustedError,
     StorageError,
@@ -21,8 +21,9 @@ from tdreplay.errors import (
 )
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay_server.durability.data_directory import CHECKPOINTS, TABLES, table_directory
-from tdreplay_server.durability.journal import JournalState
+from tdreplay_server.durability.journal_state import JournalState
 from tdreplay_server.durability.levels import NO_DURABILITY, Durability
+from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.durability.table_directory import read_table
 from tdreplay_server.system.descriptors import TABLE_DESCRIPTORS, check_descriptors
 from tdreplay_server.system.directory_lock import DirectoryLock
@@ -89,7 +90,7 @@ class Tables:
             else:
                 log.warning("rows end with this process; name a data_dir to keep them")
             if default_buffer_size is not None:
-                self.create(DEFAULT_TABLE, default_buffer_size)
+                self.create(TableConfig.of(default_buffer_size, name=DEFAULT_TABLE, storing_device=""))
         except BaseException:
             self.close()
             raise
@@ -108,8 +109,9 @@ class Tables:
         for parent in (data_dir / TABLES, *_visible(data_dir / CHECKPOINTS), data_dir / CHECKPOINTS):
             remove_leftovers(parent)
         for name, state in found.items():
-            self._tables[name] = self._made(name, state.ring.buffer_size, "cpu")
-            log.info("table recovered" if state.was_open else "table opened", table=name, rows=state.ring.size, write_count=state.ring.write_count)
+            self._tables[name] = self._made(replace(state.settings.config, name=name))
+            how = "table recovered" if state.settings.open else "table opened"
+            log.info(how, table=name, rows=state.ring.size, write_count=state.ring.write_count)
         self._places = len(self._tables)
 
     def _stand_in(self) -> Table:
@@ -148,41 +150,40 @@ class Tables:
         with self._names.held(DEFAULT_TABLE):
             found = self._tables.get(DEFAULT_TABLE)
             if found is None:
-                with self._new(DEFAULT_TABLE, DEFAULT_BUFFER_SIZE, self._storing_device) as made:
+                with self._new(TableConfig(DEFAULT_BUFFER_SIZE, self._storing_device, DEFAULT_TABLE)) as made:
                     return change(made)
         return change(found)
 
-    def create(self, name: str, buffer_size: int, storing_device: str = "") -> bool:
-        """Creates a table, or checks that the one that is there agrees. True where it was created.
+    def create(self, config: TableConfig) -> bool:
+        """Creates a table, or checks that the one of this name agrees. True where it was created.
 
         Raises:
             TableExistsError: it is there with another capacity or storing device; the message says what differs.
-            InvalidArgumentError: a setting breaks its rule.
+            InvalidArgumentError: the storing device is not there, or there cannot be a table of this name.
             ResourceExhaustedError: there are `max_tables` already, or the disk is full, or no descriptors are left for it.
         """
-        device = str(_device(storing_device)) if storing_device else ""
-        check_name(name, "table")
-        with self._names.held(name):
-            found = self._tables.get(name)
+        check_name(config.name, "table")
+        with self._names.held(config.name):
+            found = self._tables.get(config.name)
             if found is None:
-                with self._new(name, buffer_size, device or self._storing_device):
+                with self._new(replace(config, storing_device=config.storing_device or self._storing_device)):
                     return True
-            _check_agrees(name, found, buffer_size, device)
+            _check_agrees(found.config, config)
             return False
 
     @contextmanager
-    def _new(self, name: str, buffer_size: int, storing_device: str) -> Iterator[Table]:
+    def _new(self, config: TableConfig) -> Iterator[Table]:
         """A new table, which others find once the block ends; where that fails, it is gone again. The name is held."""
-        with self._place(name):
-            table = self._made(name, buffer_size, storing_device)
+        with self._place(config.name):
+            table = self._made(config)
             try:
                 yield table
             except BaseException:
                 self._remove(table)
                 raise
             with self._lock:
-                self._tables[name] = table
-        log.info("table created", table=name, buffer_size=buffer_size, storing_device=storing_device)
+                self._tables[config.name] = table
+        log.info("table created", table=config.name, buffer_size=config.buffer_size, storing_device=config.storing_device)
 
     @contextmanager
     def _place(self, name: str) -> Iterator[None]:
@@ -198,19 +199,17 @@ class Tables:
                 self._places -= 1
             raise
 
-    def _made(self, name: str, buffer_size: int, storing_device: str) -> Table:
+    def _made(self, config: TableConfig) -> Table:
         if self._data_dir is None:
-            return Table(storing_device, buffer_size, name=name)
-        check_descriptors(TABLE_DESCRIPTORS, f"table {name!r}")
-        for path in (self._data_dir / TABLES, table_directory(self._data_dir, name), self._data_dir / CHECKPOINTS):
+            return Table(config)
+        check_descriptors(TABLE_DESCRIPTORS, f"table {config.name!r}")
+        for path in (self._data_dir / TABLES, table_directory(self._data_dir, config.name), self._data_dir / CHECKPOINTS):
             check_directory(path)
         return Table(
-            storing_device,
-            buffer_size,
-            directory=table_directory(self._data_dir, name),
+            config,
+            directory=table_directory(self._data_dir, config.name),
             durability=self._durability,
-            checkpoints=self._data_dir / CHECKPOINTS / name,
-            name=name,
+            checkpoints=self._data_dir / CHECKPOINTS / config.name,
             on_failure=self._on_failure,
         )
 
@@ -265,7 +264,7 @@ class _Unmade(Table):
     """Stands for the table 'default' while that is not there: it is empty, and says what the one would say that an insert makes."""
 
     def __init__(self, storing_device: str, durability: str, checkpoints: Path | None) -> None:
-        super().__init__(storing_device, DEFAULT_BUFFER_SIZE, checkpoints=checkpoints, name=DEFAULT_TABLE)
+        super().__init__(TableConfig(DEFAULT_BUFFER_SIZE, storing_device, DEFAULT_TABLE), checkpoints=checkpoints)
         self._promised = durability
 
     @property
@@ -289,23 +288,13 @@ def _check_default(data_dir: Path, found: dict[str, JournalState], buffer_size: 
 
 
 def _descriptors(found: JournalState) -> int:
-    """That a table takes, once it is open."""
-    return TABLE_DESCRIPTORS + sum(1 for field in (found.schema.stored_fields if found.schema else ()) if field.row_bytes)
+    """How many descriptors an open table takes."""
+    schema = found.settings.schema
+    return TABLE_DESCRIPTORS + sum(1 for field in (schema.stored_fields if schema else ()) if field.row_bytes)
 
 
-def _check_agrees(name: str, found: Table, buffer_size: int, device: str) -> None:
-    state = found.state()
-    differing = [
-        ("buffer_size", state.buffer_size, buffer_size),
-        ("storing_device", str(state.storing_device), device or str(state.storing_device)),
-    ]
-    for setting, is_, asked in differing:
-        if is_ != asked:
-            raise TableExistsError(f"table {name!r} is there with {setting} {is_}, not {asked}; use that, another name, or reset the table")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise InvalidArgumentError(f"storing_device ({name[:80]!r}) must be cpu or cuda:N") from None
+def _check_agrees(found: TableConfig, asked: TableConfig) -> None:
+    for setting in ("buffer_size", "storing_device", "sampler", "limiter"):
+        is_, wanted = getattr(found, setting), getattr(asked, setting)
+        if wanted not in ("", is_):
+            raise TableExistsError(f"table {found.name!r} is there with {setting} {is_}, not {wanted}; use that, another name, or reset the table")

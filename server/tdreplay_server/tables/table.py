@@ -40,6 +40,7 @@ from tdreplay_server.durability.journal import Journal
 from tdreplay_server.durability.ledger import Ledger, Number
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.durability.recovery import trusted
+from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.durability.table_directory import TableDirectory, rows_directory
 from tdreplay_server.storage.device import check_device
 from tdreplay_server.storage.locks import ReadWriteLock
@@ -60,30 +61,29 @@ _Parts: TypeAlias = "tuple[RowStorage, DurableWriter]"
 class Table:
     """A ring of rows of one schema. All methods may be called from several threads.
 
-    Arguments and errors are those of `tdreplay_server.ReplayBuffer`, which says what they mean.
+    Args:
+        config: what the table is fixed by.
+        directory, durability, checkpoints, on_failure: as in `tdreplay_server.ReplayBuffer`, which also says the errors.
     """
 
     def __init__(
         self,
-        storing_device: torch.device | str,
-        buffer_size: SupportsIndex,
+        config: TableConfig,
         *,
         directory: Path | None = None,
         durability: str = "process",
         checkpoints: Path | None = None,
-        name: str = "",
         on_failure: Callable[[StorageError], object] | None = None,
     ) -> None:
-        size, where = check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID), torch.device(storing_device)
-        level = Durability.parse(durability)
-        check_device(where)
+        level, where = Durability.parse(durability), torch.device(config.storing_device)
+        check_device(where)  # Before a directory is made.
         self._lock, self._flushing, self._checkpointing = ReadWriteLock(), threading.Lock(), threading.Lock()
         self._inserts = GroupCommit(self._insert_all, self._joins)
         self._reads_before = 0  # When the last group was stored.
         self._generator = np.random.default_rng()  # Its methods lock it: readers may share it.
         self._generation = 0
         self._allocating = False
-        self._name = name
+        self._config = config
         self._closed = self._dropped = False
         self._failure = DiskFailure(on_failure)
         self._flusher: Flusher | None = None
@@ -92,18 +92,20 @@ class Table:
         self._checkpoints = checkpoints or (None if directory is None else directory / CHECKPOINTS)
         if directory is None or where.type != "cpu":
             self._ledger = Ledger()
-            self._take_up(self._parts(where, Ring(size), 1), 1)
+            self._take_up(self._parts(where, Ring(config.buffer_size), 1), 1)
         else:
-            self._open_directory(directory, size, level)
+            self._open_directory(directory, level)
 
-    def _open_directory(self, directory: Path, buffer_size: int, durability: Durability) -> None:
-        self._kept = TableDirectory(directory, buffer_size, durability)
+    def _open_directory(self, directory: Path, durability: Durability) -> None:
+        self._kept = TableDirectory(directory, self._config, durability)
         self._flusher = Flusher(durability.seconds, self._flush) if durability.level == "interval" else None
         journal = self._ledger = self._kept.journal
+        found = journal.state.settings
+        self._config = replace(found.config, name=self._config.name)
         try:
-            self._take_up(self._parts(torch.device("cpu"), journal.state.ring, journal.state.generation), journal.state.generation)
-            if journal.state.schema is not None:
-                self._recover(journal, journal.state.schema)
+            self._take_up(self._parts(torch.device("cpu"), journal.state.ring, found.generation), found.generation)
+            if found.schema is not None:
+                self._recover(journal, found.schema)
         except BaseException:
             self._storage.release()
             try:
@@ -383,6 +385,11 @@ class Table:
             return State(ring.buffer_size, ring.size, ring.pointer, ring.write_count, device, schema, durability, ring.insert_count)
 
     @property
+    def config(self) -> TableConfig:
+        """What the table is fixed by: with the capacity that it has now, and the number of its device."""
+        return replace(self._config, buffer_size=self._storage.buffer_size, storing_device=str(self._storage.device))
+
+    @property
     def durability(self) -> str:
         """What stored rows survive: none, process, interval or power."""
         return self._ledger.durability.level
@@ -437,7 +444,7 @@ class Table:
         if self._checkpointing.locked():
             raise FailedPreconditionError(f"checkpoint {name!r}: another checkpoint of this table is being written")
         with self._checkpointing:  # Where another one began just now, this one comes after it.
-            return write_checkpoint(target, self._name, self._snapshotted, progress)
+            return write_checkpoint(target, self.config, self._snapshotted, progress)
 
     @contextmanager
     def _snapshotted(self, directory: Path) -> Iterator[Snapshot]:
@@ -508,7 +515,7 @@ class Table:
 
     def _check_not_closed(self) -> None:
         if self._dropped:
-            raise TableNotFoundError(f"table {self._name!r} was dropped")
+            raise TableNotFoundError(f"table {self._config.name!r} was dropped")
         if self._closed:
             raise ClosedError("the buffer is closed")
 

@@ -15,6 +15,8 @@ from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, c
 from tdreplay.messages import durability_to_message, schema_to_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.durability.ledger import Number
+from tdreplay_server.durability.table_config import TableConfig
+from tdreplay_server.system.disk import check_name
 from tdreplay_server.tables.draws import generators_of
 from tdreplay_server.tables.registry import Tables
 from tdreplay_server.tables.selection import Selection
@@ -111,7 +113,8 @@ class ReplayBufferService:
 
     def CreateTable(self, request: Request, call: Call) -> pb.CreateTableResponse:
         query = request.head
-        return pb.CreateTableResponse(created=self._tables.create(query.table, query.buffer_size, query.storing_device))
+        config = TableConfig.of(query.buffer_size, query.storing_device, check_name(query.table, "table"))
+        return pb.CreateTableResponse(created=self._tables.create(config))
 
     def DropTable(self, request: Request, call: Call) -> pb.DropTableResponse:
         self._tables.drop(request.head.table)

@@ -105,7 +105,8 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         end = time.monotonic() + DEFAULT_TIMEOUT if check_flag(wait, "wait") else 0.0
         while True:
             try:
-                return self._take(self._table.select_random(rows) if draw is None else self._table.select_drawn(rows, generators_of(*draw)(1)))
+                generators = self._table.unseeded if draw is None else generators_of(*draw)
+                return self._take(self._table.select_random(rows, generators(1)))
             except EmptyTableError:
                 if time.monotonic() >= end:
                     raise
@@ -123,7 +124,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     def _take(self, selection: Selection) -> TensorDict:
         """The selected rows as a TensorDict on `device`, in memory of its own."""
         columns = {name: column.to(self._device) for name, column in self._table.take(selection).items()}
-        return to_tensordict(columns, (selection.rows, *selection.row_shape), self._device, selection.dim_names)
+        return to_tensordict(columns, (selection.rows, *selection.format.row_shape), self._device, selection.format.dim_names)
 
     @property
     def storing_device(self) -> torch.device:

@@ -35,11 +35,6 @@ def test_a_live_slot_has_its_row_id(ring):
     assert ring.row_ids(slots).tolist() == [rows[slot] for slot in slots.tolist()]
 
 
-@given(rings.filter(lambda ring: ring.size))
-def test_a_draw_is_of_live_slots(ring):
-    assert set(ring.draw(50, np.random.default_rng(0)).tolist()) <= live(ring).keys()
-
-
 @given(rings, st.integers(-3, 25))
 def test_a_slot_is_live_where_it_holds_a_row(ring, slot):
     if slot in live(ring):

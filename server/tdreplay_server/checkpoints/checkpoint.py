@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 from tdreplay.api import Checkpoint, Progress
 from tdreplay.errors import CorruptDataError
 from tdreplay_server.checkpoints.manifest import MANIFEST, STRICT, File, Manifest, broken, read_manifest, sha256_of
-from tdreplay_server.checkpoints.snapshot import Snapshot
+from tdreplay_server.checkpoints.snapshot import snapshotted
 from tdreplay_server.durability.ledger import Acknowledged
-from tdreplay_server.durability.table_config import TableConfig
+from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.system.disk import new_directory, put_in_place
 from tdreplay_server.system.disk_errors import disk_errors, unreadable
 from tdreplay_server.system.failpoints import failpoint
@@ -34,15 +33,12 @@ CHUNK_BYTES = 4 << 20
 _ACKNOWLEDGED = TypeAdapter(list[Acknowledged], config=STRICT)
 
 
-def write_checkpoint(
-    target: Path, config: TableConfig, snapshotted: Callable[[Path], AbstractContextManager[Snapshot]], progress: Progress | None
-) -> Checkpoint:
+def write_checkpoint(target: Path, row_log: RowLog, progress: Progress | None = None) -> Checkpoint:
     """Makes a checkpoint at `target`; what was there is replaced at once.
 
     Args:
         target: its directory.
-        config: what the table is fixed by.
-        snapshotted: takes a snapshot of the table into a directory.
+        row_log: the rows of the table.
         progress: told of the bytes.
 
     Raises:
@@ -52,7 +48,7 @@ def write_checkpoint(
     """
     check_directory(target.parent)
     with disk_errors("the checkpoint"), new_directory(target) as scratch:
-        with snapshotted(scratch) as snapshot:
+        with snapshotted(row_log, scratch) as snapshot:
             snapshot.complete(progress)
         write_file(scratch / ACKNOWLEDGED, json.dumps(snapshot.acknowledged).encode())
         failpoint("checkpoint-before-manifest")
@@ -61,8 +57,8 @@ def write_checkpoint(
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         Manifest(
             created=created,
-            table=config.name,
-            **config.resized(ring.buffer_size).to_json(),
+            table=snapshot.config.name,
+            **snapshot.config.to_json(),
             rows=ring.size,
             write_count=ring.write_count,
             insert_count=ring.insert_count,

@@ -11,12 +11,14 @@ import numpy as np
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay.fields import Field
 from tdreplay.limits import DEFAULT_TABLE, check_whole
-from tdreplay_server.checkpoints.checkpoint import listed_bytes, read_acknowledged
+from tdreplay_server.checkpoints.checkpoint import listed_bytes, read_acknowledged, write_checkpoint
 from tdreplay_server.checkpoints.manifest import Manifest, read_manifest
 from tdreplay_server.checkpoints.snapshot import rows_file
 from tdreplay_server.durability.data_directory import CHECKPOINTS, table_directory
 from tdreplay_server.durability.journal import create_journal
 from tdreplay_server.durability.journal_format import Settings
+from tdreplay_server.durability.listening import Unheard
+from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.durability.table_directory import read_table, rows_directory
 from tdreplay_server.storage.memmap import MemmapRows
 from tdreplay_server.storage.ring import Ring
@@ -24,7 +26,6 @@ from tdreplay_server.system.directory_lock import LOCK, DirectoryLock
 from tdreplay_server.system.disk import check_name, is_name, new_directory, put_in_place
 from tdreplay_server.system.disk_errors import disk_errors
 from tdreplay_server.system.private_files import check_directory, make_directories, write_file
-from tdreplay_server.tables.table import Table
 
 __all__ = ["resize", "restore", "table_of"]
 
@@ -131,6 +132,6 @@ def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
         raise FailedPreconditionError(f"there is no table {table!r} in {data_dir}")
     with disk_errors(str(data_dir)), DirectoryLock(data_dir), new_directory(data_dir / CHECKPOINTS / table) as scratch:
         config = read_table(directory, torn_end=True).settings.config
-        with closing(Table(config, directory=directory, checkpoints=scratch)) as opened:
-            checkpoint = Path(opened.checkpoint("resize").path)
+        with closing(RowLog(config, Unheard(), directory=directory)) as opened:
+            checkpoint = Path(write_checkpoint(scratch / "resize", opened).path)
         return _restored(checkpoint, read_manifest(checkpoint), directory, buffer_size)

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from tdreplay.api import Progress
 from tdreplay.fields import Field
-from tdreplay.schema import Schema
-from tdreplay_server.durability.ledger import Acknowledged
-from tdreplay_server.storage.ring import Ring
-from tdreplay_server.storage.rows import RowStorage
+from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.system.disk import write_at
 from tdreplay_server.system.failpoints import failpoint
 from tdreplay_server.system.private_files import open_file
 
-__all__ = ["Snapshot", "rows_file"]
+__all__ = ["Snapshot", "rows_file", "snapshotted"]
 
 STEP_BYTES = 4 << 20
 """That are copied before others may write again: 1 to 3 ms."""
+
+
+@contextmanager
+def snapshotted(row_log: RowLog, directory: Path) -> Iterator[Snapshot]:
+    """A snapshot of the rows as they are now, into that directory."""
+    # Its files are closed after the last insert that may write to them.
+    with ExitStack() as opened, row_log.watched(lambda: opened.enter_context(closing(Snapshot(row_log, directory)))) as snapshot:
+        yield snapshot
 
 
 def rows_file(number: int) -> str:
@@ -38,32 +44,23 @@ def rows_file(number: int) -> str:
 class Snapshot:
     """The live rows of a ring as it is now, on their way into files: one a field, row after row by ascending id.
 
-    It is made, and `save_until` is called, by whoever writes to the table at the time: nobody else does. Rows are overwritten after they were saved.
+    It is made while nobody writes to the table. An insert calls `save_until` before it overwrites rows.
 
     Attributes:
-        ring: whose live rows they are.
-        schema: of the rows; None where there are none.
-        acknowledged: what was known of numbered blocks.
+        config: What the table is fixed by.
+        ring: The live rows.
+        schema: The schema of the rows; None where there are none.
+        acknowledged: What became of the numbered inserts.
 
     Args:
-        storage: of the rows.
-        schema: of the rows.
-        acknowledged: as the ledger gave it.
-        directory: for the files.
-        reading: holds the table's lock as a reader, or raises TableChangedError where the rows are not there any more.
+        row_log: The rows.
+        directory: The directory for the files.
     """
 
-    def __init__(
-        self,
-        storage: RowStorage,
-        schema: Schema | None,
-        acknowledged: list[Acknowledged],
-        directory: Path,
-        reading: Callable[[], AbstractContextManager[object]],
-    ) -> None:
-        self.ring: Ring = storage.ring
-        self.schema, self.acknowledged = schema, acknowledged
-        self._storage, self._reading = storage, reading
+    def __init__(self, row_log: RowLog, directory: Path) -> None:
+        self.config, self.ring, self.schema, self.acknowledged = row_log.config, row_log.ring, row_log.schema, row_log.acknowledged()
+        self._storage, self._reading = row_log.storage, partial(row_log.reading, row_log.version)
+        schema = self.schema
         self._next = self.ring.oldest
         self._row_bytes = schema.row_bytes if schema else 0
         self._files: list[tuple[Field, int]] = []

@@ -59,7 +59,7 @@ class TableDirectory:
 
     Args:
         path: where it is, or is to be.
-        config: what the table is fixed by; one that is there must have the same capacity.
+        config: what the table is fixed by. One that is there must agree.
         durability: what acknowledged rows are to survive.
 
     Raises:
@@ -75,19 +75,15 @@ class TableDirectory:
             made = not path.exists() and _create(path, config)
             self._lock = DirectoryLock(path)
             try:
-                self.journal = self._opened(read_table(path, torn_end=True), config.buffer_size, durability)
+                self.journal = self._opened(read_table(path, torn_end=True), config, durability)
             except BaseException:
                 if made:
                     discard(take_away(path))
                 self._lock.close()
                 raise
 
-    def _opened(self, found: JournalState, buffer_size: int, durability: Durability) -> Journal:
-        if found.ring.buffer_size != buffer_size:
-            raise FailedPreconditionError(
-                f"{self.path} holds a table with buffer_size {found.ring.buffer_size}, not {buffer_size}: use that, "
-                f"or change it with: tdreplay-server resize DATA_DIR --table {self.path.name} --buffer-size {buffer_size}"
-            )
+    def _opened(self, found: JournalState, config: TableConfig, durability: Durability) -> Journal:
+        self._check_agrees(found.settings.config, config)
         self._lock.sign()
         close_to_others(self.path)
         if found.rebooted and found.settings.level == "process":
@@ -99,6 +95,18 @@ class TableDirectory:
         journal = Journal(self.path, durability)
         self._remove_old_rows(rows_directory(self.path, found.settings.generation) if found.settings.schema else None)
         return journal
+
+    def _check_agrees(self, found: TableConfig, asked: TableConfig) -> None:
+        size = asked.buffer_size
+        if found.buffer_size != size:
+            raise FailedPreconditionError(
+                f"{self.path} holds a table with buffer_size {found.buffer_size}, not {size}: use that, "
+                f"or change it with: tdreplay-server resize DATA_DIR --table {self.path.name} --buffer-size {size}"
+            )
+        if (found.sampler, found.limiter) != (asked.sampler, asked.limiter):
+            raise FailedPreconditionError(
+                f"{self.path} holds a table with sampler {found.sampler} and limiter {found.limiter}, not {asked.sampler} and {asked.limiter}"
+            )
 
     def _remove_old_rows(self, current: Path | None) -> None:
         for parent in (self.path, self.path / CHECKPOINTS):

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from tdreplay.errors import FailedPreconditionError, MissingRowsError, SlotIndexError
 from tdreplay.limits import MAX_INT64, check_whole
 from tdreplay.selecting import Slots, in_slot_order
 
-__all__ = ["MAX_ROW_ID", "Ring", "Slots", "check_window", "slot_ranges"]
+__all__ = ["MAX_ROW_ID", "Ring", "RowIds", "Slots", "check_window", "slot_ranges"]
 
 MAX_ROW_ID = 1 << 62
 """Far from where 64 bits end: at a million rows a second a table reaches it after 146,000 years."""
+
+RowIds = npt.NDArray[np.int64]
+"""Row ids: shape [n]."""
 
 SMALL_JUMP = 1 << 32
 """By so many a reset may always take the row ids forward."""
@@ -98,11 +102,7 @@ class Ring:
         """The slots at some positions of the live slots in ascending order; position 0 is the lowest live slot."""
         return in_slot_order(positions, self.buffer_size, self.oldest, self.size)
 
-    def draw(self, rows: int, generator: np.random.Generator) -> Slots:
-        """The slots of `rows` live rows, drawn uniformly with replacement. It draws row ids: where the window starts costs nothing."""
-        return generator.integers(self.oldest, self.write_count, rows) % self.buffer_size
-
-    def row_ids(self, slots: Slots) -> Slots:
+    def row_ids(self, slots: Slots) -> RowIds:
         """The ids of the rows in live `slots`."""
         newest = self.write_count - 1
         return newest - (newest - slots) % self.buffer_size

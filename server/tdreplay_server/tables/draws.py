@@ -1,21 +1,23 @@
-"""Random batches that can be drawn again: each batch of a seed has a generator of its own.
+"""Random batches: each has a generator, and is pinned to the row ids that were drawn.
 
-Philox is counter-based (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011): the seed and the batch's number are its key, so a batch
-does not depend on those before it, nor on the calls and messages in which they were sent.
+A batch of a seed can be drawn again. Philox is counter-based (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011): the seed and the
+batch's number are its key, so a batch does not depend on those before it, nor on the calls and messages in which they were sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from tdreplay.limits import check_whole
+from tdreplay_server.storage.ring import Ring, RowIds
+from tdreplay_server.tables.samplers import Sampler
 
-__all__ = ["Generators", "generators_of"]
+__all__ = ["DrawnRows", "Generators", "generators_of"]
 
-Generators: TypeAlias = "Callable[[int], list[np.random.Generator]]"
+Generators: TypeAlias = "Callable[[int], Sequence[np.random.Generator]]"
 """How many batches come next -> the generator of each of them."""
 
 
@@ -34,3 +36,34 @@ def generators_of(seed: int, first: int = 0) -> Generators:
         return [np.random.Generator(np.random.Philox(key=np.array([seed, batch], np.uint64))) for batch in range(number - batches, number)]
 
     return following
+
+
+class DrawnRows:
+    """The rows of random batches, all drawn against one ring.
+
+    A row that was overwritten before it was read is drawn anew, against the ring of that moment, with the generator of its batch. So the row that
+    took its slot does not take its place. A seed gives the same rows again as long as the same rows are overwritten in between.
+
+    Args:
+        sampler: Draws them.
+        rows: The number of rows of each batch.
+        generators: One for each batch.
+        ring: The live rows, of which there is at least one.
+    """
+
+    def __init__(self, sampler: Sampler, rows: int, generators: Sequence[np.random.Generator], ring: Ring) -> None:
+        self._sampler, self._rows, self._generators, self._oldest = sampler, rows, generators, ring.oldest
+        draws = [sampler.draw(rows, ring, generator).ids for generator in generators]
+        self._ids = draws[0] if len(draws) == 1 else np.concatenate(draws)
+
+    def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
+        """The ids of the rows from start to stop, counted over all batches. All of them are live in `ring`."""
+        if ring.oldest > self._oldest:
+            self._draw_anew(start + np.flatnonzero(self._ids[start:stop] < ring.oldest), ring)
+        return self._ids[start:stop]
+
+    def _draw_anew(self, places: RowIds, ring: Ring) -> None:
+        batches = places // self._rows
+        for batch in np.unique(batches):
+            some = places[batches == batch]
+            self._ids[some] = self._sampler.draw(len(some), ring, self._generators[batch]).ids

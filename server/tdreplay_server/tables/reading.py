@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from tdreplay.fields import Field
 from tdreplay.memory import Rows
-from tdreplay_server.storage.ring import Slots
+from tdreplay_server.storage.ring import RowIds
 from tdreplay_server.storage.rows import RowStorage
-from tdreplay_server.tables.selection import Selection
 from tdreplay_server.tables.system_values import COMPUTED, RowsRead, write_system_values
 
 __all__ = ["gathered", "taken"]
 
 
-def gathered(storage: RowStorage, slots: Slots, out: dict[str, Rows], *, threads: bool) -> None:
-    """Copies the rows in `slots` into `out`: those of the fields that have bytes. `threads`: several may work on it."""
+def gathered(storage: RowStorage, ids: RowIds, out: dict[str, Rows], *, threads: bool) -> None:
+    """Copies the rows of these ids into `out`: those of the fields that have bytes. `threads`: several may work on it."""
+    slots = ids % storage.buffer_size
     computed = {name: out.pop(name) for name in COMPUTED if name in out}
     storage.gather(slots, out, threads=threads)
     if computed:
-        write_system_values(RowsRead(storage.ring.row_ids(slots), slots), computed)
+        write_system_values(RowsRead(ids, slots), computed)
 
 
-def taken(storage: RowStorage, selection: Selection) -> dict[str, torch.Tensor]:
-    """Copies of all rows of `selection`, on the storage's device: field name -> tensor of shape [n, ...], in the selection's order of fields.
+def taken(storage: RowStorage, ids: RowIds, fields: Sequence[Field]) -> dict[str, torch.Tensor]:
+    """Copies of the rows of these ids, on the storage's device: field name -> tensor of shape [n, ...], in the order of `fields`.
 
     The computed system fields are on the CPU.
     """
-    slots = selection.slots(0, selection.rows)
-    found = storage.select(slots, (field.name for field in selection.fields if field.name not in COMPUTED))
-    rows = RowsRead(storage.ring.row_ids(slots), slots)
+    slots = ids % storage.buffer_size
+    found = storage.select(slots, (field.name for field in fields if field.name not in COMPUTED))
+    rows = RowsRead(ids, slots)
     found |= {name: torch.from_numpy(source(rows).copy()) for name, source in COMPUTED.items()}
-    return {field.name: found[field.name] for field in selection.fields}
+    return {field.name: found[field.name] for field in fields}

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from tdreplay.api import State
 from tdreplay.errors import (
     FailedPreconditionError,
     ReplayError,
@@ -266,6 +267,10 @@ class _Unmade(Table):
     def __init__(self, storing_device: str, durability: str, checkpoints: Path | None) -> None:
         super().__init__(TableConfig(DEFAULT_BUFFER_SIZE, storing_device, DEFAULT_TABLE), checkpoints=checkpoints)
         self._promised = durability
+
+    def state(self) -> State:
+        """As of an empty table, with what its rows will survive."""
+        return replace(super().state(), durability=self._promised)
 
     @property
     def durability(self) -> str:

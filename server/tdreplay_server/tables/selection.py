@@ -2,42 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from tdreplay.api import EpochQuery
+from tdreplay.block import Layout, layout
 from tdreplay.fields import Field
 from tdreplay.schema import DimNames
-from tdreplay_server.storage.ring import Ring, Slots
+from tdreplay_server.storage.ring import Ring, RowIds, Slots
 from tdreplay_server.tables.orders import random_order
 
-__all__ = ["Selection", "epoch_orders"]
+__all__ = ["ChosenRows", "RowFormat", "RowsInSlots", "Selection", "epoch_orders", "joined"]
 
 POSITIONS = 1 << 15
-"""Of an order that are computed at once."""
+"""So many positions of an order are computed at once."""
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The rows of one batch.
+class RowFormat:
+    """What is read of each row.
 
     Attributes:
-        fields: what is read of them.
-        row_shape: the batch dimensions after the first.
-        rows: how many they are.
-        slots: (start, stop) -> the slots of the batch's rows from start to stop, as many as they are.
-        generation: of the table when the rows were chosen; they may be read while it is the same.
-        dim_names: of the batch dimensions; () where none has one.
+        fields: The fields, in the order in which they were asked for.
+        row_shape: The batch dimensions after the first.
+        dim_names: The names of the batch dimensions; () where none has one.
     """
 
     fields: tuple[Field, ...]
     row_shape: tuple[int, ...]
+    dim_names: DimNames
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """The bytes of one row."""
+        return sum(field.row_bytes for field in self.fields)
+
+    def block(self, rows: int) -> Layout:
+        """How so many rows lie in a block."""
+        return layout(self.fields, rows, self.row_shape, self.dim_names)
+
+
+class ChosenRows(Protocol):
+    """The rows that somebody chose, in their order."""
+
+    def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
+        """The ids of the rows from start to stop, all of which are live in `ring`. To be called under the table's lock. Nobody else changes them."""
+
+
+class RowsInSlots:
+    """The rows that lie in some slots when they are read: a newer one, where the slot was overwritten since it was chosen.
+
+    Args:
+        slots: (start, stop) -> the slots from start to stop. Each held a live row when it was chosen, so each holds one from then on.
+    """
+
+    def __init__(self, slots: Callable[[int, int], Slots]) -> None:
+        self._slots = slots
+
+    @classmethod
+    def listed(cls, slots: Slots) -> RowsInSlots:
+        """The rows in the listed slots."""
+        return cls(lambda start, stop: slots[start:stop])
+
+    def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
+        """The ids of the rows that lie there in `ring`."""
+        return ring.row_ids(self._slots(start, stop))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows to be read.
+
+    Attributes:
+        format: What is read of each row.
+        rows: The number of rows.
+        chosen: Which rows they are.
+        version: The version of the table's rows; they may be read while it is the same.
+    """
+
+    format: RowFormat
     rows: int
-    slots: Callable[[int, int], Slots]
-    generation: int
-    dim_names: DimNames = ()
+    chosen: ChosenRows
+    version: int
+
+
+class _Joined:
+    def __init__(self, parts: Sequence[Selection]) -> None:
+        self._parts = parts
+
+    def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
+        return np.concatenate([part.chosen.ids(ring, 0, part.rows) for part in self._parts])[start:stop]
+
+
+def joined(selections: Sequence[Selection]) -> Selection:
+    """Selections of one table and one format as one, whose rows come one after the other."""
+    if len(selections) == 1:
+        return selections[0]
+    return replace(selections[0], rows=sum(part.rows for part in selections), chosen=_Joined(selections))
 
 
 def epoch_orders(query: EpochQuery, ring: Ring) -> Iterator[Slots]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tdreplay.memory import Rows
 from tdreplay.system_fields import INDEX, ROW_ID, SYSTEM_FIELDS
 from tdreplay.values import NUMPY
-from tdreplay_server.storage.ring import Slots
+from tdreplay_server.storage.ring import RowIds, Slots
 
 __all__ = ["COMPUTED", "RowsRead", "write_system_values"]
 
@@ -24,7 +24,7 @@ class RowsRead(NamedTuple):
         slots: where they lie: int64 of shape [n].
     """
 
-    ids: Slots
+    ids: RowIds
     slots: Slots
 
 

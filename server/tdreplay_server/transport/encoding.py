@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from tdreplay.block import layout
-from tdreplay.fields import Field
 from tdreplay.framing import frame
 from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE, check_whole
-from tdreplay_server.tables.selection import Selection
+from tdreplay_server.tables.selection import RowFormat, Selection, joined
 from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.shared_memory import Segments, offer
 
-__all__ = ["batches_per_message", "block_bytes", "merged", "messages", "streamed"]
+__all__ = ["batches_per_message", "merged", "messages", "streamed"]
 
 
-def row_bytes(fields: Iterable[Field]) -> int:
-    """Bytes of one row's values of `fields`."""
-    return sum(field.row_bytes for field in fields)
-
-
-def batches_per_message(wanted: int, batch_size: int, fields: Iterable[Field]) -> int:
+def batches_per_message(wanted: int, batch_size: int, row: RowFormat) -> int:
     """How many batches one message carries: at most `wanted`, no more bytes than a block may have, and no more rows than a batch may have.
 
     Rows without bytes count too: the server holds the slot and the id of each.
     """
-    fitting = min(BLOCK_BYTES // max(1, batch_size * row_bytes(fields)), MAX_BATCH_SIZE // batch_size)
+    fitting = min(BLOCK_BYTES // max(1, batch_size * row.row_bytes), MAX_BATCH_SIZE // batch_size)
     return max(1, min(check_whole(wanted, "batches_per_message", 0), fitting))
-
-
-def block_bytes(batches: int, batch_size: int, selection: Selection) -> int:
-    """The size of a block with so many batches of rows like those of `selection`."""
-    return layout(selection.fields, batches * batch_size, selection.row_shape, selection.dim_names).size
 
 
 def messages(table: Table, selection: Selection, response: Any, batch_rows: int) -> Iterator[bytes]:
@@ -45,11 +30,12 @@ def messages(table: Table, selection: Selection, response: Any, batch_rows: int)
 
     `batch_rows`: the rows of one batch.
     """
-    rows_per_block = -(-selection.rows // max(1, -(-row_bytes(selection.fields) * selection.rows // BLOCK_BYTES)))
+    row = selection.format
+    rows_per_block = -(-selection.rows // max(1, -(-row.row_bytes * selection.rows // BLOCK_BYTES)))
     rows_per_block = min(rows_per_block, MAX_BATCH_SIZE)  # Rows without bytes would all go into one block.
     for start in range(0, selection.rows, rows_per_block):
         stop = min(start + rows_per_block, selection.rows)
-        block = layout(selection.fields, stop - start, selection.row_shape, selection.dim_names)
+        block = row.block(stop - start)
         message, memory = frame(response(batch_rows=batch_rows, first_row=start), block.size)
         table.read(selection, start, stop, block.write_header(memory))
         yield message
@@ -71,15 +57,23 @@ def streamed(table: Table, selections: Iterator[tuple[Selection, int]], response
     if offered:
         yield response(shared_memory=offer(segments))
     for selection, batch_rows in selections:
-        block = layout(selection.fields, selection.rows, selection.row_shape, selection.dim_names)
-        lent = None if segments is None else segments.lend(block.size)
-        if lent is None:
+        message = None if segments is None else _in_shared_memory(table, selection, response, segments, batch_rows)
+        if message is None:
             yield from messages(table, selection, response, batch_rows)
         else:
-            segment, memory = lent
-            # In several threads: the client, which gets the batch without a copy, leaves a core free.
-            table.read(selection, 0, selection.rows, block.write_header(memory), threads=True)
-            yield response(batch_rows=batch_rows, slot=segment)
+            yield message
+
+
+def _in_shared_memory(table: Table, selection: Selection, response: Any, segments: Segments, batch_rows: int) -> Any:
+    """The message that says in which segment the selected rows are; None where there is no segment for them."""
+    block = selection.format.block(selection.rows)
+    lent = segments.lend(block.size)
+    if lent is None:
+        return None
+    segment, memory = lent
+    # In several threads: the client, which gets the batch without a copy, leaves a core free.
+    table.read(selection, 0, selection.rows, block.write_header(memory), threads=True)
+    return response(batch_rows=batch_rows, slot=segment)
 
 
 def merged(batches: Iterator[Selection], most: int, granted: Credits) -> Iterator[tuple[Selection, int]]:
@@ -89,11 +83,4 @@ def merged(batches: Iterator[Selection], most: int, granted: Credits) -> Iterato
         group = [ahead, *itertools.islice(batches, count - 1)]
         ahead = next(batches, None)
         for rows, run in itertools.groupby(group, key=lambda batch: batch.rows):
-            yield _joined(list(run)), rows
-
-
-def _joined(run: list[Selection]) -> Selection:
-    if len(run) == 1:
-        return run[0]
-    slots = np.concatenate([batch.slots(0, batch.rows) for batch in run])
-    return replace(run[0], rows=len(slots), slots=lambda start, stop: slots[start:stop])
+            yield joined(list(run)), rows

@@ -19,12 +19,12 @@ from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.tables.draws import generators_of
 from tdreplay_server.tables.registry import Tables
-from tdreplay_server.tables.selection import Selection
+from tdreplay_server.tables.selection import RowFormat, Selection
 from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.checkpoint_progress import checkpointed
 from tdreplay_server.transport.credits import Credits
-from tdreplay_server.transport.encoding import batches_per_message, block_bytes, merged, messages, streamed
+from tdreplay_server.transport.encoding import batches_per_message, merged, messages, streamed
 from tdreplay_server.transport.shared_memory import Segments, SharedMemory, offer
 
 __all__ = ["ReplayBufferService"]
@@ -58,11 +58,11 @@ class ReplayBufferService:
         query = _first(requests)
         table, rows, fields = self._tables[query.table], check_batch_size(query.batch_size), _fields(query.fields)
         draw = _drawing(table, query, query.first_batch, rows, fields)
-        example = table.select_random(1, fields)
-        draw = draw if query.standing else _unchanging(draw, example)
-        most = batches_per_message(query.batches_per_message, rows, example.fields)
+        row = table.row_format(fields)
+        draw = draw if query.standing else _unchanging(draw, row)
+        most = batches_per_message(query.batches_per_message, rows, row)
         call.accept()
-        with self._shared_memory.share(call.peer, query.shared_slots, block_bytes(most, rows, example)) as segments:
+        with self._shared_memory.share(call.peer, query.shared_slots, row.block(most * rows).size) as segments:
             granted = Credits(query.credits, requests, segments)
             draws = ((draw(batches), rows) for batches in iter(lambda: granted.take(most), 0))
             yield from streamed(table, draws, pb.SampleResponse, segments, offered=query.shared_slots > 0)
@@ -86,12 +86,13 @@ class ReplayBufferService:
     def Epoch(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
         table, epochs = self._tables[query.table], _epoch_query(query)
-        example = table.select_all(epochs.fields)
-        most = batches_per_message(query.batches_per_message, epochs.batch_size, example.fields)
+        whole = table.select_all(epochs.fields)
+        most = batches_per_message(query.batches_per_message, epochs.batch_size, whole.format)
         check_whole(query.credits, "credits", 0)
         chosen = table.select_epochs(epochs)
         call.accept()
-        with self._shared_memory.share(call.peer, query.shared_slots, block_bytes(most, min(epochs.batch_size, example.rows), example)) as segments:
+        block = whole.format.block(most * min(epochs.batch_size, whole.rows))
+        with self._shared_memory.share(call.peer, query.shared_slots, block.size) as segments:
             batches = merged(chosen, most, Credits(query.credits, requests, segments))
             yield from streamed(table, batches, pb.EpochResponse, segments, offered=query.shared_slots > 0)
 
@@ -171,14 +172,13 @@ def _first(requests: Requests) -> Any:
 
 def _drawing(table: Table, query: Any, first: int, rows: int, fields: tuple[str, ...] | None) -> Callable[[int], Selection]:
     """Draws so many batches at once: the next ones of the query's seed, where it has one, from number `first` on."""
-    generators = generators_of(query.seed if query.HasField("seed") else 0, first)  # Checked in any case.
-    if not query.HasField("seed"):
-        return lambda batches: table.select_random(rows * batches, fields)
-    return lambda batches: table.select_drawn(rows, generators(batches), fields)
+    seeded = generators_of(query.seed if query.HasField("seed") else 0, first)  # Checked in any case.
+    generators = seeded if query.HasField("seed") else table.unseeded
+    return lambda batches: table.select_random(rows, generators(batches), fields)
 
 
-def _unchanging(draw: Callable[[int], Selection], example: Selection) -> Callable[[int], Selection]:
-    """As `draw`, while the rows look as those of `example`: a table that was reset may have others.
+def _unchanging(draw: Callable[[int], Selection], row: RowFormat) -> Callable[[int], Selection]:
+    """As `draw`, while the rows have that format: a table that was reset may have others.
 
     Batches of a standing call are calls of their own: they need not be alike.
     """
@@ -188,7 +188,7 @@ def _unchanging(draw: Callable[[int], Selection], example: Selection) -> Callabl
             found = draw(batches)
         except (FieldNotFoundError, TableNotFoundError) as error:
             raise TableChangedError(f"the table was reset or dropped while it was read: {error}") from None
-        if (found.fields, found.row_shape, found.dim_names) != (example.fields, example.row_shape, example.dim_names):
+        if found.format != row:
             raise TableChangedError("the table was reset while it was read, and its rows have another schema now")
         return found
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -22,9 +23,9 @@ SIZE = 4000
 class Phoenix:
     """A server that is killed, and comes back at the same address with the same data directory."""
 
-    def __init__(self, data_dir) -> None:
+    def __init__(self, data_dir, **settings: Any) -> None:
         self.address = f"127.0.0.1:{free_port()}"
-        self._config = ServerConfig(address=self.address, data_dir=data_dir)
+        self._config = ServerConfig(address=self.address, data_dir=data_dir, **settings)
         self._running = ExitStack()
         self.server: Server | None = None
 
@@ -61,6 +62,16 @@ def wait_until_dead(phoenix: Phoenix) -> None:
     while not phoenix.server.child.ended:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def wait_until_reached(buffer: RemoteReplayBuffer) -> None:
+    """Returns once a buffer's calls reach the server, which is there again."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(ServerUnavailableError):
+            buffer.state()
+            return
+    raise AssertionError("the server is not reached")
 
 
 def small(first: int, count: int) -> TensorDict:

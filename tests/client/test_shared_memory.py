@@ -10,16 +10,20 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
+from relay import relayed
 from tensordict import TensorDict
 
 from children import server_process
 from conftest import rows
 from tdreplay.errors import InvalidArgumentError, SchemaError
 from tdreplay.v1.replay_buffer_pb2 import AddBatchRequest, SampleRequest
+from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
 
@@ -33,6 +37,26 @@ def big(address, table):
         number = torch.arange(N)
         buffer.add_batch(TensorDict({"n": number, "x": number.to(torch.uint8).unsqueeze(1).expand(N, WIDTH)}, [N]))
         yield buffer
+
+
+@pytest.fixture
+def stub(address) -> Iterator[ReplayBufferServiceStub]:
+    with grpc.insecure_channel(address) as channel:
+        yield ReplayBufferServiceStub(channel)
+
+
+def assert_refused(answers: Iterator[object], words: str) -> None:
+    """The call ends here, because an argument is none."""
+    with pytest.raises(grpc.RpcError) as raised:
+        next(answers)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in raised.value.details()
+
+
+def shared_files() -> set[str]:
+    """The shared memory that is mapped in this process, which has the client and the server: the inodes of its anonymous files."""
+    maps = (line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:tdreplay" in line)
+    return {inode for _, _, _, _, inode, *_ in maps}
 
 
 def check(batch: TensorDict) -> list[int]:
@@ -69,10 +93,10 @@ def read_back(buffer: RemoteReplayBuffer) -> list[int]:
 
 @pytest.mark.parametrize("count", [4, 32, 33, 200])
 def test_inserts_go_through_shared_memory_and_come_back_whole(address, table, count):
-    with RemoteReplayBuffer(address, table=table, buffer_size=1000, timeout=10) as buffer:
+    with relayed(address) as relay, RemoteReplayBuffer(relay.address, table=table, buffer_size=1000, timeout=10) as buffer:
         for first in range(0, 3 * count, count):
             buffer.add_batch(numbered(first, count))
-        assert buffer._inserts._call.segments > 0
+        assert relay.sent < 3 * count * WIDTH / 10
         assert read_back(buffer) == list(range(3 * count))
 
 
@@ -84,16 +108,15 @@ def test_larger_batches_than_the_first_get_larger_slots_and_small_rows_none(addr
 
 
 def test_batches_after_single_rows_still_go_through_shared_memory(address, table):
-    with RemoteReplayBuffer(address, table=table, buffer_size=1000, timeout=10) as buffer, buffer.writer(flush_rows=8) as writer:
-        for row in numbered(0, 8):
-            writer.append(row)
-        writer.flush()
-        call, used = writer._core.call, []
-        made = call.new_message
-        call.new_message = lambda *block: used.append(made(*block)) or used[-1]
-        writer.extend(numbered(8, 300))
-        writer.flush()
-        assert all(message.segments is not None for message in used)
+    with relayed(address) as relay, RemoteReplayBuffer(relay.address, table=table, buffer_size=1000, timeout=10) as buffer:
+        with buffer.writer(flush_rows=8) as writer:
+            for row in numbered(0, 8):
+                writer.append(row)
+            writer.flush()
+            before = relay.sent
+            writer.extend(numbered(8, 300))
+            writer.flush()
+            assert relay.sent - before < 300 * WIDTH / 100
         assert read_back(buffer) == list(range(308))
 
 
@@ -138,34 +161,32 @@ def extend_until_it_fails(writer) -> None:
 
 
 @pytest.mark.parametrize("request_", [{"slot": 0}, {"shared_slots": 1, "slot_bytes": -1}])
-def test_a_slot_that_was_not_offered_is_refused(address, table, request_):
-    with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=10) as buffer:
-        answers = buffer._connection.stream("AddBatch", iter([AddBatchRequest(table=table, **request_)]))
-        with pytest.raises(InvalidArgumentError, match="slot"):
-            list(answers)
+def test_a_slot_that_was_not_offered_is_refused(stub, big, request_):
+    answers = stub.AddBatch(iter([AddBatchRequest(table=big.table, **request_)]), timeout=10)
+    assert_refused(answers, "slot")
 
 
 @pytest.mark.parametrize("slot", [-1, 2, 1 << 40])
-def test_a_slot_out_of_range_is_refused(address, table, slot):
-    with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=10) as buffer:
-        requests = [AddBatchRequest(table=table, shared_slots=2, slot_bytes=1 << 20), AddBatchRequest(slot=slot)]
-        answers = buffer._connection.stream("AddBatch", iter(requests))
-        assert next(answers).shared_memory.slots == 2
-        with pytest.raises(InvalidArgumentError, match=f"slot .{slot}"):
-            next(answers)
+def test_a_slot_out_of_range_is_refused(stub, big, slot):
+    requests = [AddBatchRequest(table=big.table, shared_slots=2, slot_bytes=1 << 20), AddBatchRequest(slot=slot)]
+    answers = stub.AddBatch(iter(requests), timeout=10)
+    assert next(answers).shared_memory.slots == 2
+    assert_refused(answers, f"slot ({slot}")
 
 
 def test_a_call_goes_on_when_the_table_gets_larger_rows(big):
+    before = shared_files()
     for _ in range(3):
         check(big.sample_batch(16))
-    held = big._single_batches._call
-    assert held.segments is not None
+    held = shared_files() - before
+    assert held
     big.reset()
     big.add_batch(TensorDict({"x": torch.full((8, 1 << 20), 9, dtype=torch.uint8)}, [8]))
+    before = shared_files()
     batch = big.sample_batch(16)
     assert (batch["x"] == 9).all()
     assert batch["x"].shape == (16, 1 << 20)
-    assert big._single_batches._call is held
+    assert held <= shared_files() <= before
 
 
 def test_batches_from_shared_memory_are_the_clients_own(big):
@@ -207,17 +228,16 @@ def test_batches_are_lent_and_their_memory_is_used_again(big):
             batch = next(batches)
             places.add(batch["x"].data_ptr())
             check(batch)
-        assert len(places) <= batches._call.segments.count
+        assert len(places) <= 10
     check(batch)  # It outlives its stream.
 
 
-def test_a_slot_that_was_not_lent_cannot_be_released(address, table, big):
+def test_a_slot_that_was_not_lent_cannot_be_released(stub, big):
     for slots in ([0], [-1], [9]):
-        requests = [SampleRequest(table=table, batch_size=16, shared_slots=2), SampleRequest(credits=1, released_slots=slots)]
-        answers = big._connection.stream("Sample", iter(requests))
+        requests = [SampleRequest(table=big.table, batch_size=16, shared_slots=2), SampleRequest(credits=1, released_slots=slots)]
+        answers = stub.Sample(iter(requests), timeout=10)
         next(answers)
-        with pytest.raises(InvalidArgumentError, match="released_slots"):
-            next(answers)
+        assert_refused(answers, "released_slots")
 
 
 def test_batches_go_on_to_the_training_device(address, table, big):
@@ -320,7 +340,7 @@ def test_in_a_folder_both_ways_go_through_files_that_are_gone_after_the_calls(fo
     config = ServerConfig(address="127.0.0.1:0", shared_memory_dir=folder)
     with ReplayServer(config) as server, RemoteReplayBuffer(server.address, buffer_size=N, timeout=10) as buffer:
         buffer.add_batch(numbered(0, N))
-        assert buffer._inserts._call.segments > 0
+        assert len(files(folder)) == 1
         with buffer.stream(16) as batches:
             assert batches.shared
             assert set(numbers_of(batches, 20)) <= set(range(N))

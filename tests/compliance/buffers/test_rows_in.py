@@ -184,7 +184,7 @@ KEPT: dict[str, Callable[[], Any]] = {
     "memory-mapped": lambda: TensorDict({"x": MemoryMappedTensor.from_tensor(torch.arange(4.0).view(2, 2))}, [2]),
     "locked": lambda: TensorDict({"x": torch.arange(4.0).view(2, 2)}, [2]).lock_(),
     "with a device": lambda: TensorDict({"x": torch.arange(4.0).view(2, 2)}, [2], device="cpu"),
-    "negated": lambda: TensorDict({"x": torch._neg_view(-torch.arange(4.0).view(2, 2))}, [2]),
+    "negated": lambda: TensorDict({"x": torch.complex(torch.zeros(2, 2), -torch.arange(4.0).view(2, 2)).conj().imag}, [2]),
 }
 
 

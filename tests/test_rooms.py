@@ -1,4 +1,4 @@
-"""Each room of the source imports only what it may: the contracts in pyproject.toml hold, and each of them can fail."""
+"""Each room of the source imports only what it may: the contracts in pyproject.toml hold, and each of them can fail. The map shows what is there."""
 
 from __future__ import annotations
 
@@ -57,3 +57,13 @@ def test_each_contract_can_be_broken(tmp_path):
         with (tmp_path / place).open("a") as file:
             file.write(f"\n{line}\n")
     assert contracts(tmp_path) == dict.fromkeys(PLANTED, "BROKEN")
+
+
+def test_the_map_in_contributing_names_what_is_there():
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    shown = guide[guide.index("## Where things are") : guide.index("## What a change needs")]
+    names = set(re.findall(r"`([\w.]+/[\w./]*)`", shown))
+    packages = [ROOT, *(package for source in SOURCES for package in ((ROOT / source), *(ROOT / source).glob("tdreplay*")))]
+    found = {name for name in names for package in packages if (package / name).exists() or (package / f"{name}.py").exists()}
+    assert names
+    assert names - found == set()

@@ -1,4 +1,4 @@
-"""SIGKILL on either side of shared memory: nothing is left in /dev/shm, no stream slot is lost, and memory does not grow.
+"""SIGKILL on either side of shared memory: nothing is left in /dev/shm, no stream permit is lost, and memory does not grow.
 
 TDREPLAY_KILLS says how often; ``make crash`` takes 200.
 """
@@ -95,7 +95,7 @@ def test_a_killed_client_leaves_nothing_behind(work):
 
 
 def until_there_is_a_slot(buffer: RemoteReplayBuffer) -> None:
-    """Waits until the one stream slot is free again, and takes a batch through it."""
+    """Waits until the one stream permit is free again, and takes a batch through it."""
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -103,7 +103,7 @@ def until_there_is_a_slot(buffer: RemoteReplayBuffer) -> None:
                 next(batches)
             return
         except StreamLimitError:
-            assert time.monotonic() < deadline, "a stream slot is lost"
+            assert time.monotonic() < deadline, "a stream permit is lost"
 
 
 def eventually_none(look, seconds: float = 10.0) -> list[str]:

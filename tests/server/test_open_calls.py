@@ -96,7 +96,7 @@ def test_a_call_without_room_is_refused_under_its_name(monkeypatch, caplog):
 
 
 def test_answers_that_nobody_takes_stop_nobody():
-    """Many calls that read, none of whose answers is taken: they take no stream slot, and more than all the workers."""
+    """Many calls that read, none of whose answers is taken: they need no stream permit, and more than all the workers."""
     with ReplayServer(ServerConfig(address=LOCAL, buffer_size=8, max_workers=WORKERS, max_streams=8)) as server, ExitStack() as stack:
         buffer = stack.enter_context(RemoteReplayBuffer(server.address, timeout=20))
         buffer.add_batch(TensorDict({"frame": torch.zeros(8, 1 << 20, dtype=torch.uint8)}, [8]))

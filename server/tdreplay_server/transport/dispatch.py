@@ -65,7 +65,9 @@ class Dispatch(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The handler of a call that arrives. gRPC asks in the one thread that takes all calls in, so nothing here waits."""
         ways = self._ways.get(handler_call_details.method)
-        return None if ways is None else ways.admitted if self._running.admit() else ways.refused
+        if ways is None:
+            return None
+        return ways.admitted if self._running.admit() else ways.refused
 
 
 def _handler(

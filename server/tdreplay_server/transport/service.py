@@ -1,4 +1,4 @@
-"""ReplayBufferService: each call of the proto decodes, acts, and encodes."""
+"""The handlers of ``replay_buffer.proto``: each decodes, acts on a table, and encodes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ Requests = Iterator[Request]
 
 
 class ReplayBufferService:
-    """The calls of ``replay_buffer.proto`` over some tables. What decodes their requests and guards them is in `dispatch`."""
+    """Handles the calls of ``replay_buffer.proto`` for some tables. `dispatch` has decoded a request before it comes here, and `guards` let it pass.
+
+    Args:
+        tables: the tables that the calls work on.
+        shared_memory: where calls get the memory that they share with their clients.
+    """
 
     def __init__(self, tables: Tables, shared_memory: SharedMemory) -> None:
         self._tables, self._shared_memory = tables, shared_memory
@@ -148,7 +153,7 @@ def _block(request: Request, segments: Segments | None) -> tuple[Bytes, bool]:
 
 
 def _insert(tables: Tables, name: str, head: Any, block: Bytes, longer: bool = False) -> dict[str, Any]:
-    """Stores a block in the table of that name, and says what it became: the fields of the answer."""
+    """Stores a block in the table of that name, and gives the fields of the answer. `longer`: as `_block` gives it."""
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
         raise InvalidArgumentError(f"batch_shape ({list(decoded.batch_shape)}): a block must hold 1 to {MAX_BATCH_SIZE} rows")
@@ -163,6 +168,7 @@ def _insert(tables: Tables, name: str, head: Any, block: Bytes, longer: bool = F
 
 
 def _first(requests: Requests) -> Any:
+    """The fields of a stream's first message, which is the query. A client that has no segment yet can release none."""
     request = next(requests, None)
     if request is None:
         raise InvalidArgumentError("the stream ended before its first message, which holds the query")
@@ -171,16 +177,16 @@ def _first(requests: Requests) -> Any:
 
 
 def _drawing(table: Table, query: Any, first: int, rows: int, fields: tuple[str, ...] | None) -> Callable[[int], Selection]:
-    """Draws so many batches at once: the next ones of the query's seed, where it has one, from number `first` on."""
+    """A function that draws so many batches at once. Where the query has a seed, they are its next ones, from number `first` on."""
     seeded = generators_of(query.seed if query.HasField("seed") else 0, first)  # Checked in any case.
     generators = seeded if query.HasField("seed") else table.unseeded
     return lambda batches: table.select_random(rows, generators(batches), fields)
 
 
 def _unchanging(draw: Callable[[int], Selection], row: RowFormat) -> Callable[[int], Selection]:
-    """As `draw`, while the rows have that format: a table that was reset may have others.
+    """`draw`, which raises TableChangedError once the table's rows have another format, as they may after a reset.
 
-    Batches of a standing call are calls of their own: they need not be alike.
+    Each batch of a standing call stands for a call of its own, so these need not be alike.
     """
 
     def drawn(batches: int) -> Selection:

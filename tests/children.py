@@ -137,15 +137,20 @@ class Command:
         """What it wrote so far."""
         return (self.scratch / "stderr").read_text()
 
-    def ready(self) -> str:
-        """The address that a server listens on, once it does."""
+    def line(self) -> str:
+        """The first line that it writes, once it did, without its end."""
         deadline = time.monotonic() + SECONDS
-        while not self.stdout.endswith("\n"):
+        while "\n" not in self.stdout:
             assert time.monotonic() < deadline, f"nothing came in {SECONDS} s; it wrote: {self.stdout}{self.stderr}"
             assert not self.child.ended, f"it ended, and wrote: {self.stdout}{self.stderr}"
             time.sleep(0.005)
-        assert self.stdout.startswith(READY)
-        return self.stdout.removeprefix(READY).strip()
+        return self.stdout.splitlines()[0]
+
+    def ready(self) -> str:
+        """The address that a server listens on, once it does."""
+        line = self.line()
+        assert line.startswith(READY)
+        return line.removeprefix(READY)
 
     def ended(self) -> int:
         """Its exit status, once it ended by itself."""
@@ -185,7 +190,8 @@ def _run(scratch: str, words: list[str], directory: str, variables: dict[str, st
 def _have(variables: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(variables)
-    importlib.reload(failpoints)  # It reads its variable once.
+    importlib.reload(failpoints)  # It reads its variable once,
+    tempfile.tempdir = None  # and this one too.
 
 
 def _main(words: list[str]) -> None:

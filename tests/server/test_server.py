@@ -139,7 +139,7 @@ def test_field_names_from_the_network_never_become_paths(tmp_path):
 
 def test_without_a_directory_a_server_that_is_killed_leaves_no_file_and_no_space_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with spawn_server(ServerConfig(address=LOCAL, buffer_size=10)) as server, RemoteReplayBuffer(server.address) as buffer:
+    with server_process(ServerConfig(address=LOCAL, buffer_size=10)) as server, RemoteReplayBuffer(server.address) as buffer:
         buffer.add_batch(rows(4))
         assert nameless_files(server.pid, tmp_path)
         assert list(tmp_path.iterdir()) == []

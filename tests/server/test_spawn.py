@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from children import command
 from tdreplay.errors import ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig, spawn_server
@@ -22,6 +21,7 @@ from tensordict import TensorDict
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ServerConfig, spawn_server
 config = ServerConfig(address="127.0.0.1:0", buffer_size=10)
+os.setsid()
 """
 
 INTERRUPTED = """
@@ -53,23 +53,17 @@ with spawn_server(config) as server, RemoteReplayBuffer(server.address, timeout=
 """
 
 
-def started(program: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-c", PRELUDE + program]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def test_an_interrupt_of_the_process_group_leaves_the_server_to_its_parent():
-    with started(INTERRUPTED) as parent:
-        assert parent.stdout.readline() == "ready\n"
+def test_an_interrupt_of_the_process_group_leaves_the_server_to_its_parent(tmp_path):
+    with command(tmp_path / "written", "-c", PRELUDE + INTERRUPTED) as parent:
+        assert parent.line() == "ready"
         os.killpg(parent.pid, signal.SIGINT)
-        assert parent.communicate(timeout=30)[0] == "2\n"
-    assert parent.returncode == 0
+        assert parent.ended() == 0
+        assert parent.stdout == "ready\n2\n"
 
 
-def test_the_server_ends_with_its_parent_though_a_fork_of_that_lives_on():
-    with started(FORKED) as parent:
-        server, fork = map(int, parent.stdout.readline().split())
-        parent.kill()
+def test_the_server_ends_with_its_parent_though_a_fork_of_that_lives_on(tmp_path):
+    with command(tmp_path / "written", "-c", PRELUDE + FORKED) as parent:
+        server, fork = map(int, parent.line().split())
     try:
         deadline = time.monotonic() + 20
         while is_running(server) and time.monotonic() < deadline:

@@ -88,15 +88,17 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
     def add(self, row: Row) -> None:
-        self._insert(given_row(row))
+        self.insert(given_row(row))
 
     def add_batch(self, batch: Row) -> None:
-        self._insert(given_rows(batch))
+        self.insert(given_rows(batch))
 
-    def _insert(self, rows: Given) -> None:
+    def insert(self, rows: Given) -> int:
+        """Stores rows as `add_batch` does, and gives the id of the first one."""
         fit = self._table.state().schema if self._cast or not rows.typed else None
         columns = rows.columns(fit, cast=self._cast)
-        self._table.insert(columns, rows.schema(columns), rows.number)
+        first, _ = self._table.insert(columns, rows.schema(columns), rows.number)
+        return first
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 

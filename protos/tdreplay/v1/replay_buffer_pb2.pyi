@@ -10,8 +10,8 @@ the table's beginning by a 64-bit `row_id`; row `row_id` lies in slot `row_id % 
 A *block* is one safetensors payload that holds all fields of some rows; docs/protocol.md specifies it. Blocks that a server sends carry the
 extra I64 fields `index` (slot) and `row_id` unless `fields` says otherwise. A batch travels as one or more blocks of whole rows, in row order.
 
-Exactly once. A writer that gives itself a `writer_id` numbers its blocks with `sequence`. A block that is sent again under its number, over
-whatever connection and to whatever process that serves the same data, is acknowledged with the rows that it became, and stored once.
+Exactly once. A writer that gives itself a `writer_id` numbers its blocks with `sequence`. A block may be sent again under its number, over any
+connection and to any process that serves the same data. It is stored once, and each time acknowledged with the same row ids.
 
 Errors. A failed call ends with a gRPC status, and with the name of the error's class in the trailing metadata `tdreplay-error`.
 """
@@ -45,9 +45,9 @@ class _DurabilityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     DURABILITY_PROCESS: _Durability.ValueType  # 2
     """The death of the server's process, however it dies."""
     DURABILITY_INTERVAL: _Durability.ValueType  # 3
-    """That, and the loss of power, except for what was acknowledged in the last seconds: the server's setting says how many."""
+    """That, and a loss of power, except for what was acknowledged in the last seconds. The server's setting says how many."""
     DURABILITY_POWER: _Durability.ValueType  # 4
-    """That, and the loss of power."""
+    """The death of the server's process, and a loss of power."""
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """What acknowledged rows survive."""
@@ -59,9 +59,9 @@ DURABILITY_NONE: Durability.ValueType  # 1
 DURABILITY_PROCESS: Durability.ValueType  # 2
 """The death of the server's process, however it dies."""
 DURABILITY_INTERVAL: Durability.ValueType  # 3
-"""That, and the loss of power, except for what was acknowledged in the last seconds: the server's setting says how many."""
+"""That, and a loss of power, except for what was acknowledged in the last seconds. The server's setting says how many."""
 DURABILITY_POWER: Durability.ValueType  # 4
-"""That, and the loss of power."""
+"""The death of the server's process, and a loss of power."""
 global___Durability = Durability
 
 @typing.final
@@ -111,7 +111,7 @@ class Schema(google.protobuf.message.Message):
 
     @property
     def dim_names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The names of the batch dimensions, the rows' own first; an empty name: that dimension has none. Empty: none has one."""
+        """The names of the batch dimensions; the first of these counts the rows. A dimension without a name has an empty one. Empty: none has a name."""
 
     def __init__(
         self,
@@ -138,12 +138,13 @@ class AddRequest(google.protobuf.message.Message):
     table: builtins.str
     """The table's name."""
     writer_id: builtins.str
-    """1 to 64 printable ASCII characters, different for every writer there ever was: a random UUID, say. Empty: the block is not numbered, and stored as
-    often as it is sent.
+    """1 to 64 printable ASCII characters that no other writer ever had, such as a random UUID. Empty: the block is not numbered, and is stored as often
+    as it is sent.
     """
     sequence: builtins.int
-    """The block's number among those of its writer, from 1 up. Numbers need not come in order, but one that is 64 or more below the writer's highest is
-    refused: send no number s before all numbers up to s - 64 are acknowledged. The same number with other rows is FAILED_PRECONDITION.
+    """The number of the block among its writer's, from 1 up. Numbers need not come in order. Send number s only when all numbers up to s - 64 are
+    acknowledged: the server refuses a number that is 64 or more below the writer's highest. A number that comes again with other rows is
+    FAILED_PRECONDITION.
     """
     padding: builtins.bytes
     """Any bytes: lets a sender align the block in memory. Ignored."""
@@ -175,11 +176,11 @@ class AddResponse(google.protobuf.message.Message):
     first_row_id: builtins.int
     """The id of the block's first row; the others follow it."""
     rows: builtins.int
-    """The rows that were stored, as many as the block held."""
+    """The number of rows that were stored: all of the block."""
     durability: global___Durability.ValueType
     """What the rows survive."""
     already_stored: builtins.bool
-    """The block had been stored already, under the same number: these are the rows that it became."""
+    """The block had already been stored under this number. `first_row_id` and `rows` are those of the first time."""
     def __init__(
         self,
         *,
@@ -210,18 +211,18 @@ class AddBatchRequest(google.protobuf.message.Message):
     table: builtins.str
     """The table's name. Needed in the first message; empty in a later one means the same table."""
     shared_slots: builtins.int
-    """Above 0: the client may be on the server's host, and offers to write blocks into memory that it maps, in at most so many slots. Such a message
-    has no block. The first response is then the server's offer, and the client sends no block before it. First message only.
+    """Above 0: the client may be on the server's host, and would write blocks into memory that it maps, in at most this many slots. Such a message has
+    no block. The first response is then the server's offer, and the client sends no block before it. First message only.
     """
     slot_bytes: builtins.int
     """The size of each slot, in bytes. First message only."""
     slot: builtins.int
     """Set: the block lies in this slot of the shared memory, not in this message. What follows the block in the slot is ignored. The slot is the client's
-    again when the rows are acknowledged. INVALID_ARGUMENT where the server offered no memory.
+    again when the rows are acknowledged. INVALID_ARGUMENT if the server offered no memory.
     """
     standing: builtins.bool
-    """The call is held open between single inserts, to save their set-up, and the client can do without it: the server has little room for such calls,
-    and refuses it where there is none left. First message only.
+    """The client holds the call open between single inserts, to save their set-up, and can do without it. The server has little room for such calls,
+    and refuses them when it is full. First message only.
     """
     writer_id: builtins.str
     """As in AddRequest. Blocks of several writers may come over one call."""
@@ -264,14 +265,14 @@ class AddBatchResponse(google.protobuf.message.Message):
     first_row_id: builtins.int
     """The id of the block's first row; the others follow it."""
     rows: builtins.int
-    """The rows that were stored, as many as the block held."""
+    """The number of rows that were stored: all of the block."""
     durability: global___Durability.ValueType
     """What the rows survive."""
     already_stored: builtins.bool
-    """The block had been stored already, under the same number: these are the rows that it became."""
+    """The block had already been stored under this number. `first_row_id` and `rows` are those of the first time."""
     @property
     def shared_memory(self) -> global___SharedMemory:
-        """The server's answer to `shared_slots`, in the first response alone."""
+        """The server's answer to `shared_slots`. First response only."""
 
     def __init__(
         self,
@@ -289,7 +290,7 @@ global___AddBatchResponse = AddBatchResponse
 
 @typing.final
 class SharedMemory(google.protobuf.message.Message):
-    """Memory of the server that a client on the same host may map. Of a call that reads the server writes it, of AddBatch the client."""
+    """Memory of the server that a client on the same host may map. In calls that read, the server writes into it; in AddBatch, the client does."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -300,9 +301,9 @@ class SharedMemory(google.protobuf.message.Message):
     path: builtins.str
     """A file to map, shared. Empty: there is none, and blocks travel in messages."""
     nonce: builtins.bytes
-    """The first bytes of the file: where they differ, it is another host's file of the same name."""
+    """The first bytes of the file. If they differ, it is another host's file of the same name."""
     slots: builtins.int
-    """How many slots there are."""
+    """The number of slots."""
     slot_bytes: builtins.int
     """The size of each, in bytes. The first one starts 4096 bytes into the file."""
     def __init__(
@@ -338,24 +339,24 @@ class SampleRequest(google.protobuf.message.Message):
     batch_size: builtins.int
     """Rows per batch, 1 to 1048576. First message only."""
     credits: builtins.int
-    """How many more batches the server may send. 0 is allowed."""
+    """The number of batches that the server may send beside those granted before. 0 is allowed."""
     batches_per_message: builtins.int
-    """The most batches that one message may carry, where they are small; 0 means 1. First message only."""
+    """The most batches that one message may carry, if they are small; 0 means 1. First message only."""
     shared_slots: builtins.int
-    """Above 0: the client may be on the server's host, and offers to read batches from memory that it maps, in at most so many slots. The first
-    response is then the server's offer, and the client grants no credit before it. First message only.
+    """Above 0: the client may be on the server's host, and would read batches from memory that it maps, in at most this many slots. The first response
+    is then the server's offer, and the client grants no credit before it. First message only.
     """
     standing: builtins.bool
-    """The call is held open between single batches, to save their set-up, and the client can do without it: the server has little room for such calls,
-    and refuses it where there is none left. First message only.
+    """The client holds the call open between single batches, to save their set-up, and can do without it. The server has little room for such calls,
+    and refuses them when it is full. First message only.
     """
     seed: builtins.int
     """Makes the draws reproducible: batch number k of the same seed over the same live rows has the same rows, in every call. Unset: they differ.
     First message only.
     """
     first_batch: builtins.int
-    """The number of the first batch among those of `seed`, from 0 up: a stream that goes on after a lost connection says how far it was. First message
-    only.
+    """The number of the call's first batch among those of `seed`, from 0 up. So a stream can go on where a lost connection ended it. First
+    message only.
     """
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -363,7 +364,7 @@ class SampleRequest(google.protobuf.message.Message):
 
     @property
     def released_slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Slots of the shared memory that the client does not need any more. Not in the first message. INVALID_ARGUMENT where the client does not have one."""
+        """Slots of the shared memory that the client no longer needs. Not in the first message. INVALID_ARGUMENT if the client does not have one of them."""
 
     def __init__(
         self,
@@ -398,12 +399,12 @@ class SampleResponse(google.protobuf.message.Message):
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
-    """The rows of one batch. A block of a multiple of it holds so many batches, one after the other."""
+    """The number of rows of one batch. A block of a multiple of these rows holds several batches, one after the other."""
     first_row: builtins.int
     """The place of this block's first row in the batch. The batch is whole when its last row came."""
     slot: builtins.int
-    """Set: the block lies in this slot of the shared memory, not in this message. Its header says how long it is. The slot is the client's until it
-    releases it. Where no slot is free, a block comes in its message.
+    """Set: the block lies in this slot of the shared memory, not in this message. Its header says how long it is. The slot is the client's until the
+    client releases it. If no slot is free, a block comes in its message.
     """
     padding: builtins.bytes
     """Any bytes: aligns the block in memory. Ignore it."""
@@ -411,7 +412,7 @@ class SampleResponse(google.protobuf.message.Message):
     """Rows of the batch."""
     @property
     def shared_memory(self) -> global___SharedMemory:
-        """The server's answer to `shared_slots`, in the first response alone."""
+        """The server's answer to `shared_slots`. First response only."""
 
     def __init__(
         self,
@@ -478,7 +479,7 @@ class SampleBatchResponse(google.protobuf.message.Message):
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
-    """The rows of the whole batch."""
+    """The number of rows of the whole batch."""
     first_row: builtins.int
     """The place of this block's first row in the batch."""
     padding: builtins.bytes
@@ -510,7 +511,7 @@ class SampleByIndexRequest(google.protobuf.message.Message):
     """The table's name."""
     @property
     def index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """1 to 1048576 slots, each of which holds a live row (OUT_OF_RANGE where one does not). A slot may be named twice."""
+        """1 to 1048576 slots, each of which holds a live row (OUT_OF_RANGE if one does not). A slot may be named twice."""
 
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -538,7 +539,7 @@ class SampleByIndexResponse(google.protobuf.message.Message):
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
-    """The rows of the whole batch."""
+    """The number of rows of the whole batch."""
     first_row: builtins.int
     """The place of this block's first row in the batch."""
     padding: builtins.bytes
@@ -592,7 +593,7 @@ class SampleAllResponse(google.protobuf.message.Message):
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
-    """The rows of the whole table."""
+    """The number of rows of the whole table."""
     first_row: builtins.int
     """The place of this block's first row among them."""
     padding: builtins.bytes
@@ -633,20 +634,20 @@ class EpochRequest(google.protobuf.message.Message):
     batch_size: builtins.int
     """Rows per batch, 1 to 1048576; the last batch of an epoch may have fewer. First message only."""
     credits: builtins.int
-    """How many more batches the server may send. 0 is allowed."""
+    """The number of batches that the server may send beside those granted before. 0 is allowed."""
     n_epochs: builtins.int
     """How often every row is sent; 0 means once. First message only."""
     shuffle: builtins.bool
     """False: slot order. True: a new random order in every epoch. First message only."""
     seed: builtins.int
-    """Makes the random orders the same in every call with the same seed and the same live rows; unset: they differ. First message only."""
+    """Makes the random orders the same in every call with the same seed and the same live rows. Unset: they differ. First message only."""
     drop_last: builtins.bool
-    """Leaves out an epoch's last batch where it is partial. First message only."""
+    """Leaves out an epoch's last batch if it has fewer rows than the others. First message only."""
     batches_per_message: builtins.int
-    """The most batches that one message may carry, where they are small; 0 means 1. First message only."""
+    """The most batches that one message may carry, if they are small; 0 means 1. First message only."""
     shared_slots: builtins.int
-    """Above 0: the client may be on the server's host, and offers to read batches from memory that it maps, in at most so many slots. The first
-    response is then the server's offer, and the client grants no credit before it. First message only.
+    """Above 0: the client may be on the server's host, and would read batches from memory that it maps, in at most this many slots. The first response
+    is then the server's offer, and the client grants no credit before it. First message only.
     """
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -654,7 +655,7 @@ class EpochRequest(google.protobuf.message.Message):
 
     @property
     def released_slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Slots of the shared memory that the client does not need any more. Not in the first message. INVALID_ARGUMENT where the client does not have one."""
+        """Slots of the shared memory that the client no longer needs. Not in the first message. INVALID_ARGUMENT if the client does not have one of them."""
 
     def __init__(
         self,
@@ -690,12 +691,12 @@ class EpochResponse(google.protobuf.message.Message):
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
-    """The rows of one batch. A block of a multiple of it holds so many batches, one after the other."""
+    """The number of rows of one batch. A block of a multiple of these rows holds several batches, one after the other."""
     first_row: builtins.int
     """The place of this block's first row in the batch. The batch is whole when its last row came."""
     slot: builtins.int
-    """Set: the block lies in this slot of the shared memory, not in this message. Its header says how long it is. The slot is the client's until it
-    releases it. Where no slot is free, a block comes in its message.
+    """Set: the block lies in this slot of the shared memory, not in this message. Its header says how long it is. The slot is the client's until the
+    client releases it. If no slot is free, a block comes in its message.
     """
     padding: builtins.bytes
     """Any bytes: aligns the block in memory. Ignore it."""
@@ -703,7 +704,7 @@ class EpochResponse(google.protobuf.message.Message):
     """Rows of the batch."""
     @property
     def shared_memory(self) -> global___SharedMemory:
-        """The server's answer to `shared_slots`, in the first response alone."""
+        """The server's answer to `shared_slots`. First response only."""
 
     def __init__(
         self,
@@ -756,7 +757,7 @@ class DescribeResponse(google.protobuf.message.Message):
     buffer_size: builtins.int
     """The capacity, in rows."""
     size: builtins.int
-    """The live rows."""
+    """The number of live rows."""
     pointer: builtins.int
     """The slot of the next row."""
     write_count: builtins.int
@@ -766,8 +767,8 @@ class DescribeResponse(google.protobuf.message.Message):
     durability: global___Durability.ValueType
     """What acknowledged rows of the table survive."""
     insert_count: builtins.int
-    """The rows that were ever inserted, each counted once. Unlike `write_count` it does not jump at a reset, nor go back at a rewind. An older server does
-    not set it.
+    """The number of rows that were ever inserted, each counted once. Unlike `write_count` it does not jump at a reset, nor go back at a rewind. Older
+    servers do not set it.
     """
     @property
     def schema(self) -> global___Schema:
@@ -825,7 +826,7 @@ class CreateTableResponse(google.protobuf.message.Message):
 
     CREATED_FIELD_NUMBER: builtins.int
     created: builtins.bool
-    """False where it was there already, with the same settings."""
+    """False if the table was already there, with the same settings."""
     def __init__(
         self,
         *,
@@ -946,7 +947,7 @@ class RewindRequest(google.protobuf.message.Message):
     buffer_size: builtins.int
     """The capacity, in rows, that the table must have; an empty table takes it."""
     size: builtins.int
-    """The live rows after the call."""
+    """The number of live rows after the call."""
     write_count: builtins.int
     """The id of the next row after the call."""
     def __init__(
@@ -984,7 +985,7 @@ class CheckpointRequest(google.protobuf.message.Message):
     table: builtins.str
     """The table's name."""
     name: builtins.str
-    """The checkpoint's name: 1 to 64 letters, digits, '_', '-'. One of that name that is there is replaced, at once and whole."""
+    """The checkpoint's name: 1 to 64 letters, digits, '_', '-'. An older checkpoint of that name is replaced in one step."""
     def __init__(
         self,
         *,
@@ -997,7 +998,7 @@ global___CheckpointRequest = CheckpointRequest
 
 @typing.final
 class CheckpointResponse(google.protobuf.message.Message):
-    """How far a checkpoint is."""
+    """The progress of a checkpoint."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1007,15 +1008,15 @@ class CheckpointResponse(google.protobuf.message.Message):
     WRITE_COUNT_FIELD_NUMBER: builtins.int
     PATH_FIELD_NUMBER: builtins.int
     bytes: builtins.int
-    """Bytes of rows that are written."""
+    """The bytes of rows written so far."""
     total_bytes: builtins.int
-    """Bytes of rows that it is going to have."""
+    """The bytes of all rows of the checkpoint."""
     rows: builtins.int
-    """The rows in it."""
+    """The number of rows in the checkpoint."""
     write_count: builtins.int
     """The table's write count at the checkpoint's moment: its rows are the ids `[write_count - rows, write_count)`."""
     path: builtins.str
-    """Where it is, on the server. Set in the last response alone: the checkpoint is whole then."""
+    """The directory of the checkpoint, on the server. Last response only: the checkpoint is whole then."""
     def __init__(
         self,
         *,

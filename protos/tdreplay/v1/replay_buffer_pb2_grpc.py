@@ -112,7 +112,7 @@ class ReplayBufferServiceServicer(object):
     """
 
     def Add(self, request, context):
-        """Stores the rows of one block. They are stored when the response comes. Idempotent where the block is numbered.
+        """Stores the rows of one block. They are stored when the response comes. Idempotent if the block is numbered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,8 +127,8 @@ class ReplayBufferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Sample(self, request_iterator, context):
-        """Streams random batches, on credit: the client opens with the query, and each request grants `credits` more batches. The server never sends a
-        batch that was not granted, so what the client reads is never older than its own window. Ends when the client closes its side.
+        """Streams random batches, on credit: the first request is the query, and each request grants `credits` more batches. The server never sends a
+        batch that was not granted. So no batch is older than the client's own window of credits. Ends when the client closes its side.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,7 +171,7 @@ class ReplayBufferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateTable(self, request, context):
-        """Creates a table, or checks that the existing one has the same settings (ALREADY_EXISTS where it has not). Idempotent.
+        """Creates a table, or checks that the existing one has the same settings (ALREADY_EXISTS if not). Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,17 +199,17 @@ class ReplayBufferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Rewind(self, request, context):
-        """Makes the row ids `[write_count - size, write_count)` the live rows again; later rows are forgotten. FAILED_PRECONDITION where some of those
-        rows are not stored any more.
+        """Makes the row ids `[write_count - size, write_count)` the live rows again; later rows are forgotten. FAILED_PRECONDITION if some of those
+        rows are no longer stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Checkpoint(self, request, context):
-        """Writes a checkpoint of one table, the state of one moment, to the server's disk, while traffic goes on. Streams how far it is, at least once a
-        second; the checkpoint is whole, and on the disk, when `path` comes. A call that ends before leaves what was there. FAILED_PRECONDITION where the
-        server has no directory for checkpoints.
+        """Writes a checkpoint of one table, the state of one moment, to the server's disk, while traffic goes on. Streams its progress, at least once a
+        second. The checkpoint is whole, and on the disk, when `path` comes. If the call ends earlier, an older checkpoint of that name stays as it was.
+        FAILED_PRECONDITION if the server has no directory for checkpoints.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import EnvSettingsSource
 
 from tdreplay.command import command_line, failures_in_one_line, one_line
 from tdreplay.environment import environment_name
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE
-from tdreplay_server.config import ServerConfig
+from tdreplay_server.config import ServerConfig, not_empty
 from tdreplay_server.settings_file import line_of
 from tdreplay_server.spawn import READY
 from tdreplay_server.system.allocator import keep_freed_memory
@@ -106,10 +107,10 @@ def _origin(given: dict[str, Any], setting: str) -> str:
     """Where a setting comes from, in words."""
     if setting in given:
         return f"--{setting.replace('_', '-')}"
-    variables = {name.upper(): name for name in os.environ if os.environ[name].strip()}
-    if environment_name(setting) in variables:
-        return variables[environment_name(setting)]
-    file = Path(given.get("config") or os.environ.get(variables.get(environment_name("config"), ""), "")).expanduser()
+    environment = not_empty(EnvSettingsSource(ServerConfig)())
+    if setting in environment:
+        return environment_name(setting)
+    file = Path(given.get("config") or environment["config"]).expanduser()
     return f"{file}{line_of(file, setting)}"
 
 

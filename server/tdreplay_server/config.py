@@ -18,7 +18,7 @@ from tdreplay_server.durability.levels import Durability
 from tdreplay_server.settings_file import read_settings
 from tdreplay_server.system.logs import log
 
-__all__ = ["ServerConfig"]
+__all__ = ["ServerConfig", "not_empty"]
 
 
 def _expanded(path: Path) -> Path:
@@ -157,11 +157,11 @@ class ServerConfig(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Code and command line, then the environment, then the TOML file: of each what is not empty."""
-        given, environment = _set(init_settings()), _set(env_settings())
+        given, environment = not_empty(init_settings()), not_empty(env_settings())
         file = given.get("config") or environment.get("config")
         try:
             _check_environment(cls.model_fields)
-            in_file = _set(read_settings(_expanded(Path(file)), cls.model_fields)) if isinstance(file, (str, Path)) else {}
+            in_file = not_empty(read_settings(_expanded(Path(file)), cls.model_fields)) if isinstance(file, (str, Path)) else {}
         except ValueError as error:
             raise ValidationError.from_exception_data(cls.__name__, [_problem(error)]) from None
         return tuple(InitSettingsSource(settings_cls, init_kwargs=settings) for settings in (given, environment, in_file))
@@ -179,6 +179,6 @@ def _check_environment(settings: Collection[str]) -> None:
         log.warning("variables that are not settings of the server are ignored", names=" ".join(unknown), settings=known)
 
 
-def _set(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without what is empty, as a compose file writes a variable that is not set."""
+def not_empty(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are not empty. A compose file writes an empty text for a variable that is not set."""
     return {name: value for name, value in settings.items() if not (isinstance(value, str) and not value.strip())}

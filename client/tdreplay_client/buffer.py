@@ -20,13 +20,14 @@ from tdreplay.selecting import Fields, Slots, as_fields
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
-from tdreplay_client.reading.stream import BatchStream, Draw, SingleBatches
-from tdreplay_client.transport.channel import Connection
+from tdreplay_client.reading.single_batches import Draw, SingleBatches
+from tdreplay_client.reading.stream import BatchStream
+from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
-from tdreplay_client.writing.inserts import SingleInserts
 from tdreplay_client.writing.known_schema import KnownSchema
 from tdreplay_client.writing.pipeline import finish_all
+from tdreplay_client.writing.single_inserts import SingleInserts
 from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts
 from tdreplay_client.writing.writer import Writer
 
@@ -41,27 +42,27 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     """A table of a tdreplay server. See `BaseReplayBuffer` for its methods.
 
     Args:
-        address: of the server: HOST:PORT, [IPV6]:PORT or unix:PATH.
-        device: where batches go: the training device.
+        address: the address of the server: HOST:PORT, [IPV6]:PORT or unix:PATH.
+        device: the training device, to which batches go.
         table: the table's name.
         storing_device: where the table's rows lie. None: wherever the server has them.
-        buffer_size: the capacity, in rows: creates the table, or checks that the existing one has it. None: the table is there.
-        timeout: seconds that a call may wait for the server: to answer, in a stream with the next message, to come back, or, at the beginning, to be
-            there. None, inf: without a limit (a year).
-        transport: how rows travel, both ways. auto, shared_memory: through memory that server and client share, where they are on one host, run
-            as the same user and batches are large enough to gain by it; else over gRPC. grpc: over gRPC.
+        buffer_size: the capacity in rows. It creates the table, or checks that the existing one has this capacity. None: the table exists already.
+        timeout: the most seconds that a call waits for an answer, that a stream waits for its next message, and that either waits for a server which
+            is not there. None, inf: without a limit (a year).
+        transport: how rows travel, both ways. "grpc": in gRPC messages. "auto" and "shared_memory": large batches through memory that server and
+            client share, where both are on one host and run as the same user; everything else in messages.
         seed: makes random batches, streams and shuffled epochs reproducible, as in `BaseReplayBuffer`.
-        cast: whether `add`, `add_batch` and writers convert what has another dtype than the table's field; see `BaseReplayBuffer`.
+        cast: whether `add`, `add_batch` and writers convert values of another dtype than the table's field; see `BaseReplayBuffer`.
 
-    Where the connection is lost, calls, writers and streams go on by themselves when the server is back; rows are stored once, however often they had
+    When the connection is lost, calls, writers and streams wait for the server and go on by themselves. Each row is stored once, however often it had
     to be sent. `reset`, `drop` and `checkpoint` are not repeated, and epochs cannot be continued.
 
-    A buffer can be pickled and copied: the copy has the same arguments and a connection of its own, from its first call on. It creates no table, and
+    A buffer can be pickled and copied. The copy has the same arguments, and opens a connection of its own at its first call. It creates no table, and
     begins its seed anew.
 
-    Every method may also raise `ServerUnavailableError` (the server cannot be reached, and did not come back in time), `DeadlineError` (it does not
-    answer) and `ClosedError`. After the first two it is unknown whether rows were stored. Give this buffer the same rows again (a row to `add`, a
-    batch to `add_batch` or a writer's `extend`, the ``rows`` of a writer's error to either of these): then they are stored once.
+    Every method may also raise `ServerUnavailableError` (the server cannot be reached, and did not come back in time), `DeadlineError` (the server
+    does not answer) and `ClosedError`. After the first two it is unknown whether rows were stored. Give this buffer the same rows again, and they are
+    stored once: a row to `add`, a batch to `add_batch` or a writer's `extend`, the ``rows`` of a writer's error to either of the last two.
 
     Raises:
         TableNotFoundError: buffer_size is None, and there is no such table.
@@ -126,13 +127,13 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             raise TableExistsError(f"table {self._table!r} is there with storing_device {there}, not {wanted}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The address, the table and the arguments. What is made of them connects at its first call, and creates no table."""
+        """The address, the table and the other arguments. The copy connects at its first call, and creates no table."""
         arguments = (self._device, self._table, self._wanted_device, self._connection.timeout, self._transport, self._known_schema.cast, self._seed)
         return _opened, (type(self), self.address, *arguments)
 
     @property
     def address(self) -> str:
-        """Of the server."""
+        """The address of the server."""
         return self._connection.address
 
     @property
@@ -168,9 +169,9 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         """A writer that coalesces rows into blocks and does not wait for each: ``with buffer.writer() as writer: writer.append(row)``.
 
         Args:
-            flush_rows: rows are sent when there are so many, or a block of them (2 MiB).
-            flush_seconds: or when the oldest of them waited for so long.
-            max_in_flight: blocks that may wait for their acknowledgement, at most 32; `append` blocks beyond that.
+            flush_rows: the number of appended rows that are sent together. They are sent earlier where they fill a block (2 MiB).
+            flush_seconds: the longest time in seconds that an appended row waits for others.
+            max_in_flight: the most blocks that wait for their acknowledgement, at most 32; `append` waits while there are more.
         """
         rows, blocks = check_whole(flush_rows, "flush_rows", 1, MAX_BATCH_SIZE), check_whole(max_in_flight, "max_in_flight", 1)
         seconds = check_seconds(flush_seconds, "flush_seconds")
@@ -235,12 +236,12 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
         Args:
             batch_size: rows per batch, drawn uniformly with replacement.
-            prefetch: how many batches may be on their way at any time: a batch is at most so many batches old when it is taken.
+            prefetch: the most batches that are on their way. So a batch that is taken was drawn at most that many batches ago.
             fields: as in `sample_by_index_fields`; None: all of them.
             seed: batch number k of the stream is batch number k of the seed, after a lost connection too: the same seed gives the same batches, as
                 long as the table holds the same rows. None: where the buffer has a seed, each of its streams gets one that follows from it.
-            wait: whether a batch of an empty table waits for its first row, at most `timeout` seconds; the stream itself opens at once. False: an
-                empty table is an EmptyTableError at once.
+            wait: whether the first batch waits while the table is empty, at most `timeout` seconds; the stream itself opens at once. False: an empty
+                table is an EmptyTableError at once.
         """
         size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
         names, rows = as_fields(fields), check_flag(wait, "wait")
@@ -279,13 +280,13 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """Forgets what concerns rows that the table does not hold any more."""
+        """Forgets what is known of earlier rows: the table does not hold them any more."""
         self._iterator = None
         self._unacknowledged.clear()
         self._known_schema.forget()
 
     def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
-        """As in `BaseReplayBuffer`; the directory is the server's. It may take long: `timeout` is for each sign of its progress."""
+        """As in `BaseReplayBuffer`; the path is one of the server's. `timeout` limits the time between two signs of progress, not the whole."""
         answers = self._connection.stream("Checkpoint", pb.CheckpointRequest(table=self._table, name=name))
         last: Any = None
         try:
@@ -299,7 +300,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         return Checkpoint(last.path, last.rows, last.write_count, last.bytes)
 
     def close(self) -> None:
-        """Closes the writers that are open, each after it sent what it has, then the connection; running calls end with a ClosedError.
+        """Closes the open writers, each after it sent its rows, then the connection. Running calls end with a ClosedError.
 
         It waits for the writers at most `timeout` seconds. Closing twice is allowed. The table stays.
         """
@@ -311,7 +312,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
 
 def _opened(kind: type[RemoteReplayBuffer], address: str, *arguments: Any) -> RemoteReplayBuffer:
-    """A buffer like the one that was pickled or copied, with a connection of its own."""
+    """The copy of a buffer that was pickled or copied."""
     buffer = kind.__new__(kind)
     buffer._open(address, *arguments)
     return buffer

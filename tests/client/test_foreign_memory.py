@@ -19,6 +19,8 @@ from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2 import SharedMemory
 from tdreplay_client import RemoteReplayBuffer
+from tdreplay_client.reading.batch_credit import BatchCredit
+from tdreplay_client.reading.segment_loans import SegmentLoans
 from tdreplay_client.transport.shared_memory import MappedSegments
 
 SLOT = 1 << 20
@@ -144,16 +146,16 @@ def test_an_offer_with_impossible_numbers_is_none(memory, wrong):
 def test_a_slot_that_is_not_there_is_not_read(memory, slot):
     mapped = MappedSegments(offered(memory()))
     with pytest.raises(CodecError, match=rf"segment \({slot}\)"):
-        mapped.borrow(slot)
+        mapped.block(slot)
 
 
-def test_a_slot_cannot_be_lent_twice(memory):
-    mapped = MappedSegments(offered(memory()))
-    block = mapped.borrow(1)
+def test_a_segment_cannot_be_lent_twice(memory):
+    loans = SegmentLoans(MappedSegments(offered(memory())), BatchCredit(2, 2))
+    block = loans.borrow(1)
     with pytest.raises(CodecError, match="twice"):
-        mapped.borrow(1)
+        loans.borrow(1)
     del block
-    mapped.borrow(1)
+    loans.borrow(1)
 
 
 # -- over the wire -----------------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from conftest import freeze, numbers, rows, thaw
 from tdreplay.errors import ClosedError, DeadlineError, EmptyTableError, ReplayError, ServerUnavailableError
 from tdreplay.schema import Schema
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
-from tdreplay_client.writing.unacknowledged import MAX_RECORDS, Delivery, UnacknowledgedInserts
+from tdreplay_client.writing.insert_state import Batch, Part
+from tdreplay_client.writing.unacknowledged import MAX_RECORDS, UnacknowledgedInserts
 
 pytest_plugins = ["restart_fixtures"]
 
@@ -226,9 +227,8 @@ def test_so_many_failures_are_remembered_and_no_more():
     unacknowledged, column = UnacknowledgedInserts(), {"n": torch.arange(1)}
     schema = Schema.of(column)
     for _ in range(MAX_RECORDS + 5):
-        delivery = Delivery(column, schema, 1)
-        assert len(list(delivery.blocks(1, unacknowledged.writer_ids.take()))) == 1
-        assert unacknowledged.note(delivery, DeadlineError())
+        part = Part(unacknowledged.writer_ids.take().next(), 0, 1)
+        assert unacknowledged.note(Batch(column, schema, 1, parts=(part,)), DeadlineError())
     claimed = [unacknowledged.claim(column, schema, 1).resumed for _ in range(MAX_RECORDS + 1)]
     assert claimed == [True] * MAX_RECORDS + [False]
 

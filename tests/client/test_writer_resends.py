@@ -11,7 +11,7 @@ from restarts import SIZE, give_again, restart_soon, small, stored, wide
 
 from conftest import freeze, thaw
 from tdreplay.errors import DeadlineError, ServerUnavailableError
-from tdreplay_client.writing.insert_ids import MOST_UNACKNOWLEDGED
+from tdreplay_client.writing.insert_ids import MAX_UNACKNOWLEDGED
 
 pytest_plugins = ["restart_fixtures"]
 
@@ -74,7 +74,7 @@ def test_a_writer_has_no_more_blocks_on_their_way_than_the_server_remembers(phoe
         thread = threading.Thread(target=lambda: [appended.append(writer.append(row(number))) for number in range(1, 101)])
         thread.start()
         time.sleep(0.5)
-        assert len(appended) <= MOST_UNACKNOWLEDGED + 2
+        assert len(appended) <= MAX_UNACKNOWLEDGED + 2
         assert thread.is_alive()
     finally:
         thaw(phoenix.server.pid)

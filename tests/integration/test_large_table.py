@@ -12,7 +12,7 @@ from tdreplay.block import decode
 from tdreplay.framing import split
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_client.transport.channel import Connection
+from tdreplay_client.transport.connection import Connection
 from tdreplay_server import ServerConfig
 
 GIB = 1 << 30

@@ -15,15 +15,15 @@ from tdreplay.framing import split
 from tdreplay.memory import copy_rows
 from tdreplay.schema import Columns
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
-from tdreplay_client.transport.shared_memory import MappedSegments
+from tdreplay_client.reading.segment_loans import SegmentLoans
 
 __all__ = ["assemble"]
 
 
 def assemble(
-    messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer, sizes: range, segments: MappedSegments | None = None
+    messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer, sizes: range, loans: SegmentLoans | None = None
 ) -> Iterator[PendingBatch]:
-    """The batches that `messages` carry, or that lie in `segments`, each in memory of its own, on its way to the device of `transfer`.
+    """The batches that `messages` carry, or that lie in segments of `loans`, each in memory of its own, on its way to the device of `transfer`.
 
     A batch of one block is a view of the message's memory, or of a segment's; no other batch uses that memory. Where a block has several batches,
     each is a view of its own rows of the block. A batch of several blocks is allocated once, and each block is copied into its place.
@@ -33,21 +33,21 @@ def assemble(
         message_type: of these.
         transfer: where batches go.
         sizes: how many rows a batch may have, by what was asked for.
-        segments: the memory that is shared with the server, where there is any.
+        loans: the memory that is shared with the server, where there is any.
 
     Raises:
         CodecError: a message is not a block of the batch that it belongs to.
         ResourceExhaustedError: there is no memory for a batch.
     """
     for message in messages:
-        head, block = _decoded(message, message_type, segments)
+        head, block = _decoded(message, message_type, loans)
         if head.batch_rows not in sizes:
             raise CodecError(f"a batch of {head.batch_rows} rows came, and {_shown(sizes)} were asked for")
         columns, batch_size, names = block.columns, (head.batch_rows, *block.batch_shape[1:]), block.header.dim_names
-        lent = segments if segments is not None and transfer.on_host and head.HasField("slot") else None
+        lent = loans if loans is not None and transfer.on_host and head.HasField("slot") else None
         if head.first_row == 0 and block.rows and block.rows % head.batch_rows == 0:
             parts = _parts(columns, block.rows // head.batch_rows, head.batch_rows)
-            yield from (replace(transfer.bring(part, batch_size, names), segment=0 if lent is None else head.slot, segments=lent) for part in parts)
+            yield from (replace(transfer.bring(part, batch_size, names), segment=0 if lent is None else head.slot, loans=lent) for part in parts)
             del parts
         else:
             yield transfer.bring(_joined(head, columns, messages, message_type, transfer), batch_size, names)
@@ -62,12 +62,12 @@ def _parts(columns: Columns, count: int, rows: int) -> Iterator[Columns]:
     return ({name: views[n] for name, views in parts.items()} for n in range(count))
 
 
-def _decoded(message: bytes, message_type: type[Message], segments: MappedSegments | None) -> tuple[Any, Block]:
+def _decoded(message: bytes, message_type: type[Message], loans: SegmentLoans | None) -> tuple[Any, Block]:
     """The fields of a message, and its block."""
     head: Any
     head, memory = split(message, message_type)
-    shared = segments is not None and head.HasField("slot")
-    block = decode(segments.borrow(head.slot), longer=True) if segments is not None and shared else decode(memory)
+    shared = loans is not None and head.HasField("slot")
+    block = decode(loans.borrow(head.slot), longer=True) if loans is not None and shared else decode(memory)
     block.header.check_fields()
     return head, block
 

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from tdreplay.columns import to_tensordict
 from tdreplay.memory import copy_rows
 from tdreplay.schema import Columns, DimNames
-from tdreplay_client.transport.shared_memory import MappedSegments
+from tdreplay_client.reading.segment_loans import SegmentLoans
 
 __all__ = ["DeviceTransfer", "PendingBatch"]
 
@@ -21,22 +21,22 @@ class PendingBatch:
 
     Attributes:
         batch: the batch.
-        copied: set where it is copied by a CUDA stream of its own: when that is done.
-        segment: set where it lies in memory that is shared with the server.
-        segments: that memory.
+        copied: tells when the copy to CUDA is done; None where there is none.
+        segment: the segment of shared memory in which the batch lies.
+        loans: the memory of that segment; None where the batch lies in a message.
     """
 
     batch: TensorDict
     copied: torch.cuda.Event | None = None
     segment: int = 0
-    segments: MappedSegments | None = None
+    loans: SegmentLoans | None = None
 
     def take(self) -> TensorDict:
-        """The batch, in memory that is nobody else's: a segment of shared memory where one can be spared for as long as the batch lives, else a copy.
+        """The batch, in memory that nobody else uses: where it lies in a segment that cannot be spared while the batch lives, a copy.
 
-        It is for use on the current CUDA stream of the calling thread, which waits for the copy to the device; the thread does not.
+        It is for use on the current CUDA stream of the calling thread. That stream waits for the copy to the device; the thread does not.
         """
-        if self.segments is not None and not self.segments.lend(self.segment):
+        if self.loans is not None and not self.loans.lend(self.segment):
             return self.batch.clone()
         if self.copied is not None:
             stream = torch.cuda.current_stream(self.batch.device)

@@ -1,94 +1,32 @@
-"""Calls that bring batches on credit, and the stream that a thread of its own reads ahead."""
+"""Streams: batches that a thread reads ahead."""
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-from google.protobuf.message import Message
 from tensordict import TensorDict
 from typing_extensions import Self
 
 from tdreplay.copying import OfOneProcess
-from tdreplay.errors import CancelledError, DeadlineError, EmptyTableError, InternalError, ReplayError, ServerUnavailableError, StreamLimitError
-from tdreplay.framing import split
+from tdreplay.errors import CancelledError, EmptyTableError, ServerUnavailableError
 from tdreplay.v1 import replay_buffer_pb2 as pb
-from tdreplay_client.reading.assembly import assemble
+from tdreplay_client.reading.batch_call import BatchCall
+from tdreplay_client.reading.batch_credit import BatchCredit
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
-from tdreplay_client.transport.channel import Connection, end_call, start_reader
-from tdreplay_client.transport.retry_budget import GRACE_SECONDS, RetryBudget, jittered
-from tdreplay_client.transport.shared_memory import MappedSegments, Sharing, mapped
+from tdreplay_client.transport.answers import end_call
+from tdreplay_client.transport.connection import Connection
+from tdreplay_client.transport.retry_budget import GRACE_SECONDS, RetryBudget
+from tdreplay_client.transport.shared_memory import Sharing
+from tdreplay_client.transport.threads import start_reader
 
-__all__ = ["BatchCall", "BatchStream", "SingleBatches"]
+__all__ = ["BatchStream"]
 
-Draw = tuple[int, int] | None
-"""What a random batch is drawn by: a seed, and the number of the batch among those of the seed; None: by chance."""
-
-RETRY_SECONDS = 5.0
 JOIN_SECONDS = 5.0
-SPARE_SEGMENTS = 2
-"""Of shared memory, beside those for the batches on their way: for the one that is used, and the one that was."""
-
-
-class BatchCall:
-    """A Sample or Epoch call: batches come as they are granted.
-
-    Attributes:
-        answers: the server's messages.
-        segments: the memory that is shared with the server, where there is any.
-
-    Args:
-        connection: to the server.
-        query: its first request; what concerns the flow is filled in here.
-        window: how many batches may be granted at any time.
-        shared: whether the server's shared memory is asked for.
-        budget: how long the server may take to open it.
-
-    Raises:
-        ReplayError: the server refused the query.
-        OSError: it offered shared memory that cannot be had from here.
-    """
-
-    def __init__(self, connection: Connection, query: Any, window: int, shared: bool, budget: RetryBudget) -> None:
-        call, self._response = _CALLS[type(query)]
-        self._request = type(query)
-        self._sizes = range(query.batch_size if call == "Sample" else 1, query.batch_size + 1)  # The last batch of an epoch may have fewer rows.
-        query.batches_per_message = max(1, window // 2)
-        query.shared_slots = window + SPARE_SEGMENTS if shared else 0
-        self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self.requests.put(query)
-        try:
-            self.answers = connection.stream(call, iter(self.requests.get, None), budget)
-        except BaseException:
-            self.requests.put(None)  # An interrupt may leave a call behind, whose thread waits for requests.
-            raise
-        try:
-            self.answers.opened()
-            self.segments = self._accepted(min(2, window)) if shared else None
-        except BaseException:
-            end_call(self.requests, self.answers)
-            raise
-
-    def _accepted(self, reserve: int) -> MappedSegments | None:
-        """The shared memory that the server offers, mapped; None where it offers none."""
-        head: Any = split(next(self.answers), self._response)[0]
-        return mapped(head.shared_memory, self.answers, reserve)
-
-    def grant(self, batches: int) -> None:
-        """Grants so many more batches, and gives back the segments that are not needed any more."""
-        self.requests.put(self._request(credits=batches, released_slots=[] if self.segments is None else self.segments.returned()))
-
-    def batches(self, messages: Iterator[bytes], transfer: DeviceTransfer) -> Iterator[PendingBatch]:
-        """The batches that `messages` of this call bring."""
-        return assemble(messages, self._response, transfer, self._sizes, self.segments)
-
-
-_CALLS: dict[Any, tuple[str, type[Message]]] = {pb.SampleRequest: ("Sample", pb.SampleResponse), pb.EpochRequest: ("Epoch", pb.EpochResponse)}
 
 
 class BatchStream(OfOneProcess, Iterator[TensorDict]):
@@ -106,7 +44,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         connection: to the server.
         query: the first request of a Sample or Epoch call.
         transfer: where batches go.
-        prefetch: how many batches may be on their way, or wait here, at any time.
+        prefetch: the most batches that are on their way or wait here.
         sharing: whether shared memory is used.
         wait: whether a batch of an empty table waits for the table's first row, for as long as the connection's timeout.
 
@@ -134,28 +72,13 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         """Opens a call, grants the first batches, and starts to read them."""
         self._call = call = self._sharing.tried(lambda shared: BatchCall(self._connection, self._query, self._prefetch, shared, budget))
         self.shared = call.segments is not None
-        self._window = self._prefetch if call.segments is None else min(self._prefetch, call.segments.count)
-        # Granting in groups keeps the cost of a credit off most batches, and lets small batches share a message.
-        self._group = max(1, self._window // 2)
-        self._due = 0  # Batches that were granted, and not taken yet.
         self._ready: queue.SimpleQueue[PendingBatch | BaseException] = queue.SimpleQueue()
         self._end = weakref.finalize(self, end_call, call.requests, call.answers)
         self._lost = False
-        self._grant()
-        self._reader = start_reader(_read, call.batches(call.answers.unhurried(), self._transfer), self._ready, self._window)
+        call.grant()
+        self._reader = start_reader(_read, call.batches(call.answers.unhurried(), self._transfer), self._ready, call.credit)
         if self._over:  # Another thread closed the stream meanwhile, and did not see this call.
             self._end_call()
-
-    def _grant(self) -> None:
-        """Grants what the window has room for, and there are segments for. At least one batch is always due: not all segments are lent."""
-        room = self._window - self._due
-        if self._call.segments is not None:
-            # A batch that just came may count twice here, as a segment and as one that is on its way: then the next call grants it.
-            on_their_way = max(0, self._due - self._ready.qsize())
-            room = min(room, self._call.segments.count - self._call.segments.unreturned - on_their_way)
-        if room >= self._group or (room > 0 and not self._due):
-            self._due += room
-            self._call.grant(room)
 
     def __next__(self) -> TensorDict:
         self._connection.owner.check()
@@ -190,7 +113,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
             raise StopIteration
         if self._lost:
             self._open(budget)
-        self._grant()
+        self._call.grant()
         try:
             pending = self._ready.get(timeout=budget.left)
         except queue.Empty:
@@ -204,12 +127,12 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
                 raise pending
             finally:
                 del pending  # Its traceback holds this frame: together they would keep the shared memory mapped.
-        self._due -= 1
+        self._call.credit.take()
         if self._goes_on:
             self._query.first_batch += 1  # Where the stream goes on over another call.
         batch = pending.take()
         del pending  # With it goes a segment whose batch was copied.
-        self._grant()
+        self._call.grant()
         return batch
 
     def _within_grace(self) -> PendingBatch | BaseException:
@@ -236,92 +159,14 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self.close()
 
 
-def _read(batches: Iterator[PendingBatch], ready: queue.SimpleQueue[PendingBatch | BaseException], window: int) -> None:
-    """Reads batches until the call ends, and says how it ended. So many batches may wait: more were not granted."""
+def _read(batches: Iterator[PendingBatch], ready: queue.SimpleQueue[PendingBatch | BaseException], credit: BatchCredit) -> None:
+    """Reads the batches of a call until it ends, and says how it ended."""
     try:
         for batch in batches:
-            if ready.qsize() >= window:
-                raise InternalError("the server sent more batches than it was granted")
+            credit.came()
             ready.put(batch)
             del batch  # While the next one is awaited, this one is its taker's alone, and with it the memory that it lies in.
         ready.put(StopIteration())
     except BaseException as error:  # noqa: BLE001 - whatever it is, the thread that takes the batches raises it.
         # Without its traceback, whose frames hold the queue that is to hold the error: that circle would keep the shared memory mapped.
         ready.put(error.with_traceback(None))
-
-
-class SingleBatches:
-    """Random batches one at a time, each drawn when it is asked for, over a Sample call that is held open: half as long as a call for each.
-
-    Args:
-        connection: to the server.
-        table: the table's name.
-        transfer: where batches go.
-        sharing: whether shared memory is used.
-    """
-
-    def __init__(self, connection: Connection, table: str, transfer: DeviceTransfer, sharing: Sharing) -> None:
-        self._connection, self._table, self._transfer, self._sharing = connection, table, transfer, sharing
-        self._lock = threading.Lock()
-        self._asked_for = 0
-        self._not_before = 0.0
-        self._batches: Iterator[PendingBatch] | None = None
-        self._call: BatchCall | None = None
-        self._end: Any = None
-        self._next: Draw = None  # Of the batches, the one that the call brings next.
-
-    def take(self, batch_size: int, draw: Draw, budget: RetryBudget) -> TensorDict | None:
-        """A batch; None where it takes a call of its own: the first one of its size, or when another thread uses the call, or it failed.
-
-        `draw`: the seed and the number of the batch, where it has them. The call goes on with the next number; another one takes another call.
-
-        Raises:
-            DeadlineError: the server does not answer.
-        """
-        self._connection.check_open()
-        if time.monotonic() < self._not_before or not self._lock.acquire(blocking=False):
-            return None
-        try:
-            return self._taken(batch_size, draw, budget)
-        except DeadlineError:
-            self.close()
-            raise
-        except ReplayError as error:  # A call of its own will say what is wrong; the table may be another one by now.
-            self.close()
-            if isinstance(error, StreamLimitError):
-                self._not_before = time.monotonic() + jittered(RETRY_SECONDS)
-            return None
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            self._lock.release()
-
-    def _taken(self, batch_size: int, draw: Draw, budget: RetryBudget) -> TensorDict | None:
-        if batch_size != self._asked_for:
-            self.close()
-            self._asked_for = batch_size
-            return None
-        if self._call is None or not self._call.answers.active or draw != self._next:
-            self.close()
-            self._open(batch_size, draw, budget)
-        if self._call is None or self._batches is None:
-            return None
-        self._call.answers.budget = budget
-        self._call.grant(1)
-        self._next = None if draw is None else (draw[0], draw[1] + 1)
-        pending = next(self._batches, None)
-        return None if pending is None else pending.take()
-
-    def _open(self, batch_size: int, draw: Draw, budget: RetryBudget) -> None:
-        numbers: Any = {} if draw is None else {"seed": draw[0], "first_batch": draw[1]}
-        query = pb.SampleRequest(table=self._table, batch_size=batch_size, standing=True, **numbers)
-        self._call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, budget))
-        self._batches = self._call.batches(self._call.answers, self._transfer)
-        self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers)
-
-    def close(self) -> None:
-        """Ends the call that is held open. Closing twice is allowed."""
-        if self._end is not None:
-            self._end()
-        self._call = self._batches = self._end = None

@@ -6,7 +6,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tdreplay.limits import check_seconds
-from tdreplay_client.transport.addresses import check_target, proxy_options
+from tdreplay_client.transport.channels import open_channel
 
 __all__ = ["serves"]
 
@@ -17,8 +17,8 @@ def serves(address: str, timeout: float, service: str = "") -> tuple[bool, str]:
     Raises:
         InvalidArgumentError: address or timeout breaks its rule.
     """
-    place, seconds = check_target(address), check_seconds(timeout, "timeout")
-    with grpc.insecure_channel(place, options=proxy_options(place)) as channel:
+    seconds = check_seconds(timeout, "timeout")
+    with open_channel(address) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=seconds)
         except grpc.RpcError as error:

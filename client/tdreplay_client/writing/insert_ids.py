@@ -1,4 +1,4 @@
-"""Who inserts: writer ids, and the numbers under which their blocks go out, so that each block is stored once however often it is sent."""
+"""Writer ids, and the insert ids that are made of them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections import deque
 from tdreplay.insert_id import InsertId
 from tdreplay.limits import SEQUENCE_WINDOW
 
-__all__ = ["MOST_UNACKNOWLEDGED", "InsertIds", "WriterIds"]
+__all__ = ["MAX_UNACKNOWLEDGED", "InsertIds", "WriterIds"]
 
-MOST_UNACKNOWLEDGED = SEQUENCE_WINDOW // 2
-"""Blocks of one writer id that may wait for their acknowledgement at once: well within what the server remembers."""
+MAX_UNACKNOWLEDGED = SEQUENCE_WINDOW // 2
+"""The most blocks of one writer id that may wait for their acknowledgement. The server remembers twice as many."""
 
 
 class InsertIds:
@@ -28,18 +28,21 @@ class InsertIds:
 
 
 class WriterIds:
-    """The writer_ids of one buffer that are free. One whose blocks may or may not be stored never comes back: its numbers must stay in reach."""
+    """The writer ids of one buffer that nobody uses.
+
+    One whose blocks may or may not be stored never comes back: the server must still remember these blocks when they are sent again.
+    """
 
     def __init__(self) -> None:
         self._free: deque[InsertIds] = deque()  # Single operations of a deque are safe in threads.
 
     def take(self) -> InsertIds:
-        """An insert_ids that nobody uses."""
+        """A writer id that nobody uses."""
         try:
             return self._free.pop()
         except IndexError:
             return InsertIds()
 
     def give_back(self, insert_ids: InsertIds) -> None:
-        """Makes an insert_ids free. All its blocks are acknowledged, or were refused."""
+        """Makes a writer id free, all of whose blocks were acknowledged or refused."""
         self._free.append(insert_ids)

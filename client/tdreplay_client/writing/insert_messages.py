@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from google.protobuf.message import Message
@@ -13,12 +13,13 @@ from tdreplay.block import Bytes, Layout, decode, layout
 from tdreplay.columns import to_tensordict
 from tdreplay.framing import frame
 from tdreplay.insert_id import InsertId
-from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE
+from tdreplay.limits import BLOCK_BYTES, LEAST_SHARED_BYTES, MAX_BATCH_SIZE
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Columns, Schema
+from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.shared_memory import MappedSegments
 
-__all__ = ["InsertMessage", "block_layout", "block_ranges", "framed", "rows_of", "rows_per_block"]
+__all__ = ["InsertMessage", "InsertMessages", "block_layout", "framed", "rows_of", "rows_per_block"]
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,21 @@ class InsertMessage:
     """A message, and the block that it brings, to be filled before it is sent.
 
     Attributes:
-        encoded: what is sent.
+        encoded: the bytes that are sent.
         memory: the block: a part of the message, or of memory that is shared with the server.
-        places: the fields' places in the block.
-        insert_id: of the block.
-        segment: of the shared memory, where the block lies there.
-        segments: that memory.
-        units: of what a `Writer` was given, that are in it.
+        places: the memory of each field in the block.
+        insert_id: the name of the block.
+        rows: the number of rows in it.
+        segment: the number of the segment in which the block lies.
+        segments: the shared memory of that segment; None where the block lies in the message.
+        units: the complete units of a writer in the block; see `FlushPolicy`.
     """
 
     encoded: bytes
     memory: Bytes
     places: Mapping[str, Rows]
     insert_id: InsertId
+    rows: int
     segment: int = 0
     segments: MappedSegments | None = None
     units: int = 0
@@ -49,16 +52,53 @@ class InsertMessage:
             column = columns[name]
             place[:] = rows_of(column if len(place) == column.shape[0] else column[start:stop])
 
-    @property
-    def layout(self) -> Layout:
-        """What the block holds, and where."""
-        return decode(self.memory).header
-
-    def rows(self) -> TensorDict:
+    def copied(self) -> TensorDict:
         """A copy of the rows."""
         block = decode(self.memory)
         columns = {name: column.clone() for name, column in block.columns.items()}
         return to_tensordict(columns, block.batch_shape, torch.device("cpu"), block.header.dim_names)
+
+
+class InsertMessages:
+    """Makes the messages of one AddBatch call.
+
+    Args:
+        table: the table's name.
+        standing: whether the server may refuse the call in favour of other streams.
+        segments: the memory that is shared with the server, where there is any.
+    """
+
+    def __init__(self, table: str, *, standing: bool = False, segments: MappedSegments | None = None) -> None:
+        self._table, self._standing, self._segments = table, standing, segments
+        self.segments = 0 if segments is None else segments.count
+        self._free = list(range(self.segments))
+
+    def new(self, block: Layout, insert_id: InsertId) -> InsertMessage:
+        """A message with room for a block of that layout, in shared memory where there is a free segment for it."""
+        head = pb.AddBatchRequest(table=self._table, standing=self._standing, writer_id=insert_id.writer_id, sequence=insert_id.sequence)
+        if self._segments is None or not self._free or not LEAST_SHARED_BYTES <= block.size <= self._segments.segment_bytes:
+            return framed(head, block, insert_id)
+        head.slot = self._free.pop()
+        memory = self._segments.block(head.slot)[: block.size]
+        places = block.write_header(memory)
+        return InsertMessage(head.SerializeToString(), memory, places, insert_id, block.batch_shape[0], head.slot, self._segments)
+
+    def carries(self, message: InsertMessage) -> bool:
+        """Whether a message can be sent over this call as it is: its block does not lie in another call's memory."""
+        return message.segments is None or message.segments is self._segments
+
+    def adopt(self, message: InsertMessage) -> InsertMessage:
+        """A message of any call, as one that can be sent over this call. Its block is copied where it lies in another call's memory."""
+        if self.carries(message):
+            return message
+        adopted = self.new(decode(message.memory).header, message.insert_id)
+        adopted.memory[:] = message.memory
+        return replace(adopted, units=message.units)
+
+    def release(self, message: InsertMessage) -> None:
+        """Gives back the segment of a message whose rows were acknowledged, or that was never sent."""
+        if message.segments is not None and message.segments is self._segments:
+            self._free.append(message.segment)
 
 
 def rows_of(column: torch.Tensor) -> Rows:
@@ -73,7 +113,7 @@ def framed(head: Message, block: Layout, insert_id: InsertId) -> InsertMessage:
         MessageTooLargeError: it is above the limit.
     """
     message, memory = frame(head, block.size)
-    return InsertMessage(message, memory, block.write_header(memory), insert_id)
+    return InsertMessage(message, memory, block.write_header(memory), insert_id, block.batch_shape[0])
 
 
 def block_layout(schema: Schema, rows: int) -> Layout:
@@ -88,9 +128,3 @@ def block_layout(schema: Schema, rows: int) -> Layout:
 def rows_per_block(schema: Schema, block_bytes: int = BLOCK_BYTES) -> int:
     """How many rows go into a block of about `block_bytes`."""
     return min(max(1, block_bytes // max(1, schema.row_bytes)), MAX_BATCH_SIZE)
-
-
-def block_ranges(schema: Schema, rows: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
-    """Cuts `rows` rows into blocks of about `block_bytes`: (start, stop) of each."""
-    step = rows_per_block(schema, block_bytes)
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))

@@ -9,7 +9,7 @@ from tdreplay.messages import schema_from_message
 from tdreplay.rows import Given
 from tdreplay.schema import Columns, Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
-from tdreplay_client.transport.channel import Connection
+from tdreplay_client.transport.connection import Connection
 
 __all__ = ["KnownSchema"]
 

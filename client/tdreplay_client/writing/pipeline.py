@@ -1,8 +1,8 @@
-"""What a writer's rows go through: blocks on their way over a call, acknowledgements that come back, another call where one is lost, and the end.
+"""Threads that run the engine of a writer: blocks go over a call, acknowledgements come back, and another call takes the place of a lost one.
 
-No thread of a pipeline refers to the writer: one that nobody refers to any more is noticed, and its pipeline ends by itself.
+No thread refers to the writer. So a writer that nobody refers to any more is noticed, and its pipeline ends by itself.
 
-The user's thread waits without the lock. How it may be interrupted is said in `tdreplay_client.writing.holding`.
+The user's thread waits without the lock. `tdreplay_client.writing.guarded_engine` says how it may be interrupted.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any, NamedTuple, TypeVar, cast
 from tdreplay.errors import ClosedError, InternalError, ReplayError
 from tdreplay.limits import MAX_BATCH_SIZE
 from tdreplay.schema import Schema
-from tdreplay_client.transport.channel import Connection, start_reader
+from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import FIRST_PAUSE, GRACE_SECONDS, RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
-from tdreplay_client.writing.holding import FlushPolicy, Holding
+from tdreplay_client.transport.threads import start_reader
+from tdreplay_client.writing.guarded_engine import GuardedEngine
+from tdreplay_client.writing.insert_calls import WAKE_UP, InsertCall, Requests, open_inserts
+from tdreplay_client.writing.insert_engine import FlushPolicy, Sending
 from tdreplay_client.writing.insert_messages import InsertMessage
-from tdreplay_client.writing.inserts import WAKE_UP, InsertCall, Requests, check_acknowledged, open_inserts
 from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts
 
 __all__ = ["Pipeline", "finish_all"]
@@ -40,7 +42,7 @@ class _First(NamedTuple):
     rows: int
 
 
-class Pipeline(Holding):
+class Pipeline(GuardedEngine):
     """The rows of one writer, on their way to a table.
 
     Attributes:
@@ -60,14 +62,17 @@ class Pipeline(Holding):
         self.connection, self._table, self._sharing = connection, table, sharing
         self.name = f"the writer of table {table!r} at {connection.address}"
         self._first: _First | None = None
-        self._begins = 0  # The first block that goes over the call that is open now.
-        self._connected = self._following = False
+        self._following = False
         self._steady = True  # The call that is open now was acknowledged something, or is the first one.
         self._until: float | None = None  # When those that are there must be stored, once nobody waits for them.
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._waiters: set[queue.SimpleQueue[None]] = set()
 
     # -- the user's thread --------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _connected(self) -> bool:
+        return self.engine.sending is not None
 
     def open(self, schema: Schema, rows: int) -> None:
         """Waits until there is a call for blocks of that schema, of about so many rows. `check` says where there is none to be had."""
@@ -81,7 +86,7 @@ class Pipeline(Holding):
                 start_reader(self._follow)
             self._listen(lambda: self.call is not None or self.error is not None, POLL_SECONDS)
 
-    def asked(self, question: Callable[[], T]) -> T:
+    def ask(self, question: Callable[[], T]) -> T:
         """What `question` gives, which asks the server. In a thread of its own: gRPC does not bear it that its caller is interrupted."""
         answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -99,17 +104,17 @@ class Pipeline(Holding):
 
     def await_room(self) -> None:
         """Waits while too much is in flight. Raises as `check` does."""
-        self._wait(lambda: self.flight.units <= self._max_in_flight or len(self.flight.blocks) == 1, None)
+        self._wait(lambda: not self.engine.is_full, None)
 
     def flush(self, timeout: float | None) -> None:
         """Sends what is staged, and waits until it is stored, at most `timeout` seconds for each answer. Raises as `check` does."""
         last = self._sealed(self._leaving)
-        self._wait(lambda: self.flight.acknowledged >= last, timeout)
+        self._wait(lambda: self.engine.state.acknowledged >= last, timeout)
 
     def close(self, timeout: float | None) -> None:
         """Flushes, and ends. An interrupt leaves it closed for rows, and what it holds on its way."""
         last = self._sealed(leaving=True)
-        self._wait(lambda: self.flight.acknowledged >= last, timeout)
+        self._wait(lambda: self.engine.state.acknowledged >= last, timeout)
         self.end("it was closed")
 
     def _wait(self, done: Callable[[], bool], timeout: float | None) -> None:
@@ -118,8 +123,8 @@ class Pipeline(Holding):
         while not done():
             self.check()
             self._check_not_over()
-            before = self.flight.acknowledged
-            heard = lambda: done() or self.error is not None or self._over or self.flight.acknowledged != before  # noqa: B023, E731
+            before = self.engine.state.acknowledged
+            heard = lambda: done() or self.error is not None or self._over or self.engine.state.acknowledged != before  # noqa: B023, E731
             if not self._listen(heard, seconds) and not self._listen(heard, GRACE_SECONDS):
                 gone = timeout is None and not self._connected
                 self.fail(self.connection.gone("is lost, and did not come back") if gone else self.connection.late())
@@ -127,7 +132,7 @@ class Pipeline(Holding):
 
     def _listen(self, heard: Callable[[], bool], seconds: float) -> bool:
         """Whether something that was waited for came within so many seconds. Nothing here breaks where it is interrupted."""
-        self._let_go()
+        self._release_lock()
         waiter: queue.SimpleQueue[None] = queue.SimpleQueue()
         until = time.monotonic() + seconds
         try:
@@ -142,7 +147,7 @@ class Pipeline(Holding):
 
     # -- any thread, a finalizer's among them ---------------------------------------------------------------------------------------------------
 
-    def leave(self, seconds: float | None = None) -> None:
+    def drain(self, seconds: float | None = None) -> None:
         """Sends what is there, at most for so long (None: the connection's timeout), then ends; nobody waits for it. Takes no lock."""
         if not self.connection.owner.is_here:  # The parent's, in a fork: there are no threads here.
             return
@@ -155,22 +160,22 @@ class Pipeline(Holding):
             call.answers.end_at(self._until)
         self._wake_sender()
 
-    def left(self, seconds: float) -> bool:
+    def is_drained(self, seconds: float) -> bool:
         """Whether all of it was sent, after at most so many seconds."""
         return self._listen(lambda: self._over or self.error is not None, max(0.0, seconds))
 
     def give_up(self, why: str) -> None:
         """Ends at once. What is not acknowledged is counted in the log, and handed back by the next call of the writer, where there is one."""
-        if self.flight.rows:
+        if self.engine.state.rows:
             self.fail(ClosedError(f"{self.name} was closed: {why}"))
         self.end(why)
 
     def end(self, why: str) -> None:
         """Ends at once. What is not acknowledged is counted in the log."""
         with self.lock:
-            dropped = 0 if self._over else self.flight.rows
-            if not self._over and not self.flight.blocks:
-                self._unacknowledged.writer_ids.give_back(self.insert_ids)
+            dropped = 0 if self._over else self.engine.state.rows
+            if not self._over and not self.engine.state.blocks:
+                self._unacknowledged.writer_ids.give_back(self.engine.insert_ids)
             self._over = True
         if dropped:
             log.warning("%s dropped %d rows: %s", self.name, dropped, why)
@@ -179,8 +184,8 @@ class Pipeline(Holding):
         self._changed()
         _live.discard(self)
 
-    def _told(self) -> None:
-        """The end of a pipeline whose error is raised, with its rows."""
+    def _end_failed(self) -> None:
+        """Ends a pipeline whose error is raised, with its rows."""
         with self.lock:
             self._over = True
         self.end("")
@@ -210,17 +215,16 @@ class Pipeline(Holding):
 
     def _outgoing(self, requests: Requests) -> Iterator[Any]:
         """The messages of one call: what is put, and, once it is in use, the blocks that were not sent over it."""
-        position: int | None = None
+        sending: Sending[InsertMessage] | None = None
         while (message := self._next_put(requests)) is not None:
             if message is not WAKE_UP:
                 yield message
                 continue
-            if position is None and self._connected and self._last_call.is_behind(requests):
-                position = self._begins
-            if position is not None:
+            if sending is None and self._connected and self._last_call.is_behind(requests):
+                sending = self.engine.sending
+            if sending is not None:
                 self._seal_in_time()
-                while (block := self._block(position, requests)) is not None:
-                    position += 1
+                while (block := self._next_block(sending)) is not None:
                     yield block.encoded
 
     def _next_put(self, requests: Requests) -> Any:
@@ -233,35 +237,29 @@ class Pipeline(Holding):
     def _seconds_left(self) -> float | None:
         """Until the block that is being filled is to be sent. None: there is none, or no room for it, and an acknowledgement will tell."""
         with self.lock:
-            staging = self.flight.staging
-            if staging is None or not self._connected or not self._has_room(staging):
-                return None
-            return max(0.001, staging.since + self._policy.flush_seconds - time.monotonic())
+            left = self.engine.seconds_left(time.monotonic())
+            return None if left is None or not self._connected else max(0.001, left)
 
     def _seal_in_time(self) -> None:
         """Sends the block that is being filled, where it is time; and ends what is to end."""
         with self.lock:
-            staging = self.flight.staging
             if self._until is not None:
-                self.seal()
-                if not self.flight.blocks:
+                self._seal()
+                if not self.engine.state.blocks:
                     self.end("a batch was given in part")
-            elif staging is not None and self._has_room(staging) and time.monotonic() >= staging.since + self._policy.flush_seconds:
-                self.seal()
-                self.drop_staging()
+                return
+            left = self.engine.seconds_left(time.monotonic())
+            if left is not None and left <= 0:
+                self._seal()
+                self.engine.drop_staging()
 
-    def _block(self, position: int, requests: Requests) -> InsertMessage | None:
-        """The block of that number, as it goes over this call, if there is one."""
-        flight, call = self.flight, self._last_call
-        at = position - flight.acknowledged
-        if not call.is_behind(requests) or not 0 <= at < len(flight.blocks):
-            return None
-        if call.carries(flight.blocks[at]):
-            return flight.blocks[at]
-        with self.lock:  # It lies in the memory of a call that was lost.
-            block = call.adopt(flight.blocks[at])
-            self.flight = self.flight.adopt(position - self.flight.acknowledged, block)
+    def _next_block(self, sending: Sending[InsertMessage]) -> InsertMessage | None:
+        """The next block that goes over a call, if there is one."""
+        block, messages = sending.next(), self._last_call.messages
+        if block is None or messages.carries(block):
             return block
+        with self.lock:  # It lies in the memory of a call that was lost.
+            return self.engine.adopt(messages, block)
 
     # -- the thread that follows the acknowledgements -------------------------------------------------------------------------------------------
 
@@ -312,7 +310,7 @@ class Pipeline(Holding):
     def _has_something_due(self) -> bool:
         with self.lock:
             self._seal_in_time()
-            return bool(self.flight.blocks)
+            return bool(self.engine.state.blocks)
 
     def _opened(self, budget: RetryBudget) -> InsertCall:
         if self._first is None:
@@ -326,9 +324,9 @@ class Pipeline(Holding):
             if self._over:
                 call.close()
                 return None
-            self.call, self._begins, self._connected = call, self.flight.acknowledged, True
-            # Beside those on their way, one block is being filled, and one may have to be cut short.
-            self._max_in_flight = min(self._most, max(1, call.segments - 2)) if call.segments else self._most
+            self.call = call
+            self.engine.limit(call.segments)
+            self.engine.opened()
             if self._until is not None:
                 call.answers.end_at(self._until)
         call.wake()
@@ -339,29 +337,23 @@ class Pipeline(Holding):
         """Notes that a call is lost. The time that the server has to come back begins, unless it began with a loss before, and nothing came since."""
         call.close()
         with self.lock:
-            self._connected = False
+            self.engine.lost()
             if self._steady:
                 budget.renew()
             self._steady = False
 
     def _acknowledge(self, call: InsertCall, rows: int) -> None:
         with self.lock:
-            if not self.flight.blocks:
-                raise InternalError(f"server {self.connection.address} acknowledged a block that was not sent")
-            block = self.flight.blocks[0]
-            check_acknowledged(rows, block.layout.batch_shape[0])
-            call.release(block)
-            self.flight = self.flight.acknowledge()
+            call.messages.release(self.engine.acknowledge(rows))
             self._steady = True
             self._send_what_waits()
         self._changed()
 
     def _send_what_waits(self) -> None:
         """Sends the block that is being filled, where a unit of it is complete, and the connection is not busy any more."""
-        staging = self.flight.staging
-        if staging is not None and staging.units and not self._is_busy and self._has_room(staging):
-            self.seal()
-        elif staging is not None or self._until is not None:
+        if self.engine.has_unit_due:
+            self._seal()
+        elif self.engine.staging is not None or self._until is not None:
             self._wake_sender()
 
 
@@ -373,10 +365,10 @@ def finish_all(connection: Connection | None, seconds: float, why: str) -> None:
     """Ends all pipelines (of a connection), each after it sent what it has, at most within so many seconds."""
     pipelines = [pipeline for pipeline in tuple(_live) if connection in (None, pipeline.connection) and pipeline.connection.owner.is_here]
     for pipeline in pipelines:
-        pipeline.leave(seconds)
+        pipeline.drain(seconds)
     until = time.monotonic() + seconds
     for pipeline in pipelines:
-        if pipeline.is_interrupted_here() or not pipeline.left(until - time.monotonic()):
+        if pipeline.is_interrupted_here() or not pipeline.is_drained(until - time.monotonic()):
             pipeline.give_up(why)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,7 @@ from tdreplay.memory import RAW, Rows
 from tdreplay.rows import Given
 from tdreplay.schema import Columns, Schema
 from tdreplay.values import NUMPY, dense, fitted, quick_limits
-from tdreplay_client.writing.insert_messages import InsertMessage, block_layout, rows_of, rows_per_block
-from tdreplay_client.writing.inserts import InsertCall
+from tdreplay_client.writing.insert_messages import InsertMessage, InsertMessages, block_layout, rows_of, rows_per_block
 
 __all__ = ["Staging"]
 
@@ -35,24 +33,25 @@ class Staging:
     """A block with room for some rows, and the rows that are in it so far.
 
     Args:
-        call: that the message is for.
-        schema: of the rows.
-        rows: room for so many; fewer where they would be more than a block.
-        insert_id: of the block.
+        messages: makes the message in which the rows go out.
+        schema: the schema of the rows.
+        rows: the number of rows that there is room for; fewer where they would be more than a block.
+        insert_id: the name of the block.
+        since: when it was made, in seconds of any clock.
         cast: whether values of other dtypes are converted.
 
     Attributes:
-        rows: that are in it.
-        units: that are complete.
+        rows: the number of rows so far.
+        units: the number of complete units among them; see `FlushPolicy`.
         since: when it was made.
     """
 
-    def __init__(self, call: InsertCall, schema: Schema, rows: int, insert_id: InsertId, *, cast: bool = False) -> None:
-        self._call, self._schema, self._insert_id, self._cast = call, schema, insert_id, cast
+    def __init__(self, messages: InsertMessages, schema: Schema, rows: int, insert_id: InsertId, since: float, *, cast: bool = False) -> None:
+        self._messages, self._schema, self._insert_id, self._cast = messages, schema, insert_id, cast
         self._room = min(rows, rows_per_block(schema))
         self.rows = self.units = self._unit_start = 0
-        self.since = time.monotonic()
-        self._message = call.new_message(block_layout(schema, self._room), insert_id)
+        self.since = since
+        self._message = messages.new(block_layout(schema, self._room), insert_id)
         places = self._message.places
         self._fields = {field.name: _place(places.get(field.name), self._room, field) for field in schema.fields}
 
@@ -126,15 +125,15 @@ class Staging:
         """The message, with a block of the rows that are in it. Once full it is the memory itself; before that, a copy of its part."""
         if self.full:
             return self._message
-        message = self._call.new_message(block_layout(self._schema, self.rows), self._insert_id)
+        message = self._messages.new(block_layout(self._schema, self.rows), self._insert_id)
         for name, place in message.places.items():
             place[:] = self._message.places[name][: self.rows]
         return message
 
-    def leave(self, message: InsertMessage | None) -> None:
-        """Gives back its memory, where `message`, which took over its rows, does not lie in it."""
+    def release_unless(self, message: InsertMessage | None) -> None:
+        """Gives back its memory, unless `message`, which took over the rows, lies in it."""
         if message is None or message.memory is not self._message.memory:
-            self._call.release(self._message)
+            self._messages.release(self._message)
 
 
 def _place(place: Rows | None, rows: int, field: Field) -> _Place:

@@ -3,126 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import grpc
 import numpy as np
 import torch
 from tensordict import TensorDict
 
-from tdreplay.columns import to_tensordict
 from tdreplay.errors import ReplayError
-from tdreplay.insert_id import InsertId
+from tdreplay.rows import given_rows
 from tdreplay.schema import Columns, Schema
-from tdreplay_client.writing.insert_ids import InsertIds, WriterIds
-from tdreplay_client.writing.insert_messages import block_ranges, rows_of, rows_per_block
+from tdreplay_client.transport.refusals import stored_nothing
+from tdreplay_client.writing.insert_ids import WriterIds
+from tdreplay_client.writing.insert_messages import InsertMessage, rows_of
+from tdreplay_client.writing.insert_state import Batch, InsertState, Part
+from tdreplay_client.writing.staging import Staging
 
-__all__ = ["Delivery", "Part", "UnacknowledgedInserts"]
+__all__ = ["MAX_RECORDS", "UnacknowledgedInserts", "handed_back", "same_rest"]
 
 MAX_RECORDS = 64
-REFUSALS = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.ALREADY_EXISTS,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.UNIMPLEMENTED,
-    }
-)
-"""How the server says that it stored nothing of a block. After any other end it may have stored it."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of a batch from `start` to `stop`, which travel as the block of that insert id."""
-
-    insert_id: InsertId
-    start: int
-    stop: int
-
-
-class Delivery:
-    """Rows on their way, the blocks that they were cut into, and what became of these. Acknowledged are always the first ones.
-
-    Args:
-        columns: the rows.
-        schema: of the rows.
-        rows: how many they are.
-        done: the first ones, that are acknowledged.
-        parts: the next ones, that have numbers.
-
-    Attributes:
-        sent: the first ones, that a writer took over, in blocks.
-    """
-
-    def __init__(self, columns: Columns, schema: Schema, rows: int, done: int = 0, parts: Iterable[Part] = ()) -> None:
-        self.columns, self.schema, self.rows = columns, schema, rows
-        self.done, self.parts = done, deque(parts)
-        self.sent = done
-
-    @property
-    def resumed(self) -> bool:
-        """Whether some of the rows went out before."""
-        return self.done > 0 or len(self.parts) > 0
-
-    @property
-    def in_one_block(self) -> bool:
-        """Whether what is left fits into one block, and was not cut before."""
-        most = 0 if self.parts else rows_per_block(self.schema)
-        return self.rows - self._cut <= most and len(self.parts) <= 1
-
-    @property
-    def _cut(self) -> int:
-        return self.parts[-1].stop if self.parts else self.done
-
-    def blocks(self, block_bytes: int, insert_ids: InsertIds) -> Iterator[Part]:
-        """The blocks that are not acknowledged: those that have numbers, as they are, then the rest, cut to about `block_bytes` and numbered."""
-        yield from tuple(self.parts)
-        cut = self._cut
-        for start, stop in block_ranges(self.schema, self.rows - cut, block_bytes):
-            part = Part(insert_ids.next(), cut + start, cut + stop)
-            self.parts.append(part)
-            yield part
-
-    def batches(self, start: int) -> list[TensorDict]:
-        """A copy of the rows from `start` on, if there are any."""
-        rest = {name: column[start:].to("cpu", copy=True) for name, column in self.columns.items()}
-        return (
-            [to_tensordict(rest, (self.rows - start, *self.schema.row_shape), torch.device("cpu"), self.schema.dim_names)]
-            if start < self.rows
-            else []
-        )
-
-    def settle(self) -> None:
-        """Notes that all of the rows will be stored: whoever has them sees to it."""
-        self.done = self.rows
-        self.parts.clear()
-
-    def keep(self) -> None:
-        """Copies the rows, which are the user's to change."""
-        self.columns = {name: column.to("cpu", copy=True) for name, column in self.columns.items()}
-
-    def has_left(self, columns: Columns, schema: Schema, rows: int) -> bool:
-        """Whether what was not sent of these rows are the last ones of those, of which there are as many."""
-        same = (schema, rows) == (self.schema, self.rows)
-        return same and _digest({name: column[self.sent :] for name, column in self.columns.items()}) == _digest(
-            {name: column[self.sent :] for name, column in columns.items()}
-        )
-
-    def acknowledge(self) -> Part:
-        """Notes that the next block is stored."""
-        part = self.parts.popleft()
-        self.done = part.stop
-        return part
 
 
 @dataclass(frozen=True)
 class _Record:
-    """A delivery without its rows: what they are known by, and what became of them."""
+    """A batch without its rows: their digest, and what became of them."""
 
     schema: Schema
     rows: int
@@ -132,13 +38,14 @@ class _Record:
 
 
 class UnacknowledgedInserts:
-    """The failed inserts of one buffer, its writers' among them; of more than 64 the last ones.
+    """The failed inserts of one buffer and its writers; where there are more than 64, the last ones.
 
-    Who repeats an insert gives the same rows once more. They go out again cut as they were, under the numbers that they had; what was acknowledged
-    does not. They are known by their contents, which are read when an insert failed, and before inserts while there is a failed one of as many rows.
+    A user who repeats an insert gives the same rows again. They go out as they did: cut into the same blocks, under the same insert ids, without the
+    blocks that are acknowledged. They are known by their contents, which are read when an insert fails, and before an insert of as many rows as a
+    failed one.
 
     Attributes:
-        writer_ids: of the buffer's inserts.
+        writer_ids: the writer ids of the buffer.
     """
 
     def __init__(self) -> None:
@@ -146,28 +53,28 @@ class UnacknowledgedInserts:
         self._records: deque[_Record] = deque(maxlen=MAX_RECORDS)
         self._lock = threading.Lock()
 
-    def note(self, delivery: Delivery, error: BaseException) -> bool:
-        """Keeps what `error` ended; False where there is nothing to keep, because nothing was sent, or the server refused it."""
-        if not delivery.resumed or (isinstance(error, ReplayError) and error.code in REFUSALS):
+    def note(self, batch: Batch, error: BaseException) -> bool:
+        """Keeps what `error` ended. False where there is nothing to keep: nothing was sent, or the server stored nothing."""
+        if not batch.resumed or (isinstance(error, ReplayError) and stored_nothing(error)):
             return False
-        digest = _digest(delivery.columns)
+        digest = _digest(batch.columns)
         with self._lock:
-            self._records.append(_Record(delivery.schema, delivery.rows, digest, delivery.done, tuple(delivery.parts)))
+            self._records.append(_Record(batch.schema, batch.rows, digest, batch.done, batch.parts))
         return True
 
-    def claim(self, columns: Columns, schema: Schema, rows: int) -> Delivery:
-        """How these rows go out: as they did before, where they failed, and else afresh."""
-        if not self._records or not self._alike(schema, rows):
-            return Delivery(columns, schema, rows)
+    def claim(self, columns: Columns, schema: Schema, rows: int) -> Batch:
+        """These rows as they go out: as they did before, where they failed, and else afresh."""
+        if not self._records or not self._has_alike(schema, rows):
+            return Batch(columns, schema, rows)
         digest = _digest(columns)
         with self._lock:
             for record in self._records:
                 if (record.schema, record.rows, record.digest) == (schema, rows, digest):
                     self._records.remove(record)
-                    return Delivery(columns, schema, rows, record.done, record.parts)
-        return Delivery(columns, schema, rows)
+                    return Batch(columns, schema, rows, record.done, record.parts)
+        return Batch(columns, schema, rows)
 
-    def _alike(self, schema: Schema, rows: int) -> bool:
+    def _has_alike(self, schema: Schema, rows: int) -> bool:
         with self._lock:
             return any((record.schema, record.rows) == (schema, rows) for record in self._records)
 
@@ -175,6 +82,45 @@ class UnacknowledgedInserts:
         """Forgets them: the table does not hold earlier rows any more."""
         with self._lock:
             self._records.clear()
+
+
+def handed_back(state: InsertState[InsertMessage], given: TensorDict | None) -> tuple[TensorDict, Batch] | None:
+    """The rows of a writer that are not acknowledged, then those that were just `given`, and how they go out again so that each is stored once.
+
+    None: there are none.
+    """
+    tensordicts = [block.copied() for block in state.blocks]
+    numbered = [Part(block.insert_id, 0, block.rows) for block in state.blocks]
+    if state.batch is not None:
+        tensordicts += state.batch.rest()
+        numbered += state.batch.parts
+    if isinstance(state.staged, Staging) and state.staged.rows:  # These never went out.
+        tensordicts.append(state.staged.message().copied())
+    tensordicts += [] if given is None else [given]
+    if not tensordicts:
+        return None
+    rows = torch.cat(tensordicts)
+    return rows, _numbered(rows, numbered)
+
+
+def _numbered(rows: TensorDict, parts: list[Part]) -> Batch:
+    """These rows as a batch, whose first rows are those of `parts`."""
+    given = given_rows(rows)
+    columns = given.columns(None, cast=False)
+    stops = itertools.accumulate(part.rows for part in parts)
+    moved = tuple(Part(part.insert_id, stop - part.rows, stop) for part, stop in zip(parts, stops, strict=True))
+    return Batch(columns, given.schema(columns), len(rows), parts=moved)
+
+
+def same_rest(batch: Batch, again: Batch) -> bool:
+    """Whether two batches of as many rows have the same rows from where the first one is done on."""
+    if (batch.schema, batch.rows) != (again.schema, again.rows):
+        return False
+    return _digest(_from(batch.columns, batch.done)) == _digest(_from(again.columns, batch.done))
+
+
+def _from(columns: Columns, start: int) -> Columns:
+    return {name: column[start:] for name, column in columns.items()}
 
 
 def _digest(columns: Columns) -> bytes:

@@ -19,13 +19,15 @@ from tdreplay.errors import FailedPreconditionError, ReplayError
 from tdreplay.limits import check_seconds
 from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.schema import Columns, Schema
-from tdreplay_client.transport.channel import Connection
+from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.shared_memory import Sharing
-from tdreplay_client.writing.holding import SMALL_BYTES, FlushPolicy, is_nested
+from tdreplay_client.writing.guarded_engine import is_nested
+from tdreplay_client.writing.insert_engine import SMALL_BYTES, FlushPolicy
+from tdreplay_client.writing.insert_state import Batch, Part
 from tdreplay_client.writing.known_schema import KnownSchema
 from tdreplay_client.writing.pipeline import Pipeline
 from tdreplay_client.writing.staging import Staging
-from tdreplay_client.writing.unacknowledged import Delivery, UnacknowledgedInserts
+from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts
 
 __all__ = ["Writer"]
 
@@ -33,7 +35,14 @@ log = logging.getLogger("tdreplay")
 
 
 class _InterruptedCall(NamedTuple):
-    """Rows that are in, although the call that gave them was interrupted: `rows` of a block, from row `at` on; and the thread that gave them."""
+    """Rows that were taken, although the call that gave them was interrupted: they may be given again, and must be taken once.
+
+    Attributes:
+        staging: the block in which the rows lie.
+        at: the place of the first of them in it.
+        rows: the number of rows.
+        thread: the thread that gave them.
+    """
 
     staging: Staging
     at: int
@@ -44,35 +53,35 @@ class _InterruptedCall(NamedTuple):
 class Writer(OfOneProcess):
     """Appends rows to a table without waiting for each. The rows that one thread gives a writer are stored in the order in which they came.
 
-    Rows are stored when `flush` or `close` returns (or the ``with`` block ends, with an error too), each of them once. Where the connection is lost,
-    the writer opens another one by itself, and sends what was not acknowledged again; `append` and `extend` go on meanwhile, while there is room.
-    What does not come right within the connection's timeout, or was refused, is raised by the next call; the error's ``rows`` are those that were
-    not acknowledged (a TensorDict; after a lost connection or a timeout, some of them may be stored). The writer is then at its end. Given all of
-    these rows, `add_batch` of the same buffer and `extend` of another of its writers store them once.
+    Rows are stored, each once, when `flush` or `close` returns, or when the ``with`` block ends, with an error too. When the connection is lost, the
+    writer opens another one by itself, and sends the rows again that were not acknowledged. Meanwhile `append` and `extend` go on while there is
+    room.
 
-    A writer that nothing refers to any more, and one that is open when its buffer is closed or the interpreter exits, sends what it has, and ends
-    by itself: within the connection's timeout, at the exit within a second. Rows that are dropped all the same, by `abandon` too, are counted in
-    one line of the log (logger ``tdreplay``, a warning).
+    What the server refuses, and what does not succeed within the connection's timeout, is raised by the next call. The writer is then at its end. The
+    error's ``rows`` (a TensorDict) are those that were not acknowledged; after a lost connection or a timeout, some of them may be stored. Give all
+    of them to `add_batch` of the same buffer, or to `extend` of another of its writers, and they are stored once.
 
-    An interrupted call (Ctrl-C) leaves the writer whole: its rows were taken, or were not. Given again by the next call, they are stored once. An
-    interrupted `extend` of several blocks may leave a part of its batch behind: then the next call raises a `CancelledError`, whose ``rows`` are
-    all that were not acknowledged. A signal handler that runs in the middle of a call may `close` the writer, which does not wait then; it must not
-    write.
+    A writer that nothing refers to any more sends what it has, and ends by itself. So does one that is open when its buffer is closed or the
+    interpreter exits. This takes at most the connection's timeout, at the exit a second. Rows that are dropped all the same, by `abandon` too, are
+    counted in one line of the log (logger ``tdreplay``, a warning).
 
-    What comes is counted in units: `flush_rows` appended rows are one, and so is a batch of `extend`, or each block (2 MiB) of a larger one.
-    A unit is sent at once while the connection has little to do. While it is busy, small units wait a moment and share a message: the rows that
-    wait for their acknowledgement are the same, the messages are fewer.
+    An interrupted call (Ctrl-C) leaves the writer whole: its rows were taken, or they were not. Rows that the next call gives again are stored once.
+    An interrupted `extend` of several blocks may leave a part of its batch behind. Then the next call raises a `CancelledError`, whose ``rows`` are
+    all that were not acknowledged. A signal handler that interrupts a call may `close` the writer, which does not wait then. It must not write.
+
+    Rows are counted in units. `flush_rows` appended rows are a unit, and so is a batch of `extend`, or each block (2 MiB) of a larger one. A unit is
+    sent at once while the server has little to do. While it is busy, small units wait a moment and share a block.
 
     Args:
-        connection: to the server.
+        connection: the connection to the server.
         table: the table's name.
-        sharing: whether blocks go through memory that is shared with the server, where they are large enough.
+        sharing: whether large blocks go through memory that is shared with the server.
         unacknowledged: the failed inserts of the buffer.
         known_schema: what the buffer knows of the table's rows.
-        flush_rows: rows are sent when there are so many, or a block of them.
-        flush_seconds: or when the oldest of them waited for so long.
-        max_in_flight: units that may wait for their acknowledgement; `append` blocks beyond that. Above 32 it means 32: the server remembers the
-            numbers of so many blocks, and as many again.
+        flush_rows: the number of appended rows that are sent together. They are sent earlier where they fill a block.
+        flush_seconds: the longest time in seconds that an appended row waits for others.
+        max_in_flight: the most units that wait for their acknowledgement, at most 32 (half of what the server remembers); `append` waits while there
+            are more.
     """
 
     _instead = "it belongs to a connection of this process. Give the other process the buffer, and open a writer there"
@@ -94,13 +103,13 @@ class Writer(OfOneProcess):
         self._schema: Schema | None = None
         self._interrupted: _InterruptedCall | None = None
         self._turn = threading.RLock()
-        self._extending = 0  # The thread whose turn it is.
+        self._extending = 0  # The thread that adds a large batch now.
         self._opening = 0  # The thread that opened the call last: a signal handler that interrupts it must not open another one.
-        weakref.finalize(self, self._core.leave).atexit = False
+        weakref.finalize(self, self._core.drain).atexit = False
 
     @property
     def shared(self) -> bool:
-        """Whether blocks go through memory that is shared with the server. Known once rows were added."""
+        """Whether blocks go through memory that is shared with the server: False until rows were added."""
         return self._core.call is not None and self._core.call.segments > 0
 
     def append(self, row: Row) -> None:
@@ -119,8 +128,7 @@ class Writer(OfOneProcess):
                 self._open_for_row(given)
             self._take(Staging.place, given, 1, self._flush_rows)
         except ReplayError as error:
-            if error is self._core.error:  # Nothing can interrupt these last steps: either they are done, or the next call raises it again.
-                self._core.error = None
+            self._core.forget(error)
             raise
 
     def extend(self, batch: Row) -> None:
@@ -137,14 +145,13 @@ class Writer(OfOneProcess):
             columns = given.columns(self._schema or self._first_schema(given), cast=self._known_schema.cast)
             schema, rows = given.schema(columns), given.number
             self._open_for_batch(columns, schema, rows)
-            delivery = self._unacknowledged.claim(columns, schema, rows)
-            if schema.row_bytes * rows * 2 <= SMALL_BYTES and not delivery.resumed:
+            claimed = self._unacknowledged.claim(columns, schema, rows)
+            if schema.row_bytes * rows * 2 <= SMALL_BYTES and not claimed.resumed:
                 self._take(Staging.place_batch, columns, rows, 1)
             else:
-                self._extend_in_blocks(delivery)
+                self._extend_in_blocks(claimed)
         except ReplayError as error:
-            if error is self._core.error:
-                self._core.error = None
+            self._core.forget(error)
             raise
 
     def flush(self, timeout: float | None = None) -> None:
@@ -161,8 +168,7 @@ class Writer(OfOneProcess):
         try:
             self._core.flush(seconds)
         except ReplayError as error:
-            if error is self._core.error:
-                self._core.error = None
+            self._core.forget(error)
             raise
 
     def close(self, timeout: float | None = None) -> None:
@@ -175,7 +181,7 @@ class Writer(OfOneProcess):
         if not self._owner.is_here or self._core.is_over:
             return
         if self._core.is_interrupted_here():
-            self._core.leave(seconds)
+            self._core.drain(seconds)
         else:
             self._close(seconds)
 
@@ -185,8 +191,7 @@ class Writer(OfOneProcess):
         except ReplayError as error:
             if error.rows is not None:
                 log.warning("%s, which was closed, did not store %d rows: %s", self._core.name, len(error.rows), error)
-            if error is self._core.error:
-                self._core.error = None
+            self._core.forget(error)
             raise
 
     def abandon(self) -> None:
@@ -194,7 +199,7 @@ class Writer(OfOneProcess):
         if not self._owner.is_here:
             return
         if self._core.is_interrupted_here():
-            self._core.leave(0.0)
+            self._core.drain(0.0)
         else:
             self._core.end("it was abandoned")
 
@@ -202,7 +207,7 @@ class Writer(OfOneProcess):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Closes the writer. Where an error is on its way already, what goes wrong meanwhile is noted with it."""
+        """Closes the writer. Where the block ended with an error, an error of the closing is added to that as a note."""
         try:
             self.close()
         except ReplayError as failure:
@@ -213,7 +218,7 @@ class Writer(OfOneProcess):
     # -- inside ---------------------------------------------------------------------------------------------------------------------------------
 
     def _open_for_row(self, row: Given) -> None:
-        """Opens the call for a first row, and fixes the schema. The row is handed back where there is no call to be had."""
+        """Opens the call for a first row, and fixes the schema. Where no call can be opened, the error hands the row back."""
         self._refuse_reentry()
         self._core.check_open()
         self._opening = threading.get_ident()
@@ -225,9 +230,9 @@ class Writer(OfOneProcess):
         self._fix(schema)
 
     def _first_schema(self, rows: Given) -> Schema | None:
-        """The table's schema, where the first rows need it; they are handed back where the server does not say it."""
+        """The table's schema, where the first rows need it. Where the server does not say it, the error hands the rows back."""
         try:
-            return self._core.asked(lambda: self._known_schema.for_first(rows))
+            return self._core.ask(lambda: self._known_schema.for_first(rows))
         except ReplayError as error:
             columns = rows.columns(None, cast=False)
             self._core.fail(error)
@@ -235,13 +240,13 @@ class Writer(OfOneProcess):
             raise
 
     def _open_for_batch(self, columns: Columns, schema: Schema, rows: int) -> None:
-        """Opens the call for a first batch, and fixes the schema. The batch is handed back where the writer failed."""
+        """Opens the call for a first batch, and fixes the schema. Where the writer failed, the error hands the batch back."""
         self._refuse_reentry()
         if self._schema is not None:
             self._schema.check(schema)
         self._core.open(schema, rows)
         if self._core.error is not None:
-            self._core.check_batch(Delivery(columns, schema, rows))
+            self._core.check_batch(Batch(columns, schema, rows))
         self._fix(schema)
 
     def _fix(self, schema: Schema) -> None:
@@ -288,14 +293,14 @@ class Writer(OfOneProcess):
             raise
 
     def _forget_schema(self) -> None:
-        """What was refused does not fix the schema."""
+        """Forgets the schema where no row was taken: rows that were refused do not fix it."""
         with self._core.lock:
-            if self._core.is_untouched:
-                self._core.drop_staging()
+            if self._core.engine.is_untouched:
+                self._core.engine.drop_staging()
                 self._schema = None
 
     def _is_in(self, staging: Staging, rows: int) -> bool:
-        """Whether the rows that were placed are in already: the call before this one gave them, and was interrupted."""
+        """Whether the rows that were just placed were taken before, by an interrupted call that gave the same rows."""
         interrupted = self._interrupted
         if (
             interrupted is not None
@@ -306,18 +311,20 @@ class Writer(OfOneProcess):
         self._interrupted = None
         return False
 
-    def _extend_in_blocks(self, delivery: Delivery) -> None:
+    def _extend_in_blocks(self, batch: Batch) -> None:
         """Adds a batch in blocks of its own: a large one, and one that went out before."""
         with self._turn:
+            part: Part | None = None
             try:
                 self._extending = threading.get_ident()
-                self._core.begin(delivery)
-                for part in delivery.blocks(self._core.block_bytes, self._core.insert_ids):
-                    self._core.add(delivery, part)
+                self._core.begin(batch)
+                while (following := self._core.next_part()) is not None:
+                    part = following
+                    self._core.add(batch, part)
                     self._core.await_room()
             except BaseException as error:
                 if not isinstance(error, ReplayError) or error.rows is None:
-                    self._core.break_off(delivery, error)
+                    self._core.break_off(batch, part, error)
                 raise
             finally:
                 self._extending = 0

@@ -5,9 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
-import queue
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,15 +32,16 @@ from tdreplay.processes import Owner, keep_in_forks
 from tdreplay.texts import MAX_DETAILS, printable
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_client.transport.addresses import check_target
-from tdreplay_client.transport.channel_options import channel_options
-from tdreplay_client.transport.retry_budget import GRACE_SECONDS, RetryBudget
+from tdreplay_client.transport.answers import Answers, close_watchdog, interrupt_behind
+from tdreplay_client.transport.channels import open_channel
+from tdreplay_client.transport.retry_budget import RetryBudget
+from tdreplay_client.transport.threads import await_call_threads, in_own_thread, start_reader
 
-__all__ = ["Answers", "Connection", "end_call", "start_reader"]
+__all__ = ["Connection"]
 
 log = logging.getLogger("tdreplay")
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 EXIT_SECONDS = 1.0
-NOTICE_SECONDS = 0.2
 T = TypeVar("T")
 
 
@@ -66,9 +65,8 @@ class Connection:
         self.owner = Owner(f"the buffer at {self.address}", "gRPC does not survive a fork, so start such a process by spawn")
         self._away, self._noting = False, threading.Lock()
         self.disturbed = threading.Event()
-        self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
+        self._channel = open_channel(self.address)
         self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
-        self._watchdog = _Watchdog()
         self._closed = threading.Event()
         self._end = weakref.finalize(self, _close_channel, self._channel, self.owner, self.disturbed)
         keep_in_forks(self)
@@ -143,17 +141,25 @@ class Connection:
     def stream(self, name: str, requests: Message | Iterator[Message | bytes], budget: RetryBudget | None = None) -> Answers:
         """Opens a call that streams its answers. Each of them may take `timeout` seconds, the first one as long as there is `budget`."""
         self.check_open()
-        before = set(threading.enumerate())
-        with self._translated():
-            answers = Answers(self._calls[name](requests), self, budget)
-        _threads.update(set(threading.enumerate()) - before)  # gRPC does not say which threads it starts.
+        if not isinstance(requests, Iterator):  # gRPC needs no thread.
+            return self._opened(name, requests, budget)
+        answers = self._opened(name, in_own_thread(requests), budget)
+        answers.note_end()
         return answers
+
+    def _opened(self, name: str, requests: Message | Iterator[Message | bytes], budget: RetryBudget | None) -> Answers:
+        with self._translated():
+            return Answers(self._calls[name](requests), self, budget)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed.is_set()
 
     def close(self) -> None:
         """Ends all calls. Closing twice is allowed; in a fork of the process that opened it nothing happens."""
         if self.owner.is_here:
             self._closed.set()
-            self._watchdog.close()
             self._end()
 
     def check_open(self) -> None:
@@ -177,7 +183,7 @@ class Connection:
             raise
         except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
             self.let_go(None)
-            raise _interrupt(error) from None
+            raise interrupt_behind(error) from None
 
     def error(self, error: Any) -> ReplayError:
         """The error that a call which gRPC ended with `error` raises."""
@@ -224,7 +230,6 @@ def _close_channel(channel: grpc.Channel, owner: Owner, disturbed: threading.Eve
 
 
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
-_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 @atexit.register
@@ -232,162 +237,8 @@ def _end_at_exit() -> None:
     """Ends all calls, and waits for the threads that are inside gRPC: one that is still there when the interpreter goes would abort the process."""
     for connection in list(_open):
         connection.close()
-    end = time.monotonic() + EXIT_SECONDS
-    for thread in list(_threads):
-        if thread.ident is not None:  # Else an interrupt came before it was started.
-            thread.join(max(0.0, end - time.monotonic()))
-
-
-class Answers(Iterator[Any]):
-    """The answers of a streaming call. Closing it ends the call.
-
-    Attributes:
-        budget: how long the next answer may take; each answer renews it. None: the connection's timeout, from when it is asked for.
-    """
-
-    def __init__(self, call: Any, connection: Connection, budget: RetryBudget | None) -> None:
-        self._call, self._connection, self.budget = call, connection, budget
-        self._deadline: float | None = None
-        self._overdue: float | None = None  # The deadline that had passed when the time was looked at last.
-        self._late = False
-        keep_in_forks(self)
-        connection._watchdog.watch(self)
-
-    def __next__(self) -> Any:
-        answer = self._awaited(self._call.__next__)
-        if self.budget is not None:
-            self.budget.answered()
-        return answer
-
-    def opened(self) -> None:
-        """Waits until the server accepted the call, or raises the error with which it refused it."""
-        self._awaited(self._call.initial_metadata)
-        if not self.active and self._awaited(self._call.code) is not grpc.StatusCode.OK:
-            raise self._failure(self._call)
-
-    def _awaited(self, step: Callable[[], Any]) -> Any:
-        self._deadline = time.monotonic() + self._connection.timeout if self.budget is None else self.budget.until
-        try:
-            return step()
-        except grpc.RpcError as error:
-            raise self._failure(error) from None
-        except StopIteration:
-            raise
-        except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
-            self._connection.let_go(self._call)
-            raise _interrupt(error) from None
-        finally:
-            self._deadline = None
-
-    def unhurried(self) -> Iterator[Any]:
-        """The answers, however long each takes: for a thread that reads ahead, while whoever takes what it read watches the time."""
-        try:
-            yield from self._call
-        except grpc.RpcError as error:
-            raise self._failure(error) from None
-
-    def _failure(self, error: Any) -> ReplayError:
-        # gRPC raises the call itself, and with its traceback the call would hold all that its readers' frames hold, shared memory too.
-        error.__traceback__ = None
-        return self._connection.late() if self._late else self._connection.error(error)
-
-    def end_at(self, until: float) -> None:
-        """The call is late at that moment (of time.monotonic), whatever it answers until then."""
-        self._deadline = until
-
-    def cancel_if_late(self, now: float) -> None:
-        """Cancels the call where an answer was overdue the last time already: the first time it may be there, and this process have stood still."""
-        deadline = self._deadline
-        if deadline is None or now <= deadline:
-            self._overdue = None
-        elif self._overdue != deadline:
-            self._overdue = deadline
-        else:
-            self._late = True
-            self._call.cancel()
-
-    def check_alive(self) -> None:
-        """Passes where the call goes on for a moment: long enough for the end of a process on this host to be noticed.
-
-        Raises:
-            ServerUnavailableError: it does not.
-        """
-        end = time.monotonic() + NOTICE_SECONDS
-        while self.active and time.monotonic() < end:
-            self._connection.wait(NOTICE_SECONDS / 20)
-        if not self.active:
-            raise self._connection.gone("was lost")
-
-    @property
-    def active(self) -> bool:
-        """Whether the call goes on, as far as is known here."""
-        try:
-            active: bool = self._call.is_active()
-        except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
-            self._connection.let_go(self._call)
-            raise _interrupt(error) from None
-        return active
-
-    def close(self) -> None:
-        """Ends the call. Closing twice is allowed; in a fork of the process that made it nothing happens."""
-        if self._connection.owner.is_here:
-            try:
-                self._call.cancel()
-            except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
-                self._connection.let_go(self._call)
-                self._call.cancel()
-                raise _interrupt(error) from None
-
-
-def _interrupt(error: BaseException) -> BaseException:
-    """The interrupt that made a lock, which had just been given back, say that it cannot be; any other error as it is."""
-    return error.__context__ if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt) else error
-
-
-def end_call(requests: queue.SimpleQueue[Any], answers: Answers) -> None:
-    """Ends a call. It waits for nothing: as a finalizer it may run in any thread, that which watches over all deadlines among them."""
-    requests.put(None)
-    answers.close()
-
-
-def start_reader(work: Callable[..., None], *arguments: Any) -> threading.Thread:
-    """Starts a thread that reads a call's answers. It is awaited when the interpreter exits."""
-    reader = threading.Thread(target=work, args=arguments, name="tdreplay-reader", daemon=True)
-    _threads.add(reader)
-    reader.start()
-    return reader
-
-
-class _Watchdog:
-    """Cancels streaming calls whose next answer is overdue. gRPC has deadlines for whole calls only, and a stream may last for days."""
-
-    def __init__(self) -> None:
-        self._answers: weakref.WeakSet[Answers] = weakref.WeakSet()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._closed = threading.Event()
-
-    def watch(self, answers: Answers) -> None:
-        with self._lock:
-            self._answers.add(answers)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="tdreplay-deadlines", daemon=True)
-                self._thread.start()
-
-    def _run(self) -> None:
-        while not self._closed.wait(GRACE_SECONDS):
-            with self._lock:
-                watched = list(self._answers)
-                if not watched:
-                    self._thread = None
-                    return
-            now = time.monotonic()
-            for answers in watched:
-                answers.cancel_if_late(now)
-            del watched, answers
-
-    def close(self) -> None:
-        self._closed.set()
+    close_watchdog()
+    await_call_threads(EXIT_SECONDS)
 
 
 _ARITY = {False: "unary", True: "stream"}

@@ -1,16 +1,17 @@
-"""The settings of a channel to a server."""
+"""Every channel of the client is made here: the address is checked, and the settings are the same."""
 
 from __future__ import annotations
 
 import json
 
+import grpc
 from grpc.experimental import ChannelOptions
 
 from tdreplay.limits import MAX_MESSAGE_BYTES, message_options
 from tdreplay.v1 import replay_buffer_pb2
-from tdreplay_client.transport.addresses import proxy_options
+from tdreplay_client.transport.addresses import check_target, proxy_options
 
-__all__ = ["channel_options"]
+__all__ = ["open_channel"]
 
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 
@@ -24,8 +25,17 @@ SERVICE_CONFIG = json.dumps(
 )
 
 
-def channel_options(address: str) -> list[tuple[str, int | str]]:
-    """The settings of a channel to the server at `address`."""
+def open_channel(address: str) -> grpc.Channel:
+    """A channel to the server at `address`. It connects when it is used.
+
+    Raises:
+        InvalidArgumentError: the address breaks its rule.
+    """
+    target = check_target(address)
+    return grpc.insecure_channel(target, options=_options(target))
+
+
+def _options(address: str) -> list[tuple[str, int | str]]:
     return [
         *message_options(),
         *proxy_options(address),

@@ -1,0 +1,87 @@
+"""Calls that bring batches on credit."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf.message import Message
+
+from tdreplay.framing import split
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_client.reading.assembly import assemble
+from tdreplay_client.reading.batch_credit import BatchCredit
+from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
+from tdreplay_client.reading.segment_loans import SegmentLoans
+from tdreplay_client.transport.answers import end_call
+from tdreplay_client.transport.connection import Connection
+from tdreplay_client.transport.retry_budget import RetryBudget
+from tdreplay_client.transport.shared_memory import MappedSegments, mapped
+
+__all__ = ["BatchCall"]
+
+SPARE_SEGMENTS = 2
+"""Segments beside those for the batches on their way: for the batch that is used, and the one that was."""
+
+
+class BatchCall:
+    """A Sample or Epoch call: batches come as they are granted.
+
+    Attributes:
+        answers: the server's messages.
+        segments: the memory that is shared with the server, where there is any.
+        credit: what was granted, and what came.
+
+    Args:
+        connection: the connection to the server.
+        query: its first request. What concerns the flow of batches is filled in here.
+        window: the most batches that may be granted at any time.
+        shared: whether the server's shared memory is asked for.
+        budget: how long the server may take to open it.
+
+    Raises:
+        ReplayError: the server refused the query.
+        OSError: it offered shared memory that cannot be had from here.
+    """
+
+    def __init__(self, connection: Connection, query: Any, window: int, shared: bool, budget: RetryBudget) -> None:
+        call, self._response = _CALLS[type(query)]
+        self._request = type(query)
+        self._sizes = range(query.batch_size if call == "Sample" else 1, query.batch_size + 1)  # The last batch of an epoch may have fewer rows.
+        query.batches_per_message = max(1, window // 2)
+        query.shared_slots = window + SPARE_SEGMENTS if shared else 0
+        self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self.requests.put(query)
+        try:
+            self.answers = connection.stream(call, iter(self.requests.get, None), budget)
+        except BaseException:
+            self.requests.put(None)  # An interrupt may leave a call behind, whose thread waits for requests.
+            raise
+        try:
+            self.answers.opened()
+            self.segments = self._accepted() if shared else None
+        except BaseException:
+            end_call(self.requests, self.answers)
+            raise
+        self.credit = BatchCredit(window, 0 if self.segments is None else self.segments.count, reserve=min(2, window))
+
+    def _accepted(self) -> MappedSegments | None:
+        """The shared memory that the server offers, mapped; None where it offers none."""
+        head: Any = split(next(self.answers), self._response)[0]
+        return mapped(head.shared_memory, self.answers)
+
+    def grant(self) -> int:
+        """Grants what there is room for, and gives back the segments that are not needed any more. The number of batches that it granted."""
+        batches = self.credit.grant()
+        if batches:
+            self.requests.put(self._request(credits=batches, released_slots=self.credit.returned()))
+        return batches
+
+    def batches(self, messages: Iterator[bytes], transfer: DeviceTransfer) -> Iterator[PendingBatch]:
+        """The batches that `messages` of this call bring."""
+        loans = None if self.segments is None else SegmentLoans(self.segments, self.credit)
+        return assemble(messages, self._response, transfer, self._sizes, loans)
+
+
+_CALLS: dict[Any, tuple[str, type[Message]]] = {pb.SampleRequest: ("Sample", pb.SampleResponse), pb.EpochRequest: ("Epoch", pb.EpochResponse)}

@@ -1,0 +1,109 @@
+"""Random batches that are asked for one at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from tensordict import TensorDict
+
+from tdreplay.errors import DeadlineError, ReplayError, StreamLimitError
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_client.reading.batch_call import BatchCall
+from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
+from tdreplay_client.transport.answers import end_call
+from tdreplay_client.transport.connection import Connection
+from tdreplay_client.transport.retry_budget import RetryBudget, jittered
+from tdreplay_client.transport.shared_memory import Sharing
+
+__all__ = ["Draw", "SingleBatches"]
+
+Draw = tuple[int, int] | None
+"""What a random batch is drawn by: a seed, and the number of the batch among those of the seed; None: by chance."""
+
+RETRY_SECONDS = 5.0
+
+
+class SingleBatches:
+    """Random batches one at a time, each drawn when it is asked for, over a Sample call that is held open: half as long as a call for each.
+
+    Args:
+        connection: the connection to the server.
+        table: the table's name.
+        transfer: where batches go.
+        sharing: whether shared memory is used.
+    """
+
+    def __init__(self, connection: Connection, table: str, transfer: DeviceTransfer, sharing: Sharing) -> None:
+        self._connection, self._table, self._transfer, self._sharing = connection, table, transfer, sharing
+        self._lock = threading.Lock()
+        self._asked_for = 0
+        self._not_before = 0.0
+        self._batches: Iterator[PendingBatch] | None = None
+        self._call: BatchCall | None = None
+        self._end: Any = None
+        self._next: Draw = None  # The draw of the batch that the call brings next.
+
+    def take(self, batch_size: int, draw: Draw, budget: RetryBudget) -> TensorDict | None:
+        """A batch; None where it takes a call of its own: the first one of its size, or when another thread uses the call, or it failed.
+
+        `draw`: the seed and the number of the batch, where it has them. The call goes on with the next number; another one takes another call.
+
+        Raises:
+            DeadlineError: the server does not answer.
+        """
+        self._connection.check_open()
+        if time.monotonic() < self._not_before or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self._taken(batch_size, draw, budget)
+        except DeadlineError:
+            self.close()
+            raise
+        except ReplayError as error:  # A call of its own will say what is wrong; the table may be another one by now.
+            self.close()
+            if isinstance(error, StreamLimitError):
+                self._not_before = time.monotonic() + jittered(RETRY_SECONDS)
+            return None
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._lock.release()
+
+    def _taken(self, batch_size: int, draw: Draw, budget: RetryBudget) -> TensorDict | None:
+        if batch_size != self._asked_for:
+            self.close()
+            self._asked_for = batch_size
+            return None
+        if self._call is None or not self._call.answers.active or draw != self._next:
+            self.close()
+            self._open(batch_size, draw, budget)
+        if self._call is None or self._batches is None:
+            return None
+        self._call.answers.budget = budget
+        if not self._call.grant():
+            return None
+        self._next = None if draw is None else (draw[0], draw[1] + 1)
+        pending = next(self._batches, None)
+        if pending is None:
+            return None
+        self._call.credit.came()
+        self._call.credit.take()
+        return pending.take()
+
+    def _open(self, batch_size: int, draw: Draw, budget: RetryBudget) -> None:
+        numbers: Any = {} if draw is None else {"seed": draw[0], "first_batch": draw[1]}
+        query = pb.SampleRequest(table=self._table, batch_size=batch_size, standing=True, **numbers)
+        self._call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, budget))
+        self._batches = self._call.batches(self._call.answers, self._transfer)
+        self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers)
+
+    def close(self) -> None:
+        """Ends the call that is held open. Closing twice is allowed."""
+        if self._end is not None:
+            self._end()
+        self._call = self._batches = self._end = None

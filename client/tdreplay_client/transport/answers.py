@@ -1,0 +1,231 @@
+"""The answers of a streaming call, and the thread that watches over their deadlines."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import grpc
+
+from tdreplay.errors import ReplayError
+from tdreplay.processes import Owner, keep_in_forks
+from tdreplay_client.transport.retry_budget import GRACE_SECONDS, RetryBudget
+from tdreplay_client.transport.threads import note_end
+
+__all__ = ["Answers", "close_watchdog", "end_call", "interrupt_behind"]
+
+NOTICE_SECONDS = 0.2
+
+
+class Line(Protocol):
+    """What answers need of the connection over which they come.
+
+    Attributes:
+        owner: the process that may use it.
+        timeout: seconds that an answer may take.
+    """
+
+    owner: Owner
+    timeout: float
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+
+    def wait(self, seconds: float) -> None:
+        """Waits for so long, or until it is closed."""
+
+    def let_go(self, call: Any) -> None:
+        """Gives back the locks of a call that this thread still has."""
+
+    def error(self, error: Any) -> ReplayError:
+        """The error that a call which gRPC ended with `error` raises."""
+
+    def gone(self, how: str) -> ReplayError:
+        """The error for a call that the server ended before its time."""
+
+    def late(self) -> ReplayError:
+        """The error for an answer that did not come."""
+
+
+class Answers(Iterator[Any]):
+    """The answers of a streaming call. Closing it ends the call.
+
+    Attributes:
+        budget: how long the next answer may take; each answer renews it. None: the connection's timeout, from when it is asked for.
+    """
+
+    def __init__(self, call: Any, connection: Line, budget: RetryBudget | None) -> None:
+        self._call, self._connection, self.budget = call, connection, budget
+        self._deadline: float | None = None
+        self._overdue: float | None = None  # The deadline that had passed when the time was looked at last.
+        self._late = self._closed = False
+        keep_in_forks(self)
+        _watchdog.watch(self)
+
+    def __next__(self) -> Any:
+        answer = self._awaited(self._call.__next__)
+        if self.budget is not None:
+            self.budget.answered()
+        return answer
+
+    def opened(self) -> None:
+        """Waits until the server accepted the call, or raises the error with which it refused it."""
+        self._awaited(self._call.initial_metadata)
+        if not self.active and self._awaited(self._call.code) is not grpc.StatusCode.OK:
+            raise self._failure(self._call)
+
+    def note_end(self) -> None:
+        """Makes the thread known in which gRPC ends this call; see `threads`."""
+        try:
+            note_end(self._call.add_callback)
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
+            self._connection.let_go(self._call)
+            raise interrupt_behind(error) from None
+
+    def _awaited(self, step: Callable[[], Any]) -> Any:
+        self._deadline = time.monotonic() + self._connection.timeout if self.budget is None else self.budget.until
+        try:
+            return step()
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+        except StopIteration:
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
+            self._connection.let_go(self._call)
+            raise interrupt_behind(error) from None
+        finally:
+            self._deadline = None
+
+    def unhurried(self) -> Iterator[Any]:
+        """The answers, however long each takes: for a thread that reads ahead, while whoever takes what it read watches the time."""
+        try:
+            yield from self._call
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: Any) -> ReplayError:
+        # gRPC raises the call itself, and with its traceback the call would hold all that its readers' frames hold, shared memory too.
+        error.__traceback__ = None
+        return self._connection.late() if self._late else self._connection.error(error)
+
+    def end_at(self, until: float) -> None:
+        """The call is late at that moment (of time.monotonic), whatever it answers until then."""
+        self._deadline = until
+
+    def cancel_if_late(self, now: float) -> None:
+        """Cancels the call where an answer was overdue the last time already: the first time it may be there, and this process have stood still."""
+        deadline = self._deadline
+        if deadline is None or now <= deadline:
+            self._overdue = None
+        elif self._overdue != deadline:
+            self._overdue = deadline
+        else:
+            self._late = True
+            self._call.cancel()
+
+    def check_alive(self) -> None:
+        """Passes where the call goes on for a moment: long enough for the end of a process on this host to be noticed.
+
+        Raises:
+            ServerUnavailableError: it does not.
+        """
+        end = time.monotonic() + NOTICE_SECONDS
+        while self.active and time.monotonic() < end:
+            self._connection.wait(NOTICE_SECONDS / 20)
+        if not self.active:
+            raise self._connection.gone("was lost")
+
+    @property
+    def active(self) -> bool:
+        """Whether the call goes on, as far as is known here."""
+        try:
+            active: bool = self._call.is_active()
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
+            self._connection.let_go(self._call)
+            raise interrupt_behind(error) from None
+        return active
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody waits for an answer any more, because the call or its connection was closed."""
+        return self._closed or self._connection.closed
+
+    def close(self) -> None:
+        """Ends the call. Closing twice is allowed; in a fork of the process that made it nothing happens."""
+        if self._connection.owner.is_here:
+            self._closed = True
+            try:
+                self._call.cancel()
+            except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
+                self._connection.let_go(self._call)
+                self._call.cancel()
+                raise interrupt_behind(error) from None
+
+
+def end_call(requests: queue.SimpleQueue[Any], answers: Answers) -> None:
+    """Ends a call. It waits for nothing: as a finalizer it may run in any thread, that which watches over all deadlines among them."""
+    requests.put(None)
+    answers.close()
+
+
+def interrupt_behind(error: BaseException) -> BaseException:
+    """The interrupt that made a lock, which had just been given back, say that it cannot be; any other error as it is."""
+    return error.__context__ if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt) else error
+
+
+class _Watchdog:
+    """One thread of the process, which cancels streaming calls whose next answer is overdue, as long as there are streaming calls.
+
+    gRPC has deadlines for whole calls only, and a stream may last for days.
+    """
+
+    def __init__(self) -> None:
+        self._answers: weakref.WeakSet[Answers] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def watch(self, answers: Answers) -> None:
+        with self._lock:
+            self._answers.add(answers)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="tdreplay-deadlines", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(GRACE_SECONDS):
+            with self._lock:
+                watched = [answers for answers in self._answers if not answers.closed]
+                if not watched:
+                    self._thread = None
+                    return
+            now = time.monotonic()
+            for answers in watched:
+                answers.cancel_if_late(now)
+            del watched, answers
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+_watchdog = _Watchdog()
+
+
+def close_watchdog() -> None:
+    """Ends the watch, as the interpreter exits."""
+    _watchdog.close()
+
+
+def _watch_anew() -> None:
+    """A fork has not got the thread, and its lock may be held for ever."""
+    global _watchdog
+    _watchdog = _Watchdog()
+
+
+os.register_at_fork(after_in_child=_watch_anew)

@@ -1,0 +1,162 @@
+"""What is known of inserts, as values that are replaced whole: whoever is interrupted leaves the value from before, or the one from after.
+
+Rows are inserted in blocks. Each block has an insert id, under which it is stored once however often it is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from tensordict import TensorDict
+
+from tdreplay.columns import to_tensordict
+from tdreplay.insert_id import InsertId
+from tdreplay.schema import Columns, Schema
+from tdreplay_client.writing.insert_messages import rows_per_block
+
+__all__ = ["B", "Batch", "Block", "InsertState", "Part", "Staged"]
+
+
+class Block(Protocol):
+    """Rows with an insert id."""
+
+    @property
+    def insert_id(self) -> InsertId:
+        """The name of the block."""
+
+    @property
+    def rows(self) -> int:
+        """Its number of rows."""
+
+
+B = TypeVar("B", bound=Block)
+
+
+class Staged(Protocol):
+    """Rows that were appended, and have no insert id that was sent."""
+
+    @property
+    def rows(self) -> int:
+        """Their number."""
+
+
+class Part(NamedTuple):
+    """The rows of a batch from `start` to `stop`, which travel as one block."""
+
+    insert_id: InsertId
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Its number of rows."""
+        return self.stop - self.start
+
+
+class Batch(NamedTuple):
+    """Rows that a user gave, and how they are cut into blocks.
+
+    Attributes:
+        columns: all rows. Nothing is copied.
+        schema: the schema of the rows.
+        rows: the number of rows.
+        done: the first rows: they are acknowledged, or somebody else sees to it.
+        parts: the next rows, which have insert ids. The rows after them were not cut yet.
+    """
+
+    columns: Columns
+    schema: Schema
+    rows: int
+    done: int = 0
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def resumed(self) -> bool:
+        """Whether some of the rows went out before."""
+        return self.done > 0 or len(self.parts) > 0
+
+    @property
+    def cut(self) -> int:
+        """Where the rows begin that have no insert id."""
+        return self.parts[-1].stop if self.parts else self.done
+
+    @property
+    def fits_one_block(self) -> bool:
+        """Whether what is not done goes out as one block."""
+        most = 0 if self.parts else rows_per_block(self.schema)
+        return self.rows - self.cut <= most and len(self.parts) <= 1
+
+    def without(self, rows: int) -> Batch | None:
+        """The batch when that many rows more are done; None when all are."""
+        done = self.done + rows
+        return self._replace(done=done, parts=self.parts[1:]) if done < self.rows else None
+
+    def finished(self) -> Batch:
+        """The batch when all of its rows are done."""
+        return self._replace(done=self.rows, parts=())
+
+    def copied(self) -> Batch:
+        """The same with a copy of the rows, which are the user's to change."""
+        return self._replace(columns={name: column.to("cpu", copy=True) for name, column in self.columns.items()})
+
+    def rest(self) -> list[TensorDict]:
+        """A copy of the rows that are not done, in a list: an empty one where there are none."""
+        if self.done >= self.rows:
+            return []
+        columns = {name: column[self.done :].to("cpu", copy=True) for name, column in self.columns.items()}
+        return [to_tensordict(columns, (self.rows - self.done, *self.schema.row_shape), torch.device("cpu"), self.schema.dim_names)]
+
+
+@dataclass(frozen=True)
+class InsertState(Generic[B]):
+    """The rows of one insert or one writer that are not acknowledged, in the order in which they are stored.
+
+    Attributes:
+        blocks: the blocks that are on their way, or have to be sent.
+        acknowledged: the number of blocks before them.
+        batch: a batch that is being added: its rows that are not done come after `blocks`.
+        staged: appended rows: they come last.
+    """
+
+    blocks: tuple[B, ...] = ()
+    acknowledged: int = 0
+    batch: Batch | None = None
+    staged: Staged | None = None
+
+    @property
+    def taken(self) -> int:
+        """The number of blocks until now."""
+        return self.acknowledged + len(self.blocks)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows that are not acknowledged."""
+        rest = 0 if self.batch is None else self.batch.rows - self.batch.done
+        return sum(block.rows for block in self.blocks) + rest + (0 if self.staged is None else self.staged.rows)
+
+    def with_staged_block(self, block: B) -> InsertState[B]:
+        """The appended rows became a block."""
+        return InsertState((*self.blocks, block), self.acknowledged, self.batch)
+
+    def with_batch_block(self, block: B) -> InsertState[B]:
+        """The next rows of the batch became a block."""
+        batch = None if self.batch is None else self.batch.without(block.rows)
+        return InsertState((*self.blocks, block), self.acknowledged, batch, self.staged)
+
+    def with_staged(self, staged: Staged | None) -> InsertState[B]:
+        """Other appended rows."""
+        return InsertState(self.blocks, self.acknowledged, self.batch, staged)
+
+    def with_batch(self, batch: Batch | None) -> InsertState[B]:
+        """Another batch that is being added."""
+        return InsertState(self.blocks, self.acknowledged, batch, self.staged)
+
+    def without_first(self) -> InsertState[B]:
+        """The first block is acknowledged."""
+        return InsertState(self.blocks[1:], self.acknowledged + 1, self.batch, self.staged)
+
+    def with_replaced(self, at: int, block: B) -> InsertState[B]:
+        """The same rows in another message."""
+        return InsertState((*self.blocks[:at], block, *self.blocks[at + 1 :]), self.acknowledged, self.batch, self.staged)

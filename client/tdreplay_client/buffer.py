@@ -87,7 +87,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         size = None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)
         self._open(address, device, table, where, timeout, transport, cast, seed)
         try:
-            self._connection.repeated(lambda budget: self._agree(size, budget))
+            self._connection.retried(lambda budget: self._agree(size, budget))
         except BaseException:
             self._connection.close()
             raise
@@ -146,7 +146,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         """The names of all tables of the server at `address`, sorted."""
         connection = Connection(address, timeout)
         try:
-            return list(connection.repeated(lambda budget: connection.unary("ListTables", pb.ListTablesRequest(), budget)).tables)
+            return list(connection.retried(lambda budget: connection.unary("ListTables", pb.ListTablesRequest(), budget)).tables)
         finally:
             connection.close()
 
@@ -181,7 +181,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
         size, draw, rows = check_batch_size(batch_size), self._next_draw(seed), check_flag(wait, "wait")
-        return self._connection.repeated(lambda budget: self._random_batch(size, draw, seed is None, budget), for_rows=rows)
+        return self._connection.retried(lambda budget: self._random_batch(size, draw, seed is None, budget), for_rows=rows)
 
     def _random_batch(self, size: int, draw: Draw, standing: bool, budget: RetryBudget) -> TensorDict:
         batch = self._single_batches.take(size, draw, budget) if standing else None
@@ -193,11 +193,11 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
         request, sizes = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields), range(len(slots), len(slots) + 1)
-        return self._connection.repeated(lambda budget: self._one("SampleByIndex", request, pb.SampleByIndexResponse, sizes, budget))
+        return self._connection.retried(lambda budget: self._one("SampleByIndex", request, pb.SampleByIndexResponse, sizes, budget))
 
     def sample_all(self) -> TensorDict:
         request, sizes = pb.SampleAllRequest(table=self._table), range(1, MAX_INT64)
-        return self._connection.repeated(lambda budget: self._one("SampleAll", request, pb.SampleAllResponse, sizes, budget))
+        return self._connection.retried(lambda budget: self._one("SampleAll", request, pb.SampleAllResponse, sizes, budget))
 
     def _one(self, call: str, request: Message, response_type: type[Message], sizes: range, budget: RetryBudget) -> TensorDict:
         """The one batch that a call answers with."""
@@ -255,7 +255,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
     def state(self) -> State:
-        return self._connection.repeated(self._described)
+        return self._connection.retried(self._described)
 
     @property
     def storing_device(self) -> torch.device:
@@ -276,7 +276,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     def _rewind(self, metadata: Metadata) -> None:
         sizes = {"buffer_size": metadata.buffer_size, "size": metadata.data_size, "write_count": metadata.write_count}
         request = pb.RewindRequest(table=self._table, **sizes)
-        self._connection.repeated(lambda budget: self._connection.unary("Rewind", request, budget))
+        self._connection.retried(lambda budget: self._connection.unary("Rewind", request, budget))
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -296,7 +296,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         finally:
             answers.close()
         if last is None or not last.path:
-            raise self._connection.gone("ended the call before the checkpoint was whole")
+            raise self._connection.lost_error("ended the call before the checkpoint was whole")
         return Checkpoint(last.path, last.rows, last.write_count, last.bytes)
 
     def close(self) -> None:

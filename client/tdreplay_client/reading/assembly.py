@@ -1,4 +1,4 @@
-"""Messages -> batches: put together from the blocks that come."""
+"""Messages -> batches, put together from blocks."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["assemble"]
 def assemble(
     messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer, sizes: range, loans: SegmentLoans | None = None
 ) -> Iterator[PendingBatch]:
-    """The batches that `messages` carry, or that lie in segments of `loans`, each in memory of its own, on its way to the device of `transfer`.
+    """The batches of `messages`, whose blocks are in the messages or in segments of `loans`, on their way to the device of `transfer`.
 
     A batch of one block is a view of the message's memory, or of a segment's; no other batch uses that memory. Where a block has several batches,
     each is a view of its own rows of the block. A batch of several blocks is allocated once, and each block is copied into its place.
 
     Args:
-        messages: of a call.
-        message_type: of these.
-        transfer: where batches go.
-        sizes: how many rows a batch may have, by what was asked for.
+        messages: the answers of a call.
+        message_type: the type of the messages.
+        transfer: brings batches to the device.
+        sizes: the numbers of rows that a batch may have, by what was asked for.
         loans: the memory that is shared with the server, where there is any.
 
     Raises:
@@ -90,7 +90,7 @@ def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: t
 
 
 def _memory(part: Columns, rows: int, transfer: DeviceTransfer) -> Columns:
-    """Fresh memory for a batch of so many rows like those of `part`."""
+    """New memory for a batch of so many rows like those of `part`."""
     try:
         return {name: transfer.memory((rows, *column.shape[1:]), column.dtype) for name, column in part.items()}
     except RuntimeError as error:  # So torch says that there is none.
@@ -108,5 +108,5 @@ def _place(columns: Columns, head: Any, part: Columns, done: int, rows: int) -> 
 
 
 def _kinds(columns: Columns) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    """What the blocks of one batch have in common."""
+    """The dtype and the shape of each field: all blocks of one batch have the same."""
     return {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}

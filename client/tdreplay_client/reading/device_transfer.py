@@ -59,7 +59,7 @@ class DeviceTransfer:
         return self._device.type == "cpu"
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Fresh memory of the host for a column: pinned where it goes on to CUDA."""
+        """New memory of the host for a column. It is pinned where the column goes on to CUDA."""
         return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=self._copies is not None)
 
     def copy(self, column: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,7 @@ class DeviceTransfer:
         return copied
 
     def bring(self, columns: Columns, batch_size: tuple[int, ...], dim_names: DimNames = ()) -> PendingBatch:
-        """The batch of these columns of the host's memory, which it takes over: on the CPU they are the batch."""
+        """The batch of these columns, which lie in the host's memory. It takes them over: on the CPU they are the batch."""
         if self._copies is None:
             here = {name: column.to(self._device) for name, column in columns.items()}
             return PendingBatch(to_tensordict(here, batch_size, self._device, dim_names))

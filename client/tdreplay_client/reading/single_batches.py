@@ -22,18 +22,18 @@ from tdreplay_client.transport.shared_memory import Sharing
 __all__ = ["Draw", "SingleBatches"]
 
 Draw = tuple[int, int] | None
-"""What a random batch is drawn by: a seed, and the number of the batch among those of the seed; None: by chance."""
+"""How a random batch is drawn: with a seed, as the batch of that number of the seed. None: by chance."""
 
 RETRY_SECONDS = 5.0
 
 
 class SingleBatches:
-    """Random batches one at a time, each drawn when it is asked for, over a Sample call that is held open: half as long as a call for each.
+    """Random batches, each drawn when it is asked for, over a Sample call that is held open: this takes half as long as a call for each.
 
     Args:
         connection: the connection to the server.
         table: the table's name.
-        transfer: where batches go.
+        transfer: brings batches to the device.
         sharing: whether shared memory is used.
     """
 
@@ -48,9 +48,12 @@ class SingleBatches:
         self._next: Draw = None  # The draw of the batch that the call brings next.
 
     def take(self, batch_size: int, draw: Draw, budget: RetryBudget) -> TensorDict | None:
-        """A batch; None where it takes a call of its own: the first one of its size, or when another thread uses the call, or it failed.
+        """A batch. None: it needs a call of its own, because it is the first one of its size, another thread uses the call, or the call failed.
 
-        `draw`: the seed and the number of the batch, where it has them. The call goes on with the next number; another one takes another call.
+        Args:
+            batch_size: rows of the batch.
+            draw: its seed and number, or None. The call that is held open goes on with the next number; any other number takes another call.
+            budget: how long it may take.
 
         Raises:
             DeadlineError: the server does not answer.

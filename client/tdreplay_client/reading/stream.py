@@ -30,23 +30,22 @@ JOIN_SECONDS = 5.0
 
 
 class BatchStream(OfOneProcess, Iterator[TensorDict]):
-    """Batches of a table, the next ones already on their way, and on the device.
+    """Batches of a table on the training device. The next ones are on their way while one is used.
 
-    It ends with the call's last batch, with `close` (or ``with``), or when nothing refers to it any more. A stream of random batches goes on after
-    its server was lost, where that is back within the connection's timeout. An epoch does not, and raises `ServerUnavailableError`: where it stood is
-    known to that server process alone. What went wrong on the way is raised where the batch that it hit would have come; after that, and after the
-    end, there are no more batches.
+    A stream ends with the last batch, with `close` (or ``with``), or when nothing refers to it any more. A stream of random batches goes on when its
+    server was lost and is back within the connection's timeout. An epoch raises `ServerUnavailableError` then: only the lost server process knew
+    where it stood. An error is raised in place of the batch that it concerns; no batches come after it.
 
     Attributes:
         shared: whether batches come through memory that is shared with the server.
 
     Args:
-        connection: to the server.
+        connection: the connection to the server.
         query: the first request of a Sample or Epoch call.
-        transfer: where batches go.
+        transfer: brings batches to the device.
         prefetch: the most batches that are on their way or wait here.
         sharing: whether shared memory is used.
-        wait: whether a batch of an empty table waits for the table's first row, for as long as the connection's timeout.
+        wait: whether a batch of an empty table waits for the table's first row, at most for the connection's timeout.
 
     Raises:
         ReplayError: the server refused the query.
@@ -62,11 +61,11 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self._end: Callable[[], object] = lambda: None
         self._reader: threading.Thread | None = None
         try:
-            connection.repeated(self._open)
+            connection.retried(self._open)
         except EmptyTableError:
             if not wait:
                 raise
-            self._lost = True  # Who asks for the first batch waits for the first row, and not who opens the stream: it may be the one who adds it.
+            self._lost = True  # The first batch waits for the first row, and not this: whoever opens the stream may be the one who adds that row.
 
     def _open(self, budget: RetryBudget) -> None:
         """Opens a call, grants the first batches, and starts to read them."""
@@ -76,7 +75,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self._end = weakref.finalize(self, end_call, call.requests, call.answers)
         self._lost = False
         call.grant()
-        self._reader = start_reader(_read, call.batches(call.answers.unhurried(), self._transfer), self._ready, call.credit)
+        self._reader = start_reader(_read, call.batches(call.answers.without_deadline(), self._transfer), self._ready, call.credit)
         if self._over:  # Another thread closed the stream meanwhile, and did not see this call.
             self._end_call()
 
@@ -89,7 +88,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
             raise StopIteration
         try:
             if self._goes_on:
-                return self._connection.repeated(self._taken, for_rows=self._waits)
+                return self._connection.retried(self._taken, for_rows=self._waits)
             return self._taken(RetryBudget(self._connection.timeout))
         except Exception:
             self.close()
@@ -140,7 +139,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         try:
             return self._ready.get(timeout=GRACE_SECONDS)
         except queue.Empty:
-            return self._connection.late()
+            return self._connection.late_error()
 
     def close(self) -> None:
         """Ends the call, and waits for the thread that reads it. Closing twice is allowed."""

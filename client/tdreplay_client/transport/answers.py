@@ -22,7 +22,7 @@ __all__ = ["Answers", "close_watchdog", "end_call", "interrupt_behind"]
 NOTICE_SECONDS = 0.2
 
 
-class Line(Protocol):
+class ConnectionLike(Protocol):
     """What answers need of the connection over which they come.
 
     Attributes:
@@ -40,16 +40,16 @@ class Line(Protocol):
     def wait(self, seconds: float) -> None:
         """Waits for so long, or until it is closed."""
 
-    def let_go(self, call: Any) -> None:
+    def release_locks(self, call: Any) -> None:
         """Gives back the locks of a call that this thread still has."""
 
     def error(self, error: Any) -> ReplayError:
         """The error that a call which gRPC ended with `error` raises."""
 
-    def gone(self, how: str) -> ReplayError:
+    def lost_error(self, how: str) -> ReplayError:
         """The error for a call that the server ended before its time."""
 
-    def late(self) -> ReplayError:
+    def late_error(self) -> ReplayError:
         """The error for an answer that did not come."""
 
 
@@ -57,10 +57,10 @@ class Answers(Iterator[Any]):
     """The answers of a streaming call. Closing it ends the call.
 
     Attributes:
-        budget: how long the next answer may take; each answer renews it. None: the connection's timeout, from when it is asked for.
+        budget: the time that the next answer may take; each answer renews it. None: the connection's timeout, from when the answer is awaited.
     """
 
-    def __init__(self, call: Any, connection: Line, budget: RetryBudget | None) -> None:
+    def __init__(self, call: Any, connection: ConnectionLike, budget: RetryBudget | None) -> None:
         self._call, self._connection, self.budget = call, connection, budget
         self._deadline: float | None = None
         self._overdue: float | None = None  # The deadline that had passed when the time was looked at last.
@@ -85,7 +85,7 @@ class Answers(Iterator[Any]):
         try:
             note_end(self._call.add_callback)
         except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
-            self._connection.let_go(self._call)
+            self._connection.release_locks(self._call)
             raise interrupt_behind(error) from None
 
     def _awaited(self, step: Callable[[], Any]) -> Any:
@@ -97,13 +97,13 @@ class Answers(Iterator[Any]):
         except StopIteration:
             raise
         except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
-            self._connection.let_go(self._call)
+            self._connection.release_locks(self._call)
             raise interrupt_behind(error) from None
         finally:
             self._deadline = None
 
-    def unhurried(self) -> Iterator[Any]:
-        """The answers, however long each takes: for a thread that reads ahead, while whoever takes what it read watches the time."""
+    def without_deadline(self) -> Iterator[Any]:
+        """The answers, however long each takes: for a thread that reads ahead. The thread that takes what was read watches the time."""
         try:
             yield from self._call
         except grpc.RpcError as error:
@@ -112,14 +112,14 @@ class Answers(Iterator[Any]):
     def _failure(self, error: Any) -> ReplayError:
         # gRPC raises the call itself, and with its traceback the call would hold all that its readers' frames hold, shared memory too.
         error.__traceback__ = None
-        return self._connection.late() if self._late else self._connection.error(error)
+        return self._connection.late_error() if self._late else self._connection.error(error)
 
     def end_at(self, until: float) -> None:
-        """The call is late at that moment (of time.monotonic), whatever it answers until then."""
+        """Sets the moment (of time.monotonic) at which the call is cancelled, whatever it answers until then."""
         self._deadline = until
 
     def cancel_if_late(self, now: float) -> None:
-        """Cancels the call where an answer was overdue the last time already: the first time it may be there, and this process have stood still."""
+        """Cancels the call where an answer is overdue for the second time. The first time, this process may have stood still."""
         deadline = self._deadline
         if deadline is None or now <= deadline:
             self._overdue = None
@@ -130,7 +130,7 @@ class Answers(Iterator[Any]):
             self._call.cancel()
 
     def check_alive(self) -> None:
-        """Passes where the call goes on for a moment: long enough for the end of a process on this host to be noticed.
+        """Passes where the call is still alive after a moment, which is long enough to notice the end of a process on this host.
 
         Raises:
             ServerUnavailableError: it does not.
@@ -139,7 +139,7 @@ class Answers(Iterator[Any]):
         while self.active and time.monotonic() < end:
             self._connection.wait(NOTICE_SECONDS / 20)
         if not self.active:
-            raise self._connection.gone("was lost")
+            raise self._connection.lost_error("was lost")
 
     @property
     def active(self) -> bool:
@@ -147,7 +147,7 @@ class Answers(Iterator[Any]):
         try:
             active: bool = self._call.is_active()
         except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
-            self._connection.let_go(self._call)
+            self._connection.release_locks(self._call)
             raise interrupt_behind(error) from None
         return active
 
@@ -163,19 +163,19 @@ class Answers(Iterator[Any]):
             try:
                 self._call.cancel()
             except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
-                self._connection.let_go(self._call)
+                self._connection.release_locks(self._call)
                 self._call.cancel()
                 raise interrupt_behind(error) from None
 
 
 def end_call(requests: queue.SimpleQueue[Any], answers: Answers) -> None:
-    """Ends a call. It waits for nothing: as a finalizer it may run in any thread, that which watches over all deadlines among them."""
+    """Ends a call. It waits for nothing: as a finalizer it may run in any thread, also in the one that watches over deadlines."""
     requests.put(None)
     answers.close()
 
 
 def interrupt_behind(error: BaseException) -> BaseException:
-    """The interrupt that made a lock, which had just been given back, say that it cannot be; any other error as it is."""
+    """The interrupt that is behind an error of a lock (given back twice, because Ctrl-C came as it was given back); any other error as it is."""
     return error.__context__ if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt) else error
 
 

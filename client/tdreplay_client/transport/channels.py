@@ -18,7 +18,7 @@ SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 IDEMPOTENT = ("Add", "SampleBatch", "SampleByIndex", "SampleAll", "Describe", "CreateTable", "ListTables")
 """The calls with one request that gRPC may send again by itself: inserts are numbered, so that they are stored once."""
 
-# Short: what lasts longer, as a server that starts again does, is `Connection.repeated`'s, which knows how much time is left.
+# Short: what lasts longer, as a server that starts again does, is `Connection.retried`'s, which knows how much time is left.
 RETRIES = {"maxAttempts": 5, "initialBackoff": "0.02s", "maxBackoff": "0.1s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}
 SERVICE_CONFIG = json.dumps(
     {"methodConfig": [{"name": [{"service": SERVICE.full_name, "method": method} for method in IDEMPOTENT], "retryPolicy": RETRIES}]}

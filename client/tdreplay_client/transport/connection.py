@@ -54,7 +54,7 @@ class Connection:
 
     Args:
         address: HOST:PORT or unix:PATH.
-        timeout: seconds that a call may wait for the server: to answer, in a stream with the next message, or to come back. None: a year.
+        timeout: seconds that a call waits for an answer, a stream for its next message, and both for a server that is not there. None: a year.
 
     Raises:
         InvalidArgumentError: one of them breaks its rule.
@@ -80,11 +80,14 @@ class Connection:
         call: Callable[..., Any] = make(f"/{SERVICE.full_name}/{method.name}", request_serializer=_serialize, response_deserializer=decode)
         return call
 
-    def repeated(self, attempt: Callable[[RetryBudget], T], *, for_rows: bool = False) -> T:
-        """What `attempt` gives: made again while the server cannot be reached, until its budget is over.
+    def retried(self, attempt: Callable[[RetryBudget], T], *, for_rows: bool = False) -> T:
+        """Calls `attempt`, and gives its result. Where the server cannot be reached, it is called again, until its budget is used up.
 
-        It must be something that may be done twice. A server that came back may have no room for streams yet; that is waited for too, and so are
-        the first rows of the table, `for_rows`.
+        It must be something that may be done twice. A server that came back may have no room for streams yet: this is waited for, too.
+
+        Args:
+            attempt: the calls to the server, which wait no longer than the budget that they get.
+            for_rows: whether it waits while the table is empty.
 
         Raises:
             ServerUnavailableError: the server did not come back in time.
@@ -107,7 +110,7 @@ class Connection:
             self._closed.wait(budget.pause())
 
     def _worth_another(self, error: ReplayError, budget: RetryBudget, for_rows: bool) -> bool:
-        """Whether an attempt that ended so is made again, if there is time left."""
+        """Whether another attempt follows one that ended with this error, if there is time left."""
         if isinstance(error, ServerUnavailableError):
             budget.lost = str(error)
             self._note(away=True, why=budget.lost)
@@ -139,7 +142,7 @@ class Connection:
             return self._calls[name](request, timeout=self.timeout if budget is None else budget.left)
 
     def stream(self, name: str, requests: Message | Iterator[Message | bytes], budget: RetryBudget | None = None) -> Answers:
-        """Opens a call that streams its answers. Each of them may take `timeout` seconds, the first one as long as there is `budget`."""
+        """Opens a call that streams its answers. Each answer may take `timeout` seconds, or, with a `budget`, what is left of that."""
         self.check_open()
         if not isinstance(requests, Iterator):  # gRPC needs no thread.
             return self._opened(name, requests, budget)
@@ -182,7 +185,7 @@ class Connection:
             self.check_open()
             raise
         except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
-            self.let_go(None)
+            self.release_locks(None)
             raise interrupt_behind(error) from None
 
     def error(self, error: Any) -> ReplayError:
@@ -190,17 +193,17 @@ class Connection:
         name = dict(error.trailing_metadata() or ()).get(TRAILER)
         found = from_status(error.code(), name, printable((error.details() or "")[:MAX_DETAILS]))
         if isinstance(found, DeadlineError):
-            return self.late()
+            return self.late_error()
         if isinstance(found, CancelledError):  # The client's own doing, or that of a server that stops.
-            return ClosedError(f"the buffer at {self.address} was closed") if self._closed.is_set() else self.gone("ended the call")
+            return ClosedError(f"the buffer at {self.address} was closed") if self._closed.is_set() else self.lost_error("ended the call")
         if isinstance(found, (ServerUnavailableError, InternalError)):
             return type(found)(f"server {self.address}: {found}")
         return found
 
-    def let_go(self, call: Any) -> None:
-        """Gives back the locks of a call and of the channel where this thread still has them: Ctrl-C came as one was taken or given back.
+    def release_locks(self, call: Any) -> None:
+        """Gives back the locks of a call and of the channel that this thread still has, because Ctrl-C came as one was taken or given back.
 
-        gRPC's threads, which serve all calls of a channel, take them too: they, all calls and `close` would wait for ever.
+        gRPC's threads take them too. Without this, they, all calls of the channel and `close` would wait for ever.
         """
         self.disturbed.set()
         inner = gc.get_referents(getattr(self._channel, "_channel", None))  # The channel's lock is an attribute that gRPC's C does not show.
@@ -210,11 +213,11 @@ class Connection:
                     while True:
                         condition.release()
 
-    def gone(self, how: str) -> ServerUnavailableError:
+    def lost_error(self, how: str) -> ServerUnavailableError:
         """The error for a call that the server ended before its time."""
         return ServerUnavailableError(f"server {self.address} {how}")
 
-    def late(self) -> DeadlineError:
+    def late_error(self) -> DeadlineError:
         """The error for an answer that did not come."""
         return DeadlineError(f"server {self.address} did not answer within {self.timeout} s")
 

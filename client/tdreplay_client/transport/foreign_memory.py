@@ -27,9 +27,9 @@ def open_memory(path: str, size: int, nonce: bytes) -> int:
     """The descriptor of the file at `path`, open for reading and writing.
 
     Args:
-        path: as the server says it.
-        size: that the file must have, in bytes.
-        nonce: its first bytes.
+        path: the path that the server names.
+        size: the size in bytes that the file must have.
+        nonce: the first bytes that it must have.
 
     Raises:
         OSError: it cannot be opened from here, or is none of these: the server runs as another user, in another container, or on another host.
@@ -55,8 +55,8 @@ def open_memory(path: str, size: int, nonce: bytes) -> int:
     return file
 
 
-# What is found is not opened before it was looked at (O_PATH): to open a device or a pipe may do something. From then on it is known by its
-# descriptor, so that nobody can put something else in its place.
+# O_PATH: a file is looked at before it is opened, because to open a device or a pipe may do something. Then it is opened by its descriptor, so that
+# nobody can put another file in its place meanwhile.
 
 
 def _found_in_folder(name: str, shown: str) -> int:

@@ -8,16 +8,16 @@ import time
 __all__ = ["FIRST_PAUSE", "GRACE_SECONDS", "RetryBudget", "jittered"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""Seconds between two attempts to reach a server: the first pause, and what it grows to."""
+"""The pause in seconds between two attempts to reach a server: the first one, and the longest to which it grows."""
 
 GRACE_SECONDS = 0.1
-"""Seconds after a deadline for what came in time while this process stood still: in a full garbage collection, or because it was paused."""
+"""The grace after a deadline. The answer may have come in time while this process stood still: in a garbage collection, or because it was paused."""
 
 _random = random.SystemRandom()  # Not the interpreter's generator: clients that seed that alike would still come together.
 
 
 def jittered(seconds: float) -> float:
-    """Half of `seconds`, and a random part of the other half: clients that lost their server at one moment do not come back at one moment.
+    """Half of `seconds`, and a random part of the other half, so that clients which lost their server at one moment do not come back at one moment.
 
     This is "equal jitter" of Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
     """
@@ -25,7 +25,7 @@ def jittered(seconds: float) -> float:
 
 
 class RetryBudget:
-    """The time that a call has: so many seconds from its beginning, or from when the server last answered it.
+    """The time that a call has for all of its attempts. It starts anew with each answer of the server.
 
     Attributes:
         lost: how the connection was lost since the server last answered; empty where it was not.
@@ -53,7 +53,7 @@ class RetryBudget:
 
     @property
     def over(self) -> bool:
-        """Whether another attempt is not worth while."""
+        """Whether there is no time left for another attempt."""
         return self.left < FIRST_PAUSE
 
     def pause(self) -> float:

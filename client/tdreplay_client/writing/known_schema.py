@@ -1,4 +1,4 @@
-"""What a client knows of a table's rows, for values that have no dtype of their own, or another one: it comes from an insert, or from the server."""
+"""What a client knows of a table's schema, for values that have no dtype of their own, or another one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class KnownSchema:
     """Brings rows to the schema of the table. Rows whose tensors and arrays have dtypes of their own do without it, unless `cast`.
 
     Args:
-        connection: to the server.
+        connection: the connection to the server.
         table: the table's name.
         cast: whether values of other dtypes are converted.
 
     Attributes:
-        cast: the same.
+        cast: whether values of other dtypes are converted.
     """
 
     def __init__(self, connection: Connection, table: str, *, cast: bool) -> None:
@@ -31,7 +31,7 @@ class KnownSchema:
         self._known: Schema | None = None
 
     def insert(self, rows: Given, store: Callable[[Columns, Schema, int], None]) -> None:
-        """Gives rows to `store`, as columns. Where they do not fit what is known, another client may have fixed another schema: it is asked for once.
+        """Gives rows to `store`, as columns. Where they do not fit the known schema, the server is asked once: the table may have another one by now.
 
         Raises:
             SchemaError: they do not fit the table's schema as it is now.
@@ -56,7 +56,7 @@ class KnownSchema:
 
     def _asked(self) -> Schema | None:
         """The schema as the server has it now; None while there is none."""
-        answer = self._connection.repeated(lambda budget: self._connection.unary("Describe", self._request, budget))
+        answer = self._connection.retried(lambda budget: self._connection.unary("Describe", self._request, budget))
         return schema_from_message(answer.schema) if answer.HasField("schema") else None
 
     def for_first(self, rows: Given) -> Schema | None:

@@ -36,7 +36,7 @@ EXIT_SECONDS = 1.0
 
 
 class _First(NamedTuple):
-    """What a call is opened for: rows of that schema, so many at once."""
+    """What a call is opened for: blocks of that schema, of about that many rows."""
 
     schema: Schema
     rows: int
@@ -46,13 +46,13 @@ class Pipeline(GuardedEngine):
     """The rows of one writer, on their way to a table.
 
     Attributes:
-        name: of the writer, for messages.
-        connection: to the server.
+        name: the name of the writer in messages.
+        connection: the connection to the server.
 
     Args:
-        connection: to the server.
+        connection: the connection to the server.
         table: the table's name.
-        sharing: whether blocks go through memory that is shared with the server, where they are large enough.
+        sharing: whether large blocks go through memory that is shared with the server.
         unacknowledged: the failed inserts of the buffer.
         policy: when rows are sent.
     """
@@ -75,7 +75,7 @@ class Pipeline(GuardedEngine):
         return self.engine.sending is not None
 
     def open(self, schema: Schema, rows: int) -> None:
-        """Waits until there is a call for blocks of that schema, of about so many rows. `check` says where there is none to be had."""
+        """Waits until a call is open for blocks of that schema, of about so many rows, or until the writer failed; see `check`."""
         if self._first is None:
             self._first = _First(schema, rows)
         while self.call is None and self.error is None:
@@ -87,7 +87,7 @@ class Pipeline(GuardedEngine):
             self._listen(lambda: self.call is not None or self.error is not None, POLL_SECONDS)
 
     def ask(self, question: Callable[[], T]) -> T:
-        """What `question` gives, which asks the server. In a thread of its own: gRPC does not bear it that its caller is interrupted."""
+        """The result of `question`, which asks the server in a thread of its own: gRPC does not bear an interrupt of its caller."""
         answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
         def ask() -> None:
@@ -127,11 +127,11 @@ class Pipeline(GuardedEngine):
             heard = lambda: done() or self.error is not None or self._over or self.engine.state.acknowledged != before  # noqa: B023, E731
             if not self._listen(heard, seconds) and not self._listen(heard, GRACE_SECONDS):
                 gone = timeout is None and not self._connected
-                self.fail(self.connection.gone("is lost, and did not come back") if gone else self.connection.late())
+                self.fail(self.connection.lost_error("is lost, and did not come back") if gone else self.connection.late_error())
         self.check()
 
     def _listen(self, heard: Callable[[], bool], seconds: float) -> bool:
-        """Whether something that was waited for came within so many seconds. Nothing here breaks where it is interrupted."""
+        """Waits until `heard` is true, at most so many seconds, and gives whether it is. An interrupt breaks nothing here."""
         self._release_lock()
         waiter: queue.SimpleQueue[None] = queue.SimpleQueue()
         until = time.monotonic() + seconds
@@ -148,8 +148,8 @@ class Pipeline(GuardedEngine):
     # -- any thread, a finalizer's among them ---------------------------------------------------------------------------------------------------
 
     def drain(self, seconds: float | None = None) -> None:
-        """Sends what is there, at most for so long (None: the connection's timeout), then ends; nobody waits for it. Takes no lock."""
-        if not self.connection.owner.is_here:  # The parent's, in a fork: there are no threads here.
+        """Sends what is there for at most so many seconds (None: the connection's timeout), then ends. Does not wait, and takes no lock."""
+        if not self.connection.owner.is_here:  # A fork has not got the threads.
             return
         self._until = time.monotonic() + (self.connection.timeout if seconds is None else seconds)
         self._leaving = True
@@ -165,13 +165,13 @@ class Pipeline(GuardedEngine):
         return self._listen(lambda: self._over or self.error is not None, max(0.0, seconds))
 
     def give_up(self, why: str) -> None:
-        """Ends at once. What is not acknowledged is counted in the log, and handed back by the next call of the writer, where there is one."""
+        """Ends at once. Rows that are not acknowledged are counted in the log, and handed back by the next call of the writer, if one comes."""
         if self.engine.state.rows:
             self.fail(ClosedError(f"{self.name} was closed: {why}"))
         self.end(why)
 
     def end(self, why: str) -> None:
-        """Ends at once. What is not acknowledged is counted in the log."""
+        """Ends at once. Rows that are not acknowledged are counted in the log."""
         with self.lock:
             dropped = 0 if self._over else self.engine.state.rows
             if not self._over and not self.engine.state.blocks:
@@ -191,7 +191,7 @@ class Pipeline(GuardedEngine):
         self.end("")
 
     def fail(self, error: ReplayError) -> None:
-        """Keeps an error for the next call of the writer; where none will come, what is not acknowledged is counted in the log."""
+        """Keeps an error for the next call of the writer. Where no call will come, rows that are not acknowledged are counted in the log."""
         with self.lock:
             if self.error is None and not self._over:
                 self.error = error.with_traceback(None)
@@ -200,7 +200,7 @@ class Pipeline(GuardedEngine):
         self._changed()
 
     def _changed(self) -> None:
-        """Wakes those who wait."""
+        """Wakes the threads that wait in `_listen`."""
         for waiter in tuple(self._waiters):
             waiter.put(None)
 
@@ -270,7 +270,7 @@ class Pipeline(GuardedEngine):
                 return
             self._following = True
         try:
-            self.connection.repeated(self._take_acknowledgements)
+            self.connection.retried(self._take_acknowledgements)
         except ReplayError as error:
             self.fail(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next call of the writer raises it.
@@ -281,11 +281,11 @@ class Pipeline(GuardedEngine):
         if call is None:
             return
         try:
-            for answer in call.answers.unhurried():
+            for answer in call.answers.without_deadline():
                 self._acknowledge(call, answer.rows)
                 budget.answered()
             if not self._over:
-                raise self.connection.gone("ended the call")
+                raise self.connection.lost_error("ended the call")
         except ReplayError:
             self._lose(call, budget)
             if not self._over:

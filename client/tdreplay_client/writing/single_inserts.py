@@ -71,7 +71,7 @@ class SingleInserts:
         self._connection.check_open()
         insert = _Insert(self._unacknowledged.claim(columns, schema, rows), self._unacknowledged)
         try:
-            self._connection.repeated(partial(self._attempt, insert))
+            self._connection.retried(partial(self._attempt, insert))
             # Inside the try: an interrupt from now on finds rows that are stored, and they are noted.
             self._unacknowledged.writer_ids.give_back(insert.insert_ids)
         except BaseException as error:

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 
 from tdreplay.columns import from_rows
 from tdreplay.schema import Schema
-from tdreplay_server.durability.ledger import Number
+from tdreplay_server.durability.ledger import InsertKey
 from tdreplay_server.tables.table import Table
 
 FACTOR = np.int64(0x2545F4914F6CDD1D)
@@ -45,5 +45,5 @@ def window(batch: TensorDict) -> range:
 def insert(table: Table, batch: TensorDict, writer: str = "", sequence: int = 0) -> int:
     """Stores a batch, as the block of that number of a writer, and gives its first row's id."""
     columns, row_shape = from_rows(batch)
-    first, _ = table.insert(columns, Schema.of(columns, row_shape), len(batch), Number.of(writer, sequence, columns))
+    first, _ = table.insert(columns, Schema.of(columns, row_shape), len(batch), InsertKey.of(writer, sequence, columns))
     return first

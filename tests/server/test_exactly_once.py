@@ -13,13 +13,14 @@ import pytest
 from safetensors.numpy import save
 
 from tdreplay.errors import TRAILER
+from tdreplay.insert_id import InsertId
 from tdreplay.limits import SEQUENCE_WINDOW
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
 from tdreplay_server.checkpoints.restore import restore
-from tdreplay_server.durability.ledger import MAX_WRITERS, Ledger, Number, Written
+from tdreplay_server.durability.ledger import MAX_WRITERS, InsertKey, Ledger, WrittenInsert
 from tdreplay_server.storage.ring import Ring
 
 
@@ -158,10 +159,10 @@ def test_what_was_acknowledged_is_known_after_a_restart_a_reset_and_a_restore(tm
 def test_writers_that_were_silent_longest_are_forgotten_first():
     ledger, ids = Ledger(), itertools.count(1)
     for writer in range(MAX_WRITERS + 10):
-        ledger.commit(Ring(10), [Written(next(ids), 1, Number(f"w{writer}", 1, 7))])
-        ledger.commit(Ring(10), [Written(next(ids), 1, Number("w0", writer + 2, 7))])
-    assert ledger.find(Number("w0", MAX_WRITERS + 11, 7)) is not None
-    assert ledger.find(Number("w1", 1, 7)) is None
+        ledger.commit(Ring(10), [WrittenInsert(next(ids), 1, InsertKey(InsertId(f"w{writer}", 1), 7))])
+        ledger.commit(Ring(10), [WrittenInsert(next(ids), 1, InsertKey(InsertId("w0", writer + 2), 7))])
+    assert ledger.find(InsertKey(InsertId("w0", MAX_WRITERS + 11), 7)) is not None
+    assert ledger.find(InsertKey(InsertId("w1", 1), 7)) is None
     assert len({writer for writer, *_ in ledger.acknowledged()}) <= MAX_WRITERS
 
 
@@ -177,13 +178,13 @@ def test_blocks_that_were_refused_evict_no_writer(client):
 
 def test_a_number_that_is_looked_up_makes_no_writer_known_and_costs_no_memory():
     ledger = Ledger()
-    ledger.commit(Ring(10), [Written(0, 1, Number("honest", 1, 7))])
+    ledger.commit(Ring(10), [WrittenInsert(0, 1, InsertKey(InsertId("honest", 1), 7))])
     tracemalloc.start()
     try:
         for writer in range(MAX_WRITERS + 100):
-            assert ledger.find(Number(f"stranger-{writer}", 1, 7)) is None
+            assert ledger.find(InsertKey(InsertId(f"stranger-{writer}", 1), 7)) is None
         assert tracemalloc.get_traced_memory()[0] < 64 << 10
     finally:
         tracemalloc.stop()
     assert [writer for writer, *_ in ledger.acknowledged()] == ["honest"]
-    assert ledger.find(Number("honest", 1, 7)) is not None
+    assert ledger.find(InsertKey(InsertId("honest", 1), 7)) is not None

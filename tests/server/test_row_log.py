@@ -40,7 +40,7 @@ class Counting:
 
 def insert(log: RowLog, count: int, dtype: torch.dtype = torch.int64) -> None:
     columns = {"number": torch.arange(count, dtype=dtype)}
-    log.insert(Insert(columns, Schema.of(columns, ()), count, None))
+    log.insert(Insert(columns, Schema.of(columns, ()), count))
 
 
 def rewind(log: RowLog, size: int, back: int) -> None:

@@ -19,7 +19,7 @@ from tdreplay.api import Checkpoint, Progress
 from tdreplay.errors import CorruptDataError
 from tdreplay_server.checkpoints.manifest import MANIFEST, STRICT, File, Manifest, broken, read_manifest, sha256_of
 from tdreplay_server.checkpoints.snapshot import snapshotted
-from tdreplay_server.durability.ledger import Acknowledged
+from tdreplay_server.durability.ledger import AcknowledgedInsert
 from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.system.disk import new_directory, put_in_place
 from tdreplay_server.system.disk_errors import disk_errors, unreadable
@@ -30,7 +30,7 @@ __all__ = ["listed_bytes", "read_acknowledged", "verify_checkpoint", "write_chec
 
 ACKNOWLEDGED = "acknowledged.json"
 CHUNK_BYTES = 4 << 20
-_ACKNOWLEDGED = TypeAdapter(list[Acknowledged], config=STRICT)
+_ACKNOWLEDGED = TypeAdapter(list[AcknowledgedInsert], config=STRICT)
 
 
 def write_checkpoint(target: Path, row_log: RowLog, progress: Progress | None = None) -> Checkpoint:
@@ -105,8 +105,8 @@ def verify_checkpoint(directory: Path) -> Manifest:
     return manifest
 
 
-def read_acknowledged(directory: Path, manifest: Manifest) -> list[Acknowledged]:
-    """What a checkpoint knows of numbered blocks.
+def read_acknowledged(directory: Path, manifest: Manifest) -> list[AcknowledgedInsert]:
+    """What became of the numbered inserts that a checkpoint remembers.
 
     Raises:
         CorruptDataError: it is not what was written.

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from tdreplay.schema import Schema
 from tdreplay_server.durability.flusher import Flusher
 from tdreplay_server.durability.insert import Insert
-from tdreplay_server.durability.ledger import Ledger, Written
+from tdreplay_server.durability.ledger import Ledger, WrittenInsert
 from tdreplay_server.durability.listening import Told
 from tdreplay_server.durability.recovery import digest_of_rows
 from tdreplay_server.storage.ring import Ring
@@ -19,18 +19,18 @@ __all__ = ["DurableWriter"]
 
 
 class DurableWriter:
-    """Writes blocks of rows into a `RowStorage`, and into the ledger what they are. One thread at a time uses it.
+    """Writes rows into a storage, and into the ledger what they are. One thread at a time uses it.
 
     Attributes:
-        overwriting: called with a row id before rows below it are overwritten; None: nobody wants to know.
+        overwriting: Called with a row id before rows below it are overwritten; None: nobody wants to know.
 
     Args:
-        storage: of the rows.
-        ledger: of the table.
-        flusher: where rows are flushed to the disk now and then.
-        alone: keeps readers out, while rows are overwritten.
-        told: tells the table's listener how the ring moved, with readers kept out.
-        torn: called with readers kept out, where slots may hold neither their old rows nor whole new ones.
+        storage: Where the rows lie.
+        ledger: The ledger of the table.
+        flusher: What flushes rows to the disk now and then; None: nothing does.
+        alone: Keeps readers out while rows are overwritten.
+        told: Tells the table's listener how the ring moved, with readers kept out.
+        torn: Called, with readers kept out, when slots may hold neither their old rows nor whole new ones.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class DurableWriter:
         self._storage, self._ledger, self._flusher, self._alone, self._told, self._torn = storage, ledger, flusher, alone, told, torn
         self.overwriting: Callable[[int], None] | None = None
 
-    def insert(self, blocks: Sequence[Insert]) -> None:
-        """Writes blocks, one after the other. When it returns they are in the ring, and survive what the ledger's durability says.
+    def insert(self, inserts: Sequence[Insert]) -> None:
+        """Writes rows, one insert after the other. When it returns they are in the ring, and survive what the ledger's durability says.
 
         Where it raises, the ring has none of them; it may have lost rows that they were to overwrite.
 
@@ -54,7 +54,7 @@ class DurableWriter:
             ResourceExhaustedError, StorageError: the disk is full, or failed.
         """
         storage, before = self._storage, self._storage.ring
-        rows = sum(block.rows for block in blocks)
+        rows = sum(insert.rows for insert in inserts)
         retired, after = before.retire(rows), before.commit(rows)
         if retired.oldest > before.oldest:
             self._retire(retired.oldest, rows)
@@ -62,7 +62,7 @@ class DurableWriter:
         with self._alone:
             try:
                 self._move(retired)
-                self._ledger.commit(after, self._put_all(blocks, before.write_count))
+                self._ledger.commit(after, self._put_all(inserts, before.write_count))
                 self._move(after)
             except BaseException:
                 if storage.ring != before:
@@ -74,14 +74,14 @@ class DurableWriter:
         self._storage.ring = ring
         self._told.tell(ring)
 
-    def _put_all(self, blocks: Sequence[Insert], row_id: int) -> list[Written]:
-        """Copies blocks to their slots, the first one's rows from `row_id` on."""
+    def _put_all(self, inserts: Sequence[Insert], row_id: int) -> list[WrittenInsert]:
+        """Copies rows to their slots, the first one's id is `row_id`."""
         level, written = self._ledger.durability.level, []
-        for block in blocks:
-            self._storage.write(row_id, block.rows, block.columns)
-            digest = self._unflushed_digest(block.schema, row_id, block.rows) if level == "interval" else None
-            written.append(Written(row_id, block.rows, block.number, digest))
-            row_id += block.rows
+        for insert in inserts:
+            self._storage.write(row_id, insert.rows, insert.columns)
+            digest = self._unflushed_digest(insert.schema, row_id, insert.rows) if level == "interval" else None
+            written.append(WrittenInsert(row_id, insert.rows, insert.key, digest))
+            row_id += insert.rows
         failpoint("insert-after-rows")
         if level == "power":
             self._storage.sync()

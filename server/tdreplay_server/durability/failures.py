@@ -1,4 +1,4 @@
-"""What is left of a table whose disk failed: one error, for every call from then on."""
+"""A disk that failed: the table raises the same error at every call from then on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DiskFailure:
     """Whether the disk of a table failed.
 
     Args:
-        on_failure: called once, from a thread of its own, when it does: whoever finds the failure holds locks, and the callback may need them.
+        on_failure: Called once when it does. It is called from a thread of its own, because it may need locks that the finder of the failure holds.
     """
 
     def __init__(self, on_failure: Callable[[StorageError], object] | None) -> None:
@@ -25,11 +25,11 @@ class DiskFailure:
 
     @property
     def happened(self) -> bool:
-        """Whether it did."""
+        """Whether the disk failed."""
         return self._error is not None
 
     def check(self) -> None:
-        """Passes where it did not.
+        """Passes where the disk did not fail.
 
         Raises:
             StorageError: how it failed.
@@ -39,7 +39,7 @@ class DiskFailure:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Makes an error of the disk the last thing that the table did."""
+        """For ``with``: where the block ends with an error of the disk, the disk failed."""
         try:
             yield
         except StorageError as error:

@@ -1,8 +1,8 @@
 """Rows that are flushed to the disk now and then: the level interval of durability.
 
-The kernel may bring rows to the disk before the journal says that they overwrite others. So each flush takes the rows out of the journal's window,
-on the disk, that are going to be overwritten before the next one; an insert that would go further waits for a flush of its own. After a crash those
-rows are not live, whether they were overwritten or not: they were the oldest.
+The kernel may bring new rows to the disk before the journal says that they overwrite others. So each flush looks ahead: it takes the rows that will
+be overwritten before the next flush out of the journal's window, on the disk. An insert that would go further waits for a flush of its own. After a
+crash those rows are not live, whether they were overwritten or not. They were the oldest.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Flusher:
     """Flushes a table every `seconds`, from a thread of its own, once it is started.
 
     Attributes:
-        flushed_to: the rows below this id are on the disk.
+        flushed_to: The rows below this id are on the disk.
 
     Args:
-        seconds: from one flush to the next.
-        flush: does it.
+        seconds: The time from one flush to the next.
+        flush: Flushes the table.
     """
 
     def __init__(self, seconds: float, flush: Callable[[], None]) -> None:
@@ -35,7 +35,7 @@ class Flusher:
         self._thread = threading.Thread(target=self._run, name="tdreplay-flusher", daemon=True)
 
     def start(self) -> None:
-        """Begins."""
+        """Starts the thread."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -46,14 +46,14 @@ class Flusher:
                 log.error("rows could not be flushed to the disk", error=str(error))
 
     def ahead(self, ring: Ring, flushed_to: int, rows: int) -> int:
-        """The rows below this id may be overwritten until the next flush.
+        """The rows below the id that this gives may be overwritten until the next flush.
 
-        It makes room for twice as many rows as came since the last flush, at most half of the ring, but for `rows` in any case.
+        There is room for twice as many rows as came since the last flush, at most half of the ring, but for `rows` in any case.
 
         Args:
-            ring: as it is now.
-            flushed_to: the rows below this id are on the disk.
-            rows: that are about to be written.
+            ring: The ring as it is now.
+            flushed_to: The rows below this id are on the disk.
+            rows: The number of rows that are about to be written.
         """
         came = ring.write_count - self._last_count if self._last_count >= 0 else 0
         self.flushed_to, self._last_count = flushed_to, ring.write_count

@@ -18,22 +18,22 @@ T = TypeVar("T")
 
 
 class GroupCommit(Generic[T]):
-    """Hands what several threads bring to `write`, in groups, in the order in which they came. One thread writes at a time.
+    """Hands the items of several threads to `write`, in groups, in the order in which they came. One thread writes at a time.
 
-    A thread may be interrupted (Ctrl-C) wherever it calls something. So each change of what is kept here is assignments, and one call at the end;
-    `let_go` does what the interrupt left undone.
+    A thread may be interrupted (Ctrl-C) wherever it calls something. So each change of the state here is a few assignments with one call at the end.
+    `let_go` does what an interrupt left undone.
 
     Args:
-        write: takes a group of at least one item. What it raises is raised in the thread that called it; it has to tell the others by their items.
-        joins: whether an item may go into a group that has some already.
+        write: Takes a group of at least one item. What it raises is raised in the thread that called it. The others learn of it by their items.
+        joins: Whether an item may go into a group that has some already.
     """
 
     def __init__(self, write: Callable[[list[T]], None], joins: Callable[[list[T], T], bool]) -> None:
         self._write, self._joins = write, joins
         self._mutex = threading.Lock()
         self._leader: int | None = None  # The thread that may write.
-        self._others: list[_Place[T]] = []  # Those for whom it writes as well.
-        self._waiting: deque[_Place[T]] = deque()  # Those that do not wait any more are taken out later.
+        self._others: list[_Place[T]] = []  # The threads for which it writes as well.
+        self._waiting: deque[_Place[T]] = deque()  # Places of threads that gave up stay in it for a while.
 
     def put(self, item: T) -> None:
         """Returns when `item` was written, by this thread or by another one."""
@@ -61,10 +61,10 @@ class GroupCommit(Generic[T]):
         self._end()
 
     def _await(self, item: T | None) -> bool:
-        """Returns when this thread may write, or when another one has written for it; whether it may write."""
+        """Returns True when this thread may write, and False when another one has written for it."""
         thread = threading.get_ident()
         with self._mutex:
-            if self._leader is None or self._leader == thread:  # It is this one where it was interrupted when it wanted to end.
+            if self._leader is None or self._leader == thread:  # This thread leads still if it was interrupted on its way out.
                 self._leader = thread
                 return True
             place = _Place(item, thread)
@@ -77,7 +77,7 @@ class GroupCommit(Generic[T]):
         return not place.written
 
     def _withdraw(self, place: _Place[T]) -> None:
-        """Ends the wait of this thread, which was interrupted. Where another one is writing its item, that ends first."""
+        """Ends the wait of this thread, which was interrupted. If another thread is writing its item, it waits for that."""
         with self._mutex:
             waits, place.waits = place.waits, False
             leads = self._leader == place.thread
@@ -100,7 +100,7 @@ class GroupCommit(Generic[T]):
         return items
 
     def _end(self) -> None:
-        """Where this thread may write: ends that, and wakes those for whom it wrote, and the next thread that is to write."""
+        """If this thread leads, it leads no more: wakes the threads for which it wrote, and the next leader."""
         if self._leader != threading.get_ident():
             return
         with self._mutex:
@@ -125,11 +125,11 @@ class GroupCommit(Generic[T]):
 
 
 class _Place(Generic[T]):
-    """Where a thread waits with what it brings. Without an item it only waits for its turn.
+    """Where a thread waits with its item. Without an item it only waits for its turn.
 
     Attributes:
-        waits: whether it waits in the queue: its item may go into a group, and its turn may come.
-        written: whether another thread has written its item.
+        waits: Whether it is still in the queue, so that its item may go into a group or its turn may come.
+        written: Whether another thread has written its item.
     """
 
     __slots__ = ("gate", "item", "thread", "waits", "written")

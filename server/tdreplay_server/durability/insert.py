@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tdreplay.errors import InternalError, ReplayError
 from tdreplay.schema import Schema
-from tdreplay_server.durability.ledger import Number
+from tdreplay_server.durability.ledger import InsertKey
 from tdreplay_server.storage.rows import Inserts
 
 __all__ = ["Insert", "joins"]
@@ -21,22 +21,22 @@ writers as with 16, and the writers store three quarters as much. ``make bench-c
 
 @dataclass(eq=False)
 class Insert:
-    """A block of rows to be stored, and what became of it.
+    """Rows to be stored, and what became of them.
 
     Attributes:
-        columns: field name -> the field's values in all rows, as a tensor, or as rows of bytes where it has bytes.
-        schema: of the rows.
-        rows: how many they are.
-        number: what the block is known by; None where it has no number.
-        first_row_id: the id of its first row, once it is stored.
-        already_stored: whether it had been stored before.
-        error: why it is not stored.
+        columns: Field name -> the field's values in all rows, as a tensor, or as rows of bytes where it has bytes.
+        schema: The schema of the rows.
+        rows: The number of rows.
+        key: What the insert is known by; None where it is not numbered.
+        first_row_id: The id of the first row, once it is stored; -1 before.
+        already_stored: Whether the rows had been stored before.
+        error: Why they are not stored.
     """
 
     columns: Inserts
     schema: Schema
     rows: int
-    number: Number | None
+    key: InsertKey | None = None
     first_row_id: int = -1
     already_stored: bool = False
     error: BaseException | None = None
@@ -46,7 +46,7 @@ class Insert:
         self.first_row_id, self.already_stored = first_row_id, before
 
     def failed(self, error: BaseException) -> None:
-        """Notes the error that ended the group, unless it is known already what became of this block."""
+        """Notes the error that ended the group, unless it is known already what became of this insert."""
         if isinstance(error, Exception) and self.first_row_id < 0 and self.error is None:
             # An error of its own: a traceback holds all that its thread's frames hold.
             self.error = type(error)(str(error)) if isinstance(error, ReplayError) else error
@@ -68,9 +68,9 @@ class Insert:
 def joins(group: Sequence[Insert], insert: Insert, *, readers: bool) -> bool:
     """Whether an insert may be stored together with a group.
 
-    Two blocks of a writer are not: they may be the same one, sent twice. `readers`: whether there are any that want the rows now.
+    Two inserts of one writer may not: they may be the same one, sent twice. `readers`: whether there are any that want the rows now.
     """
     size = sum(member.rows * member.schema.row_bytes for member in group) + insert.rows * insert.schema.row_bytes
-    writers = {member.number.writer_id for member in group if member.number is not None}
-    known = insert.number is not None and insert.number.writer_id in writers
+    writers = {member.key.insert_id.writer_id for member in group if member.key is not None}
+    known = insert.key is not None and insert.key.insert_id.writer_id in writers
     return len(group) < (INSERTS_BESIDE_READERS if readers else MOST_INSERTS) and size <= MOST_BYTES and not known

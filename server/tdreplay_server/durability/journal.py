@@ -1,9 +1,15 @@
 """What makes the rows of a table meaningful, and survives the process: a SQLite database beside them, in WAL mode.
 
-An insert into a full ring goes: `retire` (the ids of the rows that it overwrites leave the window), the rows, `commit` (the new ids enter it, and the
-block's number is noted), the acknowledgement. Whatever breaks in between, the window ``[oldest, write_count)`` holds whole rows alone.
+An insert into a full ring takes these steps:
 
-Nothing but this module writes the database, over one connection, which is exclusive: a second process cannot open it.
+1. `retire`: the ids of the rows that it overwrites leave the window.
+2. The rows are copied.
+3. `commit`: the new ids enter the window, and the insert's number is noted.
+4. The insert is acknowledged.
+
+Whatever breaks in between, the window ``[oldest, write_count)`` holds whole rows alone.
+
+Only this module writes the database, over one connection. The connection is exclusive: a second process cannot open the database.
 """
 
 from __future__ import annotations
@@ -14,16 +20,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tdreplay.errors import FailedPreconditionError, ResourceExhaustedError, StorageError
 from tdreplay.limits import SEQUENCE_WINDOW
 from tdreplay.processes import keep_for_ever
 from tdreplay.schema import Schema
 from tdreplay_server.durability.journal_check import NewChecksums
-from tdreplay_server.durability.journal_format import JOURNAL, Settings, create_tables, migrate
+from tdreplay_server.durability.journal_format import JOURNAL, Execute, Settings, create_tables, migrate
 from tdreplay_server.durability.journal_state import connect, read_journal
-from tdreplay_server.durability.ledger import MAX_WRITERS, Acknowledged, Entry, Ledger, Window, Written
+from tdreplay_server.durability.ledger import MAX_WRITERS, AcknowledgedInsert, Ledger, RememberedInsert, WriterMemory, WrittenInsert
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.system.disk import boot_id
@@ -43,14 +48,14 @@ COMMIT_BYTES = 3 << 10
 ACKNOWLEDGE = "INSERT OR REPLACE INTO acknowledged (writer, slot, sequence, digest, first_row_id, rows) VALUES (?, ?, ?, ?, ?, ?)"
 
 
-def create_journal(directory: Path, settings: Settings, ring: Ring, acknowledged: Sequence[Acknowledged] = ()) -> None:
+def create_journal(directory: Path, settings: Settings, ring: Ring, acknowledged: Sequence[AcknowledgedInsert] = ()) -> None:
     """Makes the journal of a table, on the disk.
 
     Args:
-        directory: of the table.
-        settings: what the table is fixed by, and the schema of its rows.
-        ring: its live rows.
-        acknowledged: as `Journal.acknowledged` gave it.
+        directory: The directory of the table.
+        settings: What the table is fixed by, and the schema of its rows.
+        ring: The live rows.
+        acknowledged: What became of numbered inserts.
     """
     database = directory / JOURNAL
     with disk_errors(NAME):
@@ -70,11 +75,11 @@ class Journal(Ledger):
     """The journal of a table that is in use.
 
     Attributes:
-        state: as it was found.
+        state: What the journal said when it was opened.
 
     Args:
-        directory: of the table.
-        durability: what a commit survives. Of the level interval, `retired` runs ahead of the ring.
+        directory: The directory of the table.
+        durability: What a commit survives. With the level interval, `retired` runs ahead of the ring.
 
     Raises:
         CorruptDataError, FailedPreconditionError: as `read_journal`.
@@ -105,15 +110,15 @@ class Journal(Ledger):
             execute("UPDATE ring SET oldest = ?", (oldest,))
         self.retired = oldest
 
-    def commit(self, ring: Ring, blocks: Sequence[Written]) -> None:
+    def commit(self, ring: Ring, inserts: Sequence[WrittenInsert]) -> None:
         if self._new_writers >= MAX_WRITERS // 4:
             self._forget_writers()
         with self._transaction() as execute:
             execute("UPDATE ring SET oldest = max(oldest, ?), write_count = ?", (ring.oldest, ring.write_count))
-            for block in blocks:
-                _record(execute, block, ring.buffer_size)
-        super().commit(ring, blocks)
-        self._commits += len(blocks)
+            for insert in inserts:
+                _record(execute, insert, ring.buffer_size)
+        super().commit(ring, inserts)
+        self._commits += len(inserts)
         if self._commits >= max(COMMITS_TO_COMPACT, os.fstat(self._file).st_size // COMMIT_BYTES):
             self._compact_if_there_is_room()
 
@@ -140,9 +145,10 @@ class Journal(Ledger):
             execute("DELETE FROM acknowledged WHERE first_row_id + rows > ?", (ring.write_count,))
             execute("DELETE FROM unflushed")
 
-    def acknowledged(self) -> list[Acknowledged]:
+    def acknowledged(self) -> list[AcknowledgedInsert]:
         with disk_errors(NAME):
-            return self._connection.execute("SELECT writer, slot, sequence, digest, first_row_id, rows FROM acknowledged").fetchall()
+            found = self._connection.execute("SELECT writer, slot, sequence, digest, first_row_id, rows FROM acknowledged")
+            return [AcknowledgedInsert(*row) for row in found]
 
     def close(self, ring: Ring) -> None:
         """Notes that the table was closed with these live rows, and closes the journal."""
@@ -164,17 +170,17 @@ class Journal(Ledger):
         self._connection.close()
         os.close(self._file)
 
-    def _note(self, writer_id: str, entry: Entry) -> None:
-        super()._note(writer_id, entry)
-        if len(self._windows[writer_id].entries) == 1:
+    def _note(self, writer_id: str, insert: RememberedInsert) -> None:
+        super()._note(writer_id, insert)
+        if len(self._writers[writer_id].inserts) == 1:
             self._new_writers += 1
 
-    def _remembered(self, writer_id: str) -> Window:
-        window = Window()
+    def _remembered(self, writer_id: str) -> WriterMemory:
+        writer = WriterMemory()
         with disk_errors(NAME):
             for row in self._connection.execute("SELECT sequence, digest, first_row_id, rows FROM acknowledged WHERE writer = ?", (writer_id,)):
-                window.add(Entry(*row))
-        return window
+                writer.add(RememberedInsert(*row))
+        return writer
 
     def _forget_writers(self) -> None:
         self._new_writers = 0
@@ -185,7 +191,7 @@ class Journal(Ledger):
             execute(query, (MAX_WRITERS,))
 
     @contextmanager
-    def _durably(self) -> Iterator[Any]:
+    def _durably(self) -> Iterator[Execute]:
         """A transaction that is on the disk when it ends, whatever the level."""
         self._connection.execute("PRAGMA synchronous=FULL")
         try:
@@ -195,7 +201,7 @@ class Journal(Ledger):
             self._connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[self.durability.level]}")
 
     @contextmanager
-    def _transaction(self) -> Iterator[Any]:
+    def _transaction(self) -> Iterator[Execute]:
         with disk_errors(NAME):
             self._roll_back()  # An interrupt (Ctrl-C) may have left one open.
             if self._uncompacted:
@@ -230,14 +236,17 @@ class Journal(Ledger):
         self._uncompacted = False
 
 
-def _record(execute: Any, block: Written, buffer_size: int) -> None:
-    """Notes what a block became, within a transaction."""
-    if (number := block.number) is not None:
-        row = (number.writer_id, number.sequence % SEQUENCE_WINDOW, number.sequence, number.digest, block.first_row_id, block.rows)
-        execute(ACKNOWLEDGE, row)
-    if block.digest is not None:
-        kept = min(block.rows, buffer_size)
-        execute("INSERT INTO unflushed (first_row_id, rows, digest) VALUES (?, ?, ?)", (block.first_row_id + block.rows - kept, kept, block.digest))
+def _record(execute: Execute, insert: WrittenInsert, buffer_size: int) -> None:
+    """Notes what an insert became, within a transaction."""
+    if insert.key is not None:
+        (writer_id, sequence), digest = insert.key
+        execute(ACKNOWLEDGE, (writer_id, sequence % SEQUENCE_WINDOW, sequence, digest, insert.first_row_id, insert.rows))
+    if insert.unflushed_digest is not None:
+        kept = min(insert.rows, buffer_size)
+        execute(
+            "INSERT INTO unflushed (first_row_id, rows, digest) VALUES (?, ?, ?)",
+            (insert.first_row_id + insert.rows - kept, kept, insert.unflushed_digest),
+        )
 
 
 _SYNCHRONOUS = {"process": "OFF", "interval": "NORMAL", "power": "FULL"}

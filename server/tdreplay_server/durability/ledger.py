@@ -1,7 +1,8 @@
-"""Exactly once: what became of the numbered blocks of each writer.
+"""Exactly once: what became of the numbered inserts of each writer.
 
-A writer numbers its blocks, and sends a block whose acknowledgement it missed again under its number. Of a window of numbers that moves with the
-writer's highest one (as the anti-replay window of RFC 4303, section 3.4.3, does for packets) the ledger knows the rows that each block became.
+A writer numbers its inserts. If it missed an acknowledgement, it sends the insert again under its number. The ledger remembers the last numbers of
+each writer and the rows that they became. These numbers are a window that moves with the writer's highest one, as the anti-replay window of
+RFC 4303, section 3.4.3, does for packets.
 """
 
 from __future__ import annotations
@@ -9,44 +10,59 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from tdreplay.errors import InvalidArgumentError, SequenceError
+from tdreplay.insert_id import InsertId
 from tdreplay.limits import MAX_WRITER_ID, SEQUENCE_WINDOW, check_whole
 from tdreplay.memory import Rows
 from tdreplay.schema import Schema
 from tdreplay_server.durability.levels import NO_DURABILITY
 from tdreplay_server.storage.ring import Ring
 
-__all__ = ["MAX_WRITERS", "Acknowledged", "Entry", "Ledger", "Number", "Window", "Written", "digest_of"]
-
-Acknowledged: TypeAlias = "tuple[str, int, int, int, int, int]"
-"""A numbered block: writer id, place in the window, sequence, digest, first row id, rows."""
+__all__ = ["MAX_WRITERS", "AcknowledgedInsert", "InsertKey", "Ledger", "RememberedInsert", "WriterMemory", "WrittenInsert", "digest_of"]
 
 MAX_WRITERS = 4096
-"""Writers that a table remembers; of more, those that were silent longest are forgotten."""
+"""Writers that a table remembers. Of more it forgets those that were silent longest."""
 
 
-@dataclass(frozen=True)
-class Number:
-    """What a block is known by.
+class AcknowledgedInsert(NamedTuple):
+    """What became of a numbered insert, as the journal and checkpoints keep it.
 
     Attributes:
-        writer_id: of its writer.
-        sequence: its number among those of the writer.
-        digest: of its rows.
+        writer_id: The writer.
+        place: The place of the insert among those that are remembered of its writer: ``sequence % SEQUENCE_WINDOW``.
+        sequence: The number of the insert among those of its writer.
+        digest: The digest of its rows.
+        first_row_id: The id of its first row.
+        rows: The number of its rows.
     """
 
     writer_id: str
+    place: int
     sequence: int
+    digest: int
+    first_row_id: int
+    rows: int
+
+
+class InsertKey(NamedTuple):
+    """What the server knows an insert by.
+
+    Attributes:
+        insert_id: Its insert id.
+        digest: The digest of its rows: other rows of the same insert id are an error.
+    """
+
+    insert_id: InsertId
     digest: int
 
     @classmethod
-    def of(cls, writer_id: str, sequence: int, columns: Mapping[str, Rows]) -> Number | None:
-        """The number of a block with these columns; None where it has none.
+    def of(cls, writer_id: str, sequence: int, columns: Mapping[str, Rows]) -> InsertKey | None:
+        """The key of an insert with these columns; None where it is not numbered.
 
         Raises:
             InvalidArgumentError: the writer id or the number breaks its rule.
@@ -56,7 +72,8 @@ class Number:
             return None
         if len(writer_id) > MAX_WRITER_ID or not (writer_id.isascii() and writer_id.isprintable()):
             raise InvalidArgumentError(f"writer_id ({writer_id[:80]!r}) must be 1 to {MAX_WRITER_ID} printable ASCII characters")
-        return cls(writer_id, check_whole(sequence, "sequence", 1), digest_of({name: (rows,) for name, rows in columns.items()}))
+        insert_id = InsertId(writer_id, check_whole(sequence, "sequence", 1))
+        return cls(insert_id, digest_of({name: (rows,) for name, rows in columns.items()}))
 
 
 def digest_of(columns: Mapping[str, Sequence[Rows]]) -> int:
@@ -72,25 +89,25 @@ def digest_of(columns: Mapping[str, Sequence[Rows]]) -> int:
 
 
 @dataclass(frozen=True)
-class Written:
-    """A block whose rows lie in the storage.
+class WrittenInsert:
+    """An insert whose rows lie in the storage.
 
     Attributes:
-        first_row_id: the id of its first row.
-        rows: that it has.
-        number: what it is known by, which is noted with it; None where it has no number.
-        digest: of those of its rows that stay, where they are not flushed to the disk yet.
+        first_row_id: The id of its first row.
+        rows: The number of its rows.
+        key: What it is known by, to be noted with it; None where it is not numbered.
+        unflushed_digest: The digest of those of its rows that stay, as long as they may not be on the disk. None where nobody will ask for it.
     """
 
     first_row_id: int
     rows: int
-    number: Number | None
-    digest: int | None = None
+    key: InsertKey | None
+    unflushed_digest: int | None = None
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What became of a block: the rows ``[first_row_id, first_row_id + rows)``."""
+class RememberedInsert:
+    """What became of an insert: the rows ``[first_row_id, first_row_id + rows)``."""
 
     sequence: int
     digest: int
@@ -99,49 +116,53 @@ class Entry:
 
 
 @dataclass
-class Window:
-    """The blocks of one writer, by their number's place in the window."""
+class WriterMemory:
+    """The last inserts of one writer.
 
-    entries: dict[int, Entry] = field(default_factory=dict)
+    Attributes:
+        inserts: Place -> the insert that was there last; see `AcknowledgedInsert`.
+        highest: The highest sequence number so far.
+    """
+
+    inserts: dict[int, RememberedInsert] = field(default_factory=dict)
     highest: int = 0
 
-    def add(self, entry: Entry) -> None:
-        """Takes a block in; the one whose place it has is too old to be known any more."""
-        self.entries[entry.sequence % SEQUENCE_WINDOW] = entry
-        self.highest = max(self.highest, entry.sequence)
+    def add(self, insert: RememberedInsert) -> None:
+        """Remembers an insert. The one whose place it takes is forgotten."""
+        self.inserts[insert.sequence % SEQUENCE_WINDOW] = insert
+        self.highest = max(self.highest, insert.sequence)
 
 
 class Ledger:
-    """The ledger of one table, in memory: it ends with its process, as the rows do that it speaks of. Its callers hold the table's lock, alone.
+    """The ledger of one table, in memory. It ends with its process, as the rows do. Its callers keep all other inserts out.
 
     Attributes:
-        durability: what a commit survives.
-        retired: rows below this id are not live after a crash.
+        durability: What a commit survives.
+        retired: The rows below this id are not live after a crash.
     """
 
     def __init__(self) -> None:
         self.durability = NO_DURABILITY
         self.retired = 0
-        self._windows: OrderedDict[str, Window] = OrderedDict()
+        self._writers: OrderedDict[str, WriterMemory] = OrderedDict()
 
-    def find(self, number: Number) -> Entry | None:
-        """What became of the block with that number; None where it is new.
+    def find(self, key: InsertKey) -> RememberedInsert | None:
+        """What became of the insert with that key; None where it is new.
 
         Raises:
-            SequenceError: the number stands for other rows, or is too far below the writer's highest to tell.
+            SequenceError: its number stands for other rows, or is too far below the writer's highest number to tell.
         """
-        window = self._windows.get(number.writer_id) or self._remembered(number.writer_id)
-        entry = window.entries.get(number.sequence % SEQUENCE_WINDOW)
-        if entry is not None and entry.sequence == number.sequence:
-            if entry.digest != number.digest:
-                raise SequenceError(
-                    f"sequence {number.sequence} of writer {number.writer_id!r} stands for other rows, stored as {entry.first_row_id} on"
-                )
-            return entry
-        if number.sequence <= window.highest - SEQUENCE_WINDOW:
+        writer_id, sequence = key.insert_id
+        writer = self._writers.get(writer_id) or self._remembered(writer_id)
+        found = writer.inserts.get(sequence % SEQUENCE_WINDOW)
+        if found is not None and found.sequence == sequence:
+            if found.digest != key.digest:
+                raise SequenceError(f"sequence {sequence} of writer {writer_id!r} stands for other rows, stored as {found.first_row_id} on")
+            return found
+        if sequence <= writer.highest - SEQUENCE_WINDOW:
             raise SequenceError(
-                f"sequence {number.sequence} of writer {number.writer_id!r} must be above {window.highest - SEQUENCE_WINDOW}: "
-                f"its highest is {window.highest}, and {SEQUENCE_WINDOW} are remembered"
+                f"sequence {sequence} of writer {writer_id!r} must be above {writer.highest - SEQUENCE_WINDOW}: "
+                f"its highest is {writer.highest}, and {SEQUENCE_WINDOW} are remembered"
             )
         return None
 
@@ -154,15 +175,16 @@ class Ledger:
         """
         self.retired = oldest
 
-    def commit(self, ring: Ring, blocks: Sequence[Written]) -> None:
-        """Takes the rows up to the write count of `ring`, which are those of `blocks`, into the window, together.
+    def commit(self, ring: Ring, inserts: Sequence[WrittenInsert]) -> None:
+        """Takes the rows of `inserts`, up to the write count of `ring`, into the window: all of them or none.
 
         Raises:
             ResourceExhaustedError, StorageError: the disk is full, or failed. None of the rows is in the window.
         """
-        for block in blocks:
-            if block.number is not None:
-                self._note(block.number.writer_id, Entry(block.number.sequence, block.number.digest, block.first_row_id, block.rows))
+        for insert in inserts:
+            if insert.key is not None:
+                (writer_id, sequence), digest = insert.key
+                self._note(writer_id, RememberedInsert(sequence, digest, insert.first_row_id, insert.rows))
         self.retired = max(self.retired, ring.oldest)
 
     def flushed(self, write_count: int, oldest: int) -> None:
@@ -181,12 +203,12 @@ class Ledger:
         """
         self.retired = ring.oldest
 
-    def acknowledged(self) -> list[Acknowledged]:
-        """All that is known of numbered blocks, for a checkpoint."""
+    def acknowledged(self) -> list[AcknowledgedInsert]:
+        """What became of the numbered inserts that are remembered, for a checkpoint."""
         return [
-            (writer, slot, entry.sequence, entry.digest, entry.first_row_id, entry.rows)
-            for writer, window in self._windows.items()
-            for slot, entry in window.entries.items()
+            AcknowledgedInsert(writer_id, place, insert.sequence, insert.digest, insert.first_row_id, insert.rows)
+            for writer_id, writer in self._writers.items()
+            for place, insert in writer.inserts.items()
         ]
 
     def close(self, ring: Ring) -> None:
@@ -195,16 +217,16 @@ class Ledger:
     def abandon(self) -> None:
         """Ends the ledger of a table that is being removed."""
 
-    def _note(self, writer_id: str, entry: Entry) -> None:
-        """Takes in a block that was stored. Nothing else makes a writer known, or keeps it from being forgotten."""
-        window = self._windows.get(writer_id)
-        if window is None:
-            window = self._windows[writer_id] = self._remembered(writer_id)
-            if len(self._windows) > MAX_WRITERS:
-                self._windows.popitem(last=False)
-        window.add(entry)
-        self._windows.move_to_end(writer_id)
+    def _note(self, writer_id: str, insert: RememberedInsert) -> None:
+        """Remembers an insert that was stored. Nothing else makes a writer known, or keeps it from being forgotten."""
+        writer = self._writers.get(writer_id)
+        if writer is None:
+            writer = self._writers[writer_id] = self._remembered(writer_id)
+            if len(self._writers) > MAX_WRITERS:
+                self._writers.popitem(last=False)
+        writer.add(insert)
+        self._writers.move_to_end(writer_id)
 
-    def _remembered(self, writer_id: str) -> Window:
-        """The window of a writer that is not in memory."""
-        return Window()
+    def _remembered(self, writer_id: str) -> WriterMemory:
+        """What is known of a writer that is not in memory."""
+        return WriterMemory()

@@ -17,7 +17,7 @@ class Durability:
     Attributes:
         level: none; process: the death of the server's process (SIGKILL, out of memory, a segfault); interval: that, and the loss of power, but for
             what was acknowledged in the last seconds; power: that, and the loss of power.
-        seconds: of the level interval: how often rows are flushed to the disk.
+        seconds: How often rows are flushed to the disk, with the level interval.
     """
 
     level: str
@@ -42,4 +42,4 @@ class Durability:
 
 
 NO_DURABILITY = Durability("none")
-"""Of rows that end with their process: in files without names, or in a device's memory."""
+"""The level of rows that end with their process: in files without names, or in a device's memory."""

@@ -1,7 +1,7 @@
 """Which rows are trusted after a server that flushed them now and then (the level interval) died.
 
-Where only the process died, all of its rows are there. Where the machine lost its power, some of those that were not flushed may be; nothing tells
-the one from the other. So the blocks that were not flushed are compared with their digests, and the rows end before the first that differs.
+If only the process died, all of its rows are there. If the machine lost its power, rows that were not flushed may be missing. Nothing tells the one
+case from the other. So the inserts that were not flushed are compared with their digests, and the rows end before the first one that differs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def trusted(ring: Ring, unflushed: tuple[tuple[int, int, int], ...], storage: Ro
     """`ring` without the rows that are not what was written.
 
     Args:
-        ring: the live rows by the journal.
-        unflushed: (first row id, rows, digest) of the blocks that may be lost, by ascending id.
-        storage: of the rows.
-        schema: of the rows.
+        ring: The live rows, as the journal says.
+        unflushed: (first row id, rows, digest) of the inserts that may be lost, by ascending id.
+        storage: Where the rows lie.
+        schema: The schema of the rows.
     """
     for first, rows, digest in unflushed:
-        if first < ring.oldest < first + rows:  # A part of a block cannot be compared.
+        if first < ring.oldest < first + rows:  # A part of an insert cannot be compared.
             ring = replace(ring, oldest=first + rows)
         elif first >= ring.oldest and digest_of_rows(storage, schema, first, rows) != digest:
             log.warning("rows were lost with the power", first_row_id=first, rows=ring.write_count - first)

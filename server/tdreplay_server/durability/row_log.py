@@ -20,7 +20,7 @@ from tdreplay_server.durability.flusher import Flusher
 from tdreplay_server.durability.generation import Generation
 from tdreplay_server.durability.group_commit import GroupCommit
 from tdreplay_server.durability.insert import Insert, joins
-from tdreplay_server.durability.ledger import Acknowledged, Ledger
+from tdreplay_server.durability.ledger import AcknowledgedInsert, Ledger
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.durability.listening import RowListener, Told, Watcher
 from tdreplay_server.durability.table_config import TableConfig
@@ -202,7 +202,7 @@ class RowLog:
 
         Raises:
             SchemaError, CodecError: the rows differ from those before them, or cannot be sent.
-            SequenceError: the number stands for other rows.
+            SequenceError: the insert id stands for other rows.
             ResourceExhaustedError: there is no space for the rows. Nothing was stored.
             StorageError: the disk failed. The table is of no use any more; its rows are safe in its directory.
         """
@@ -231,7 +231,7 @@ class RowLog:
     def _is_fresh(self, insert: Insert) -> bool:
         """Whether rows are to be stored. If they were stored before, or cannot be, that is noted in the insert."""
         try:
-            known = None if insert.number is None else self._ledger.find(insert.number)
+            known = None if insert.key is None else self._ledger.find(insert.key)
             if known is None:
                 self._rows.fit(insert.schema)
                 return True
@@ -260,13 +260,11 @@ class RowLog:
                 with self._inserts.alone():
                     self._rows.writer.note_flushed(written)
 
-    # -- a copy of the rows -------------------------------------------------------------------------------------------------------------------
-
     @contextmanager
     def watched(self, begin: Callable[[], W]) -> Iterator[W]:
-        """Makes a watcher by `begin`, while nobody writes; from then on it sees rows before they are overwritten, until the block ends.
+        """Makes a watcher by `begin`, at a moment when nobody writes. Until the block ends, the watcher sees rows before they are overwritten.
 
-        Rows of a later version it does not see: after a reset, a rewind or a drop `reading` raises TableChangedError.
+        It does not see those of a later version: after a reset, a rewind or a drop `reading` raises TableChangedError.
         """
         with self._inserts.alone(), self.shared:
             self.check_open()
@@ -280,17 +278,13 @@ class RowLog:
 
     @contextmanager
     def reading(self, version: int) -> Iterator[None]:
-        """Holds the lock as one of the readers, while row ids of that version are the same rows.
-
-        Raises:
-            TableChangedError: they are not any more.
-        """
+        """Holds the lock as one of the readers. Errors: as `check_version`."""
         with self.shared:
             self.check_version(version)
             yield
 
-    def acknowledged(self) -> list[Acknowledged]:
-        """What became of the numbered inserts, for a checkpoint. To be called while nobody writes."""
+    def acknowledged(self) -> list[AcknowledgedInsert]:
+        """What became of the numbered inserts that are remembered. To be called while nobody writes."""
         return self._ledger.acknowledged()
 
     # -- another ring -------------------------------------------------------------------------------------------------------------------------

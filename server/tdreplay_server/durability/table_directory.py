@@ -54,13 +54,13 @@ class TableDirectory:
     """The directory of a table, for this process alone.
 
     Attributes:
-        path: of the directory.
-        journal: of the table.
+        path: Where the directory is.
+        journal: The journal of the table.
 
     Args:
-        path: where it is, or is to be.
-        config: what the table is fixed by. One that is there must agree.
-        durability: what acknowledged rows are to survive.
+        path: Where it is, or is to be.
+        config: What the table is fixed by. One that is there must agree.
+        durability: What acknowledged rows are to survive.
 
     Raises:
         FailedPreconditionError: it is there with another capacity, a newer version wrote it, or it has links. Nothing in it changed.
@@ -116,10 +116,10 @@ class TableDirectory:
                 discard(rows)
 
     def settle(self, generation: int) -> None:
-        """Returns when the new files of a generation are on the disk: the journal is not to speak of files that a loss of power takes away.
+        """Returns when the new files of a generation are on the disk. The journal may only speak of files that no loss of power takes away.
 
         Raises:
-            ResourceExhaustedError, StorageError: there are no descriptors left to do it with, or the disk failed.
+            ResourceExhaustedError, StorageError: there are no descriptors left for it, or the disk failed.
         """
         rows = rows_directory(self.path, generation)
         if not rows.exists():  # Fields without bytes have no files.
@@ -129,7 +129,7 @@ class TableDirectory:
             sync(self.path)
 
     def take_away(self) -> Path:
-        """Gives the directory another name, which no table has, and gives that. Where it raises, nothing changed.
+        """Gives the directory a name that no table has, and returns that. If it raises, nothing changed.
 
         Raises:
             FailedPreconditionError, StorageError: it cannot be renamed.

@@ -19,7 +19,7 @@ from tdreplay.schema import Schema
 from tdreplay_server.checkpoints.checkpoint import write_checkpoint
 from tdreplay_server.durability.data_directory import CHECKPOINTS
 from tdreplay_server.durability.insert import Insert
-from tdreplay_server.durability.ledger import Number
+from tdreplay_server.durability.ledger import InsertKey
 from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.storage.ring import MAX_ROW_ID, Slots
@@ -66,14 +66,14 @@ class Table:
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
-    def insert(self, columns: Inserts, schema: Schema, rows: int, number: Number | None = None) -> tuple[int, bool]:
+    def insert(self, columns: Inserts, schema: Schema, rows: int, key: InsertKey | None = None) -> tuple[int, bool]:
         """Copies `rows` rows of `schema` in. They are checked before anything is touched, and survive what `durability` says when this returns.
 
         Args:
             columns: field name -> the field's values in all rows, as a tensor, or as rows of bytes where it has bytes.
             schema: The schema of the rows.
             rows: The number of rows.
-            number: What the insert is known by: one that was stored already is not stored again.
+            key: What the insert is known by: one that was stored already is not stored again.
 
         Returns:
             The id of the first row, and whether the rows had been stored already.
@@ -82,7 +82,7 @@ class Table:
             SchemaError, CodecError, SequenceError, ResourceExhaustedError, StorageError: as `RowLog.insert`.
         """
         with self._limiter.inserting(rows, NO_DEADLINE):
-            return self._row_log.insert(Insert(columns, schema, rows, number))
+            return self._row_log.insert(Insert(columns, schema, rows, key))
 
     # -- choosing rows ------------------------------------------------------------------------------------------------------------------------
 

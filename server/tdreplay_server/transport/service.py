@@ -14,7 +14,7 @@ from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, TableChang
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, check_whole
 from tdreplay.messages import durability_to_message, schema_to_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
-from tdreplay_server.durability.ledger import Number
+from tdreplay_server.durability.ledger import InsertKey
 from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.tables.draws import generators_of
@@ -158,10 +158,10 @@ def _insert(tables: Tables, name: str, head: Any, block: Bytes, longer: bool = F
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
         raise InvalidArgumentError(f"batch_shape ({list(decoded.batch_shape)}): a block must hold 1 to {MAX_BATCH_SIZE} rows")
     columns = checked_places(decoded, changing=longer)
-    number = Number.of(head.writer_id, head.sequence, columns)
+    key = InsertKey.of(head.writer_id, head.sequence, columns)
 
     def stored(table: Table) -> dict[str, Any]:
-        first, again = table.insert(columns, decoded.header.schema, decoded.rows, number)
+        first, again = table.insert(columns, decoded.header.schema, decoded.rows, key)
         return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(table.durability), "already_stored": again}
 
     return tables.write(name, stored)

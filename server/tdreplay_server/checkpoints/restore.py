@@ -1,4 +1,4 @@
-"""Tables out of checkpoints, and tables of another size: with no server at work on them."""
+"""Tables made of checkpoints, and tables with another capacity. No server may use the data directory meanwhile."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ __all__ = ["resize", "restore", "table_of"]
 def table_of(checkpoint: Path) -> str:
     """The name of the table that a checkpoint was made of.
 
-    A checkpoint of an older version does not say it: there it is the name of the folder that the server put it in, ``checkpoints/TABLE/NAME``. Where
-    that does not tell either, as of a buffer in process, it is 'default'.
+    A checkpoint of an older version does not say it. Its table has the name of the folder that the server put it in, ``checkpoints/TABLE/NAME``. A
+    checkpoint in another place, as a buffer in process makes them, is of the table 'default'.
 
     Raises:
         CorruptDataError, FailedPreconditionError: as `restore`.
@@ -45,14 +45,14 @@ def table_of(checkpoint: Path) -> str:
 
 
 def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = False, buffer_size: int | None = None) -> Ring:
-    """Makes a table out of a checkpoint: all of it, or nothing changes. It is checked as it is read.
+    """Makes a table of a checkpoint: all of it, or nothing changes. The checkpoint is checked as it is read.
 
     Args:
-        checkpoint: its directory.
-        data_dir: of the server that is to have the table; none may be at work on it. It is made where it is missing.
-        table: the table's name.
-        replace: whether the table may be there, and is replaced.
-        buffer_size: its capacity; None: that of the checkpoint. Of more rows the last ones stay.
+        checkpoint: The directory of the checkpoint.
+        data_dir: The data directory for the table. No server may use it. It is made if it is missing.
+        table: The name of the table.
+        replace: Whether a table of that name may be there. It is replaced.
+        buffer_size: The capacity of the table; None: that of the checkpoint. If there are more rows, the last ones stay.
 
     Returns:
         Its live rows.
@@ -115,9 +115,9 @@ def _fill(storage: MemmapRows, ring: Ring, checkpoint: Path, manifest: Manifest,
 
 
 def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
-    """Gives a table another capacity; of more rows the last ones stay. All of it, or nothing changes.
+    """Gives a table another capacity: all of it, or nothing changes. If there are more rows, the last ones stay.
 
-    It needs space for the rows twice over, beside those that are there.
+    It needs space for two more copies of the rows.
 
     Returns:
         Its live rows.

@@ -1,7 +1,7 @@
 """The rows of one moment, copied while others go on writing.
 
-The copy goes by ascending row ids. An insert overwrites the rows with the lowest ids, so it is enough that it first saves those that the copy has not
-reached: neither waits for the other for longer than that takes.
+The copy goes by ascending row ids. An insert overwrites the rows with the lowest ids. So the insert first saves those of them that the copy has not
+reached. Neither waits for the other for longer than that takes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tdreplay_server.system.private_files import open_file
 __all__ = ["Snapshot", "rows_file", "snapshotted"]
 
 STEP_BYTES = 4 << 20
-"""That are copied before others may write again: 1 to 3 ms."""
+"""Bytes that are copied before others may write again. That takes 1 to 3 ms."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def rows_file(number: int) -> str:
 
 
 class Snapshot:
-    """The live rows of a ring as it is now, on their way into files: one a field, row after row by ascending id.
+    """The live rows as they are now, on their way into files: one file for each field, row after row by ascending id.
 
     It is made while nobody writes to the table. An insert calls `save_until` before it overwrites rows.
 
@@ -83,7 +83,7 @@ class Snapshot:
         total = self.ring.size * self._row_bytes
         while self._error is None and self._next < self.ring.write_count:
             with self._first_in_line:
-                pass  # An insert that waits goes first: a lock goes to whoever asks in the right moment, and this thread would ask again at once.
+                pass  # An insert that waits goes first. Without this, the thread here would ask for the lock again before the insert gets it.
             with self._reading():
                 self._save_until(self._next + max(1, STEP_BYTES // max(1, self._row_bytes)))
             failpoint("checkpoint-half-written")
@@ -93,7 +93,7 @@ class Snapshot:
             raise self._error
 
     def save_until(self, row_id: int) -> None:
-        """Saves the rows below `row_id`. An error is kept for `complete`: an insert that saves rows is not to blame for it."""
+        """Saves the rows below `row_id`. An error is kept for `complete`, and not raised: the insert that saves rows is not to blame for it."""
         with self._first_in_line:
             self._save_until(row_id)
 
@@ -107,7 +107,7 @@ class Snapshot:
                 self._error = error
 
     def _save(self, first: int, stop: int) -> int:
-        """Saves rows that lie one after the other, from `first` on, and gives the id of the next one."""
+        """Saves rows from `first` on, as far as they lie one after the other, and gives the id of the next row."""
         slot, count = first % self.ring.buffer_size, min(stop - first, self.ring.buffer_size - first % self.ring.buffer_size)
         for field, file in self._files:
             if field.row_bytes:

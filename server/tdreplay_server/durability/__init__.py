@@ -1,4 +1,4 @@
-"""What survives a crash: the levels of durability, the journal, the record of numbered blocks, and the order in which an insert writes.
+"""The row log of a table, and what of it survives a crash: levels of durability, journal, ledger of numbered inserts, recovery.
 
-It may import storage and system. It does not know checkpoints or samplers.
+It may import storage and system. It does not know checkpoints, samplers or limiters: it tells a listener which rows are live.
 """

@@ -1,4 +1,4 @@
-"""Names that something is at work on: what concerns one name goes one after the other, what concerns others does not wait."""
+"""Names that are in use: what concerns one name goes one after the other, and what concerns other names does not wait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["BusyNames"]
 
 
 class BusyNames:
-    """Keeps a name for one at a time, until it is closed."""
+    """Gives a name to one holder at a time, until it is closed."""
 
     def __init__(self) -> None:
         self._busy: set[str] = set()
@@ -22,7 +22,7 @@ class BusyNames:
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """Holds a name. Waits for whoever holds it.
+        """For ``with``: holds a name, once nobody else holds it.
 
         Raises:
             ServerUnavailableError: it is closed.
@@ -40,7 +40,7 @@ class BusyNames:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Does work for which `close` waits.
+        """For ``with``: work for which `close` waits.
 
         Raises:
             ServerUnavailableError: it is closed.
@@ -65,7 +65,7 @@ class BusyNames:
         return self._closed
 
     def close(self) -> None:
-        """Gives no name out any more, and returns when all work is done."""
+        """Gives out no more names, and returns when all work is done."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

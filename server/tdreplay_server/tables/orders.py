@@ -1,8 +1,8 @@
 """Random orders of any number of rows, in memory that does not grow with it.
 
-Up to `LISTED` positions are shuffled in a list. Of more of them the order is computed where it is asked for: a Feistel network (Luby and Rackoff, How
-to Construct Pseudorandom Permutations, 1988) permutes the numbers of so many bits, and those that it takes out of the range are permuted again until
-they are in it. That is no slower than a list which does not fit into the processor's cache.
+Up to `LISTED` positions are shuffled in a list. A longer order is computed where it is asked for. A Feistel network (Luby and Rackoff, How to
+Construct Pseudorandom Permutations, 1988) permutes all numbers of so many bits. A number that leaves the range is permuted again until it is back in
+it. That is no slower than a list which does not fit into the processor's cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tdreplay.selecting import Slots
 __all__ = ["Order", "random_order"]
 
 Order: TypeAlias = "Callable[[int, int], Slots]"
-"""(start, stop) -> the positions that come as number start to stop."""
+"""(start, stop) -> the positions from start to stop of the order."""
 
 LISTED = 1 << 20
 ROUNDS = 6
@@ -42,10 +42,10 @@ class Network:
     """A permutation of the numbers below `size`.
 
     Attributes:
-        size: of them.
-        low: bits of the numbers' lower part; the upper part has `high`.
-        high: those.
-        keys: one a round, words of the dtype in which it is computed.
+        size: How many numbers there are.
+        low: The number of bits in the lower part of a number.
+        high: The number of bits in the upper part.
+        keys: One word for each round. Their dtype is the one in which all is computed.
     """
 
     size: int
@@ -55,14 +55,14 @@ class Network:
 
     @classmethod
     def drawn(cls, size: int, generator: np.random.Generator) -> Network:
-        """One of them at random."""
+        """A random permutation."""
         bits = (size - 1).bit_length()
         word = 32 if bits <= 32 else 64
         keys = generator.integers(0, 1 << word, ROUNDS, dtype=np.dtype(f"u{word // 8}").type)
         return cls(size, bits // 2, bits - bits // 2, keys)
 
     def positions(self, start: int, stop: int) -> Slots:
-        """The positions that come as number start to stop."""
+        """The positions from start to stop of the order."""
         found = self._permuted(np.arange(start, stop, dtype=self.keys.dtype))
         outside = np.flatnonzero(found >= self.size)
         while len(outside):
@@ -84,7 +84,7 @@ class Network:
         return upper
 
     def _mixed(self, part: Words, key: Any, bits: int) -> Words:
-        """So many bits that look random, of each number and the key."""
+        """For each number `bits` bits that look random, made of the number and the key."""
         word, size = self.keys.dtype.type, 8 * self.keys.dtype.itemsize
         first, second = FACTORS[size]
         mixed: Words = part + key

@@ -1,4 +1,4 @@
-"""The tables of a server, by name, and the directory that they share."""
+"""The tables of a server, by name, and the data directory that they share."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ Result = TypeVar("Result")
 
 
 class Tables:
-    """The tables of one server. What makes or removes a table of one name waits for what does that already; nothing else does.
+    """The tables of one server. Two calls that make or remove a table of the same name go one after the other. No other calls wait for each other.
 
-    The table 'default' is there at the start where the settings give it a capacity. Else the first insert makes it, or whoever creates it with a
-    capacity; reads find it empty until then.
+    If the settings give the table 'default' a capacity, it is there from the start. Else the first insert makes it, or a client that creates it with
+    a capacity. Until then reads find it empty.
 
     Args:
-        data_dir: where the rows lie: the tables that are there are opened. None: in files without names, which end with the tables.
-        storing_device: of tables whose creator names none.
-        default_buffer_size: creates the table 'default' at once, or checks that it has this capacity.
-        max_tables: how many there may be.
-        durability: what acknowledged rows survive, given a data_dir.
-        on_failure: called when the disk failed.
+        data_dir: Where the rows lie. The tables that are there are opened. None: in files without names, which end with the tables.
+        storing_device: The device of tables whose creator names none.
+        default_buffer_size: The capacity of the table 'default', which is made at once, or must have it. None: it is made later.
+        max_tables: How many tables there may be.
+        durability: What acknowledged rows survive, given a data_dir.
+        on_failure: Called when the disk failed.
 
     Raises:
         FailedPreconditionError: the table 'default' has another capacity, a newer version wrote the directory, or links are in it. Nothing in it
@@ -78,7 +78,7 @@ class Tables:
         self._storing_device, self._max_tables = storing_device, max_tables
         self._durability, self._on_failure = durability, on_failure
         self._tables: dict[str, Table] = {}
-        self._places = 0  # Of the tables that are there, and of those that are being made.
+        self._places = 0  # One for each table, those that are being made included.
         self._lock = threading.Lock()
         self._names = BusyNames()
         self._data_dir = data_dir
@@ -116,13 +116,13 @@ class Tables:
         self._places = len(self._tables)
 
     def _stand_in(self) -> Table:
-        """What reads find in place of the table 'default' while that is not there."""
+        """What reads find while there is no table 'default'."""
         checkpoints = None if self._data_dir is None else self._data_dir / CHECKPOINTS / DEFAULT_TABLE
         kept = self._data_dir is not None and torch.device(self._storing_device).type == "cpu"
         return _Unmade(self._storing_device, Durability.parse(self._durability).level if kept else NO_DURABILITY.level, checkpoints)
 
     def __getitem__(self, name: str) -> Table:
-        """The table of that name, to be read. For the table 'default' that is not there: an empty one.
+        """The table of that name, to be read. While there is no table 'default', an empty one stands for it.
 
         Raises:
             TableNotFoundError: there is none.
@@ -136,7 +136,7 @@ class Tables:
         return found
 
     def write(self, name: str, change: Callable[[Table], Result]) -> Result:
-        """What `change` gives for the table of that name, which it changes. It makes the table 'default', unless it fails.
+        """Calls `change` with the table of that name, and gives its result. It makes the table 'default' if need be, unless `change` fails.
 
         Raises:
             TableNotFoundError, InvalidArgumentError: there is no table of that name, or cannot be one.
@@ -174,7 +174,7 @@ class Tables:
 
     @contextmanager
     def _new(self, config: TableConfig) -> Iterator[Table]:
-        """A new table, which others find once the block ends; where that fails, it is gone again. The name is held."""
+        """A new table, which others find once the block ends. If the block fails, it is gone again. The caller holds the name."""
         with self._place(config.name):
             table = self._made(config)
             try:
@@ -188,7 +188,7 @@ class Tables:
 
     @contextmanager
     def _place(self, name: str) -> Iterator[None]:
-        """Takes one of the places that there are for tables, unless the block fails."""
+        """Takes one of the `max_tables` places, unless the block fails."""
         with self._lock:
             if self._places >= self._max_tables:
                 raise ResourceExhaustedError(f"table {name!r}: there are {self._max_tables} tables (max_tables) already")
@@ -237,12 +237,12 @@ class Tables:
         self._discard(table.drop())
 
     def _discard(self, removed: Path | None) -> None:
-        """Removes what a table left. Where the server stops meanwhile, the next start does the rest."""
+        """Removes the files of a table. If the server stops meanwhile, its next start does the rest."""
         if removed is not None:
             discard(removed, lambda: self._names.closed)
 
     def _missing(self, name: str) -> ReplayError:
-        """Why there is no table of that name: InvalidArgumentError where there cannot be one."""
+        """The error that says that there is no table of that name. If there cannot be one, it raises InvalidArgumentError."""
         return TableNotFoundError(f"table {check_name(name, 'table')!r} is not there; this server has {self.names()}")
 
     def names(self) -> list[str]:
@@ -251,7 +251,7 @@ class Tables:
             return sorted(self._tables)
 
     def close(self) -> None:
-        """Closes every table, and gives the data directory back. What makes or removes a table ends first."""
+        """Closes every table, and gives the data directory back. Calls that make or remove a table end first."""
         self._names.close()
         with self._lock, ExitStack() as stack:
             if self._held is not None:
@@ -262,7 +262,7 @@ class Tables:
 
 
 class _Unmade(Table):
-    """Stands for the table 'default' while that is not there: it is empty, and says what the one would say that an insert makes."""
+    """Stands for the table 'default' while that is not there. It is empty, and has the settings of the table that an insert makes."""
 
     def __init__(self, storing_device: str, durability: str, checkpoints: Path | None) -> None:
         super().__init__(TableConfig(DEFAULT_BUFFER_SIZE, storing_device, DEFAULT_TABLE), checkpoints=checkpoints)
@@ -279,7 +279,7 @@ class _Unmade(Table):
 
 
 def _visible(directory: Path) -> list[Path]:
-    """What lies in a directory, but for what is not in place yet, or not any more."""
+    """What lies in a directory. What is not in place yet, or not any more, has a hidden name and is left out."""
     return [path for path in sorted(directory.glob("*")) if not path.name.startswith(".")]
 
 

@@ -82,28 +82,31 @@ class SingleBatches:
             self.close()
             self._asked_for = batch_size
             return None
-        if self._call is None or not self._call.answers.active or draw != self._next:
+        call = self._call  # The buffer may be closed meanwhile, by another thread.
+        if call is None or not call.answers.active or draw != self._next:
             self.close()
             self._open(batch_size, draw, budget)
-        if self._call is None or self._batches is None:
-            return None
-        self._call.answers.budget = budget
-        if not self._call.grant():
+        call, batches = self._call, self._batches
+        if call is None or batches is None or not self._grant(call, budget):
             return None
         self._next = None if draw is None else (draw[0], draw[1] + 1)
-        pending = next(self._batches, None)
+        pending = next(batches, None)
         if pending is None:
             return None
-        self._call.credit.came()
-        self._call.credit.take()
+        call.credit.came()
+        call.credit.take()
         return pending.take()
+
+    def _grant(self, call: BatchCall, budget: RetryBudget) -> int:
+        call.answers.budget = budget
+        return call.grant()
 
     def _open(self, batch_size: int, draw: Draw, budget: RetryBudget) -> None:
         numbers: Any = {} if draw is None else {"seed": draw[0], "first_batch": draw[1]}
         query = pb.SampleRequest(table=self._table, batch_size=batch_size, standing=True, **numbers)
-        self._call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, budget))
-        self._batches = self._call.batches(self._call.answers, self._transfer)
-        self._end = weakref.finalize(self, end_call, self._call.requests, self._call.answers)
+        call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, budget))
+        self._end = weakref.finalize(self, end_call, call.requests, call.answers)
+        self._call, self._batches = call, call.batches(call.answers, self._transfer)
 
     def close(self) -> None:
         """Ends the call that is held open. Closing twice is allowed."""

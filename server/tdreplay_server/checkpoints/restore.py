@@ -17,7 +17,7 @@ from tdreplay_server.checkpoints.snapshot import rows_file
 from tdreplay_server.durability.data_directory import CHECKPOINTS, table_directory
 from tdreplay_server.durability.journal import create_journal
 from tdreplay_server.durability.journal_format import Settings
-from tdreplay_server.durability.listening import Unheard
+from tdreplay_server.durability.row_listeners import Unheard
 from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.durability.table_directory import read_table, rows_directory
 from tdreplay_server.storage.memmap import MemmapRows

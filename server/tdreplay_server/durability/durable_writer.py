@@ -9,8 +9,8 @@ from tdreplay.schema import Schema
 from tdreplay_server.durability.flusher import Flusher
 from tdreplay_server.durability.insert import Insert
 from tdreplay_server.durability.ledger import Ledger, WrittenInsert
-from tdreplay_server.durability.listening import Told
 from tdreplay_server.durability.recovery import digest_of_rows
+from tdreplay_server.durability.row_listeners import Told
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.storage.rows import RowStorage
 from tdreplay_server.system.failpoints import failpoint

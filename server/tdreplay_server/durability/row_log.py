@@ -22,7 +22,7 @@ from tdreplay_server.durability.group_commit import GroupCommit
 from tdreplay_server.durability.insert import Insert, joins
 from tdreplay_server.durability.ledger import AcknowledgedInsert, Ledger
 from tdreplay_server.durability.levels import Durability
-from tdreplay_server.durability.listening import RowListener, Told, Watcher
+from tdreplay_server.durability.row_listeners import RowListener, Told, Watcher
 from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.durability.table_directory import TableDirectory, rows_directory
 from tdreplay_server.storage.device import check_device

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay_server.durability.listening import RowListener
+from tdreplay_server.durability.row_listeners import RowListener
 from tdreplay_server.storage.ring import Ring, RowIds
 
 __all__ = ["Draw", "Sampler"]

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Generic, NamedTuple, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 from tdreplay.errors import InternalError
 from tdreplay.schema import Schema
 from tdreplay_client.writing.insert_ids import MAX_UNACKNOWLEDGED, InsertIds
 from tdreplay_client.writing.insert_messages import InsertMessage, InsertMessages, rows_per_block
-from tdreplay_client.writing.insert_state import B, Batch, InsertState, Part
+from tdreplay_client.writing.insert_state import Batch, Block, InsertState, Part
 from tdreplay_client.writing.staging import Staging
 
 __all__ = ["SMALL_BYTES", "FlushPolicy", "InsertEngine", "Sending", "WriterEngine", "left_of"]
+
+B = TypeVar("B", bound=Block)
 
 BUSY_BLOCKS = 2
 """Blocks in flight from which on units share one: one block that the server works on, and one that waits for it."""
@@ -37,7 +39,8 @@ class Sending(Generic[B]):
         if self._engine.sending is not self or not 0 <= at < len(state.blocks):
             return None
         self.position += 1  # Before it goes out: its acknowledgement may come at once.
-        return state.blocks[at]
+        block: B = state.blocks[at]
+        return block
 
 
 class InsertEngine(Generic[B]):
@@ -55,7 +58,7 @@ class InsertEngine(Generic[B]):
 
     def __init__(self, insert_ids: InsertIds) -> None:
         self.insert_ids = insert_ids
-        self.state: InsertState[B] = InsertState()
+        self.state = InsertState()
         self.sending: Sending[B] | None = None
 
     def begin(self, batch: Batch) -> None:
@@ -97,7 +100,7 @@ class InsertEngine(Generic[B]):
         state, sending = self.state, self.sending
         if not state.blocks or sending is None or sending.position <= state.acknowledged:
             raise InternalError("the server acknowledged a block that was not sent")
-        block = state.blocks[0]
+        block: B = state.blocks[0]
         if rows != block.rows:
             raise InternalError(f"the server acknowledged {rows} of {block.rows} rows")
         self.state = state.without_first()

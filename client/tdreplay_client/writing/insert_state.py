@@ -5,8 +5,7 @@ Rows are inserted in blocks. Each block has an insert id, under which it is stor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -16,7 +15,7 @@ from tdreplay.insert_id import InsertId
 from tdreplay.schema import Columns, Schema
 from tdreplay_client.writing.insert_messages import rows_per_block
 
-__all__ = ["B", "Batch", "Block", "InsertState", "Part", "Staged"]
+__all__ = ["Batch", "Block", "InsertState", "Part", "Staged"]
 
 
 class Block(Protocol):
@@ -29,9 +28,6 @@ class Block(Protocol):
     @property
     def rows(self) -> int:
         """Its number of rows."""
-
-
-B = TypeVar("B", bound=Block)
 
 
 class Staged(Protocol):
@@ -109,8 +105,7 @@ class Batch(NamedTuple):
         return [to_tensordict(columns, (self.rows - self.done, *self.schema.row_shape), torch.device("cpu"), self.schema.dim_names)]
 
 
-@dataclass(frozen=True)
-class InsertState(Generic[B]):
+class InsertState(NamedTuple):
     """The rows of one insert or one writer that are not acknowledged, in the order in which they are stored.
 
     Attributes:
@@ -120,7 +115,7 @@ class InsertState(Generic[B]):
         staged: appended rows: they come last.
     """
 
-    blocks: tuple[B, ...] = ()
+    blocks: tuple[Any, ...] = ()  # Of one kind of `Block`; a NamedTuple cannot be generic before Python 3.11.
     acknowledged: int = 0
     batch: Batch | None = None
     staged: Staged | None = None
@@ -134,29 +129,30 @@ class InsertState(Generic[B]):
     def rows(self) -> int:
         """The number of rows that are not acknowledged."""
         rest = 0 if self.batch is None else self.batch.rows - self.batch.done
-        return sum(block.rows for block in self.blocks) + rest + (0 if self.staged is None else self.staged.rows)
+        in_blocks: int = sum(block.rows for block in self.blocks)
+        return in_blocks + rest + (0 if self.staged is None else self.staged.rows)
 
-    def with_staged_block(self, block: B) -> InsertState[B]:
+    def with_staged_block(self, block: Block) -> InsertState:
         """The appended rows became a block."""
         return InsertState((*self.blocks, block), self.acknowledged, self.batch)
 
-    def with_batch_block(self, block: B) -> InsertState[B]:
+    def with_batch_block(self, block: Block) -> InsertState:
         """The next rows of the batch became a block."""
         batch = None if self.batch is None else self.batch.without(block.rows)
         return InsertState((*self.blocks, block), self.acknowledged, batch, self.staged)
 
-    def with_staged(self, staged: Staged | None) -> InsertState[B]:
+    def with_staged(self, staged: Staged | None) -> InsertState:
         """Other appended rows."""
         return InsertState(self.blocks, self.acknowledged, self.batch, staged)
 
-    def with_batch(self, batch: Batch | None) -> InsertState[B]:
+    def with_batch(self, batch: Batch | None) -> InsertState:
         """Another batch that is being added."""
         return InsertState(self.blocks, self.acknowledged, batch, self.staged)
 
-    def without_first(self) -> InsertState[B]:
+    def without_first(self) -> InsertState:
         """The first block is acknowledged."""
         return InsertState(self.blocks[1:], self.acknowledged + 1, self.batch, self.staged)
 
-    def with_replaced(self, at: int, block: B) -> InsertState[B]:
+    def with_replaced(self, at: int, block: Block) -> InsertState:
         """The same rows in another message."""
         return InsertState((*self.blocks[:at], block, *self.blocks[at + 1 :]), self.acknowledged, self.batch, self.staged)

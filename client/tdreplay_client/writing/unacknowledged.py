@@ -17,7 +17,7 @@ from tdreplay.rows import given_rows
 from tdreplay.schema import Columns, Schema
 from tdreplay_client.transport.refusals import stored_nothing
 from tdreplay_client.writing.insert_ids import WriterIds
-from tdreplay_client.writing.insert_messages import InsertMessage, rows_of
+from tdreplay_client.writing.insert_messages import rows_of
 from tdreplay_client.writing.insert_state import Batch, InsertState, Part
 from tdreplay_client.writing.staging import Staging
 
@@ -84,7 +84,7 @@ class UnacknowledgedInserts:
             self._records.clear()
 
 
-def handed_back(state: InsertState[InsertMessage], given: TensorDict | None) -> tuple[TensorDict, Batch] | None:
+def handed_back(state: InsertState, given: TensorDict | None) -> tuple[TensorDict, Batch] | None:
     """The rows of a writer that are not acknowledged, then those that were just `given`, and how they go out again so that each is stored once.
 
     None: there are none.

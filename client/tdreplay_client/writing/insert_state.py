@@ -55,11 +55,11 @@ class Batch(NamedTuple):
     """Rows that a user gave, and how they are cut into blocks.
 
     Attributes:
-        columns: all rows. Nothing is copied.
-        schema: the schema of the rows.
-        rows: the number of rows.
-        done: the first rows: they are acknowledged, or somebody else sees to it.
-        parts: the next rows, which have insert ids. The rows after them were not cut yet.
+        columns: The rows, not copied.
+        schema: The schema of the rows.
+        rows: The number of rows.
+        done: The number of rows at the front that are acknowledged, or lie in a block that is on its way.
+        parts: The rows after those, as far as they have insert ids. The rest is not cut into blocks yet.
     """
 
     columns: Columns

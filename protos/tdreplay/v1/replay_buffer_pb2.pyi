@@ -5,7 +5,8 @@ The contract of tdreplay: a replay buffer service.
 
 Words. A *table* is a named replay buffer on a server: a ring of `buffer_size` *slots*. A *row* is one transition. Rows are numbered from
 the table's beginning by a 64-bit `row_id`; row `row_id` lies in slot `row_id % buffer_size`. The live rows are always the row ids
-`[oldest, write_count)`. An *index* is a slot.
+`[oldest, write_count)`. An *index* is a slot. Memory that client and server share has slots too: equal parts, each for one block. The fields
+`slot`, `slots`, `slot_bytes`, `shared_slots` and `released_slots` mean those.
 
 A *block* is one safetensors payload that holds all fields of some rows; docs/protocol.md specifies it. Blocks that a server sends carry the
 extra I64 fields `index` (slot) and `row_id` unless `fields` says otherwise. A batch travels as one or more blocks of whole rows, in row order.

@@ -96,7 +96,8 @@ class WrittenInsert:
         first_row_id: The id of its first row.
         rows: The number of its rows.
         key: What it is known by, to be noted with it; None where it is not numbered.
-        unflushed_digest: The digest of those of its rows that stay, as long as they may not be on the disk. None where nobody will ask for it.
+        unflushed_digest: The digest of its rows, without those that it overwrites itself. Recovery compares it with what the disk has after a loss of
+            power. None where the durability is not ``interval``: the others need none.
     """
 
     first_row_id: int

@@ -12,9 +12,11 @@ __all__ = ["RowListener", "Told", "Unheard", "Watcher"]
 class RowListener(Protocol):
     """Hears of the rows of one table, in order. Each call comes while the table's lock is held alone, so nobody draws or reads meanwhile.
 
-    The table's first call is for the rows that its directory had. A reset evicts all rows. A rewind evicts those that are not live after it, the
-    newest ones too, and their ids are given to other rows later. An insert that fails evicts what it was about to overwrite. After an interrupt
-    (Ctrl-C) some ids may come a second time.
+    - When a table is opened, `inserted` comes first, for the rows that its directory holds.
+    - A reset evicts all rows.
+    - A rewind evicts the rows that are not live after it: the oldest, the newest, or both. Later rows get the ids of the newest ones again.
+    - An insert that fails evicts the rows that it was about to overwrite.
+    - After an interrupt (Ctrl-C) some ids may come a second time.
     """
 
     def inserted(self, ids: range) -> None:

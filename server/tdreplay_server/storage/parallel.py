@@ -1,6 +1,7 @@
-"""Large copies by several threads: for the buffer in process, whose caller waits for them and leaves the other cores idle.
+"""Large copies by several threads, for callers that wait for the copy and leave the other cores idle.
 
-The server copies in the thread of each call: there the calls themselves are the threads that share the cores.
+The buffer in process copies like this, and so does the server into shared memory, whose client gets the batch without a copy. Batches that go over
+gRPC are copied in the thread of their call: the calls share the cores.
 """
 
 from __future__ import annotations

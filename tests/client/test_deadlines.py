@@ -197,3 +197,18 @@ def test_a_killed_server_is_an_error_that_names_it(call):
 def test_a_timeout_is_above_zero(timeout):
     with pytest.raises(InvalidArgumentError, match="timeout"):
         RemoteReplayBuffer("127.0.0.1:1", timeout=timeout)
+
+
+def test_one_thread_watches_over_the_deadlines_of_all_buffers_and_ends_with_them(server):
+    def watching() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "tdreplay-deadlines"]
+
+    buffers = [RemoteReplayBuffer(server.address, timeout=TIMEOUT) for _ in range(5)]
+    for buffer in buffers:
+        buffer.add(rows(1)[0])
+    assert len(watching()) == 1
+    for buffer in buffers:
+        buffer.close()
+    for thread in watching():
+        thread.join(10)
+    assert not watching()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 from restarts import SIZE, Phoenix
 
+from tdreplay.errors import DeadlineError
 from tdreplay_client import RemoteReplayBuffer
 
 
@@ -43,5 +45,10 @@ def buffer(open_buffer):
 
 @pytest.fixture
 def short(open_buffer):
-    """A buffer that gives up soon."""
-    return open_buffer(timeout=0.5)
+    """A buffer that gives up soon. To connect, it may try again."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return open_buffer(timeout=0.5)
+        except DeadlineError:
+            assert time.monotonic() < deadline

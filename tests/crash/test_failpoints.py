@@ -41,8 +41,8 @@ def servers(tmp_path) -> Servers:
     return Servers(tmp_path / "data")
 
 
-def connected(servers: Servers, table: str = "default", buffer_size: int | None = None) -> RemoteReplayBuffer:
-    return RemoteReplayBuffer(servers.address, table=table, buffer_size=buffer_size, timeout=TIMEOUT)
+def connected(servers: Servers, table: str = "default", buffer_size: int | None = None, timeout: float = TIMEOUT) -> RemoteReplayBuffer:
+    return RemoteReplayBuffer(servers.address, table=table, buffer_size=buffer_size, timeout=timeout)
 
 
 def add(buffer: RemoteReplayBuffer, first: int, count: int) -> None:
@@ -156,7 +156,7 @@ def test_rows_are_there_though_two_servers_died_the_second_while_it_opened_the_t
 def test_a_table_that_the_server_died_of_making_is_not_there_or_empty(servers, failpoint):
     with servers.running(failpoint=failpoint) as server:
         with pytest.raises(ServerUnavailableError):
-            connected(servers, "made", BUFFER_SIZE)
+            connected(servers, "made", BUFFER_SIZE, timeout=3)  # So long it hopes for another server.
         with died(servers, server):
             assert RemoteReplayBuffer.tables(servers.address) == (["made"] if failpoint.endswith("2") else [])
             with connected(servers, "made", BUFFER_SIZE) as buffer:

@@ -32,7 +32,7 @@ from conftest import freeze
 from tdreplay.errors import CorruptDataError, ReplayError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
-from tdreplay_server.durability import journal
+from tdreplay_server.durability import journal_state
 from tdreplay_server.durability.data_directory import table_directory
 from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.tables.table import Table
@@ -87,6 +87,13 @@ class Client:
         self._buffer.close()
         self._thread.join()
 
+    def wait_for(self, rows: int) -> None:
+        """Waits until so many rows are acknowledged."""
+        deadline = time.monotonic() + 60
+        while len(self.acknowledged) * self.block < rows:
+            assert time.monotonic() < deadline, f"{len(self.acknowledged)} blocks are acknowledged"
+            time.sleep(0.005)
+
     def rows_until(self, moment: float) -> int:
         """So many rows were acknowledged by then."""
         return self.block * sum(acknowledged <= moment for acknowledged in self.acknowledged)
@@ -117,14 +124,19 @@ def flush_some(disk: Path, draw: random.Random) -> None:
             os.fdatasync(file.fileno())
 
 
-def pull_the_plug(image: Path, settings: dict[str, object], seconds: float, *, flushed: bool) -> tuple[Client, float]:
-    """A server works for so long, and stops: who wrote to it, and when it stopped. What is on its disk then is in ``pulled``, beside the image."""
+def pull_the_plug(image: Path, slots: int, durability: str, seconds: float, *, flushed: bool) -> tuple[Client, float]:
+    """A server works for so long, and stops: who wrote to it, and when it stopped. What is on its disk then is in ``pulled``, beside the image.
+
+    However slow the disk is, a small ring was written to more than three times over.
+    """
     with mounted(image, image.with_name("disk"), "commit=300") as disk:
-        settings = {"data_dir": str(disk / "data"), **settings}
+        settings = {"data_dir": str(disk / "data"), "buffer_size": slots, "durability": durability}
         with child_of(serve, settings) as child:
             client = Client(child.line)
             with flushing(disk, flushed):
+                client.wait_for(1)
                 time.sleep(seconds)
+                client.wait_for(3 * slots + client.block if slots == SMALL else 0)
             freeze(child.pid)
             stopped = time.monotonic()
             shutil.copy(image, image.with_name("pulled"))
@@ -150,7 +162,7 @@ rounds = pytest.mark.parametrize("number", range(ROUNDS))
 @rounds
 def test_with_power_every_acknowledged_row_is_there(slots, flushed, number, image):
     seconds = random.Random(number).uniform(0.6, 1.2)
-    client, stopped = pull_the_plug(image, {"buffer_size": slots, "durability": "power"}, seconds, flushed=flushed)
+    client, stopped = pull_the_plug(image, slots, "power", seconds, flushed=flushed)
     acknowledged = client.rows_until(stopped)
     with reopened(image.with_name("pulled"), slots, "power") as buffer:
         found = window(buffer.sample_all())
@@ -164,7 +176,7 @@ def test_with_power_every_acknowledged_row_is_there(slots, flushed, number, imag
 @rounds
 def test_with_an_interval_the_rows_of_the_last_second_may_be_lost_and_no_others(slots, flushed, number, image):
     seconds = random.Random(number).uniform(2.2, 3.2)
-    client, stopped = pull_the_plug(image, {"buffer_size": slots, "durability": "interval:1"}, seconds, flushed=flushed)
+    client, stopped = pull_the_plug(image, slots, "interval:1", seconds, flushed=flushed)
     acknowledged, safe = client.rows_until(stopped), client.rows_until(stopped - 1 - ALLOWANCE)
     with reopened(image.with_name("pulled"), slots, "interval:1") as buffer:
         found = window(buffer.sample_all())
@@ -243,7 +255,7 @@ def test_after_a_loss_of_power_a_table_of_the_level_process_is_opened_with_a_war
         for first in range(100, 150, 10):
             insert(table, sealed(first, 10))
         flush_rows(image)
-    monkeypatch.setattr(journal, "boot_id", lambda: "another start")
+    monkeypatch.setattr(journal_state, "boot_id", lambda: "another start")
     caplog.set_level(logging.WARNING)
     with suppress(CorruptDataError), reopened(image.with_name("pulled"), 100, "process") as buffer:
         with pytest.raises(AssertionError, match="another's id"):  # Else this test shows nothing.

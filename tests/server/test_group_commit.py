@@ -27,37 +27,46 @@ def together(*works):
 
 
 def test_what_waits_is_written_in_groups_in_its_order_and_once():
-    groups, first_writes, may_go_on = [], threading.Event(), threading.Event()
+    groups, comes, may_go_on = [], [threading.Event() for _ in range(8)], threading.Event()
 
     def write(group):
         groups.append(list(group))
-        first_writes.set()
+        comes[0].set()
         may_go_on.wait(WAIT)
 
     def bring(number):
-        first_writes.wait(WAIT) if number else None
-        time.sleep(0.05 * number)
+        after(number)
         commits.put(number)
-        if number == 6:
-            return
+
+    def after(number):
+        """Returns when the ones before this number wait for their turn, or write."""
+        if number:
+            comes[number - 1].wait(WAIT)
+            time.sleep(0.1)
+            comes[number].set()
 
     commits = GroupCommit(write, lambda group, _: len(group) < 4)
-    timer = threading.Timer(0.8, may_go_on.set)
-    timer.start()
-    together(*[lambda number=number: bring(number) for number in range(7)])
+    together(*[lambda number=number: bring(number) for number in range(7)], lambda: (after(7), may_go_on.set()))
     assert groups == [[0], [1, 2, 3, 4], [5, 6]]
 
 
 def test_alone_keeps_writes_out():
-    seen = []
+    seen, held, first_comes = [], threading.Event(), threading.Event()
     commits = GroupCommit(lambda group: seen.extend(group), lambda *_: True)
 
     def hold():
         with commits.alone():
-            time.sleep(0.2)
+            held.set()
+            first_comes.wait(WAIT)
+            time.sleep(0.3)
             seen.append("alone")
 
-    together(hold, lambda: (time.sleep(0.05), commits.put(1)), lambda: (time.sleep(0.1), commits.put(2)))
+    def bring_first():
+        held.wait(WAIT)
+        first_comes.set()
+        commits.put(1)
+
+    together(hold, bring_first, lambda: (first_comes.wait(WAIT), time.sleep(0.1), commits.put(2)))
     assert seen == ["alone", 1, 2]
 
 

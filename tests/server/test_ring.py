@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdreplay.errors import MissingRowsError, SlotIndexError
 from tdreplay_server.storage.ring import Ring
 
+unhurried = settings(deadline=None)  # The machine may be busy.
 rings = st.builds(
     lambda buffer_size, write_count, size: Ring(buffer_size, write_count - min(size, buffer_size, write_count), write_count),
     st.integers(1, 20),
@@ -23,11 +24,13 @@ def live(ring: Ring) -> dict[int, int]:
     return {row_id % ring.buffer_size: row_id for row_id in range(ring.oldest, ring.write_count)}
 
 
+@unhurried
 @given(rings)
 def test_positions_in_slot_order_are_the_live_slots_ascending(ring):
     assert ring.in_slot_order(np.arange(ring.size)).tolist() == sorted(live(ring))
 
 
+@unhurried
 @given(rings)
 def test_a_live_slot_has_its_row_id(ring):
     rows = live(ring)
@@ -35,6 +38,7 @@ def test_a_live_slot_has_its_row_id(ring):
     assert ring.row_ids(slots).tolist() == [rows[slot] for slot in slots.tolist()]
 
 
+@unhurried
 @given(rings, st.integers(-3, 25))
 def test_a_slot_is_live_where_it_holds_a_row(ring, slot):
     if slot in live(ring):
@@ -44,6 +48,7 @@ def test_a_slot_is_live_where_it_holds_a_row(ring, slot):
             ring.check_live(np.array([*live(ring), slot, -99]))
 
 
+@unhurried
 @given(rings, st.integers(1, 60))
 def test_a_write_that_breaks_leaves_the_rows_that_it_did_not_touch(ring, rows):
     written = {row_id % ring.buffer_size for row_id in range(ring.write_count, ring.write_count + rows)}
@@ -54,6 +59,7 @@ def test_a_write_that_breaks_leaves_the_rows_that_it_did_not_touch(ring, rows):
     assert live(ring).keys() - written == live(retired).keys()
 
 
+@unhurried
 @given(rings, st.integers(1, 60))
 def test_a_commit_makes_the_last_rows_live(ring, rows):
     after = ring.retire(rows).commit(rows)
@@ -61,6 +67,7 @@ def test_a_commit_makes_the_last_rows_live(ring, rows):
     assert after.size == min(ring.buffer_size, after.write_count - ring.oldest)
 
 
+@unhurried
 @given(rings, st.integers(1, 20))
 def test_a_restart_is_empty_starts_at_slot_0_and_gives_no_id_again(ring, buffer_size):
     after = ring.restart(buffer_size)
@@ -68,6 +75,7 @@ def test_a_restart_is_empty_starts_at_slot_0_and_gives_no_id_again(ring, buffer_
     assert after.write_count >= ring.write_count
 
 
+@unhurried
 @given(rings, st.integers(0, 20), st.integers(0, 100))
 def test_a_rewind_needs_every_row_that_it_speaks_of(ring, size, write_count):
     wanted = set(range(write_count - size, write_count))

@@ -1,7 +1,8 @@
 """Which rows are trusted after a server that flushed them now and then (the level interval) died.
 
 If only the process died, all of its rows are there. If the machine lost its power, rows that were not flushed may be missing. The boot id
-does not tell the one case from the other for certain (ADR 8). So the inserts that were not flushed are compared with their digests, and the rows end before the first one that differs.
+does not tell the one case from the other for certain (ADR 8). So the inserts that were not flushed are compared with their digests, and the
+rows end before the first one that differs.
 """
 
 from __future__ import annotations

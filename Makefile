@@ -14,7 +14,7 @@ BASE_IMAGE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.versi
 COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker compose --file docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install docker-engine demo floors bench bench-quick bench-durability bench-contention crash docker-wheels docker-build docker-test docker-demo test check lint types protos protos-check format clean
+.PHONY: help install docker-engine demo floors matrix bench bench-quick bench-durability bench-contention crash docker-wheels docker-build docker-test docker-demo test check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -80,20 +80,11 @@ crash: install ## Kill servers and clients two hundred times, and let a server s
 test: install ## Run the whole test suite: under five minutes on two cores.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
-# The client in an environment of its own, without the server: with the oldest versions that it may have (torch apart), then with the newest there are.
-FLOORS_VENV := .venv-floors
-FLOORS_PIP := $(FLOORS_VENV)/bin/python -m pip install --quiet --constraint $(FLOORS_VENV)/torch.txt
-FLOORS_TEST := SERVER_PYTHON=$(abspath $(BIN))/python $(FLOORS_VENV)/bin/python -m pytest -q -c /dev/null --rootdir tests/floors --confcutdir tests/floors tests/floors
-floors: install ## Test the client alone, with the newest and the oldest versions of what it needs: two minutes.
-	$(PYTHON) -m venv --clear $(FLOORS_VENV)
-	grep '^torch==' constraints.txt > $(FLOORS_VENV)/torch.txt
-	$(FLOORS_PIP) pytest packaging
-	$(FLOORS_PIP) --no-deps .
-	$(FLOORS_VENV)/bin/python tests/floors/oldest.py > $(FLOORS_VENV)/oldest.txt
-	$(FLOORS_PIP) --requirement $(FLOORS_VENV)/oldest.txt torch
-	$(FLOORS_TEST)
-	$(FLOORS_PIP) --upgrade .
-	$(FLOORS_TEST)
+floors: install ## Test the client alone, with the oldest and the newest versions of what it needs: two minutes.
+	$(BIN)/python tests/matrix this:oldest:client this:newest:client $(ARGS)
+
+matrix: install ## Test client and server with the oldest and the newest Python and versions: a quarter of an hour. ARGS=--help says how to choose.
+	$(BIN)/python tests/matrix $(ARGS)
 
 check: lint types protos-check test floors ## What CI runs, with docker-test after it.
 
@@ -129,4 +120,4 @@ protos-check: $(PROTOC_VENV)/.installed ## Fail where the committed code is not 
 	for file in build/protos/tdreplay/v1/*; do diff -u "protos/tdreplay/v1/$${file##*/}" "$$file" || exit 1; done
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) $(PROTOC_VENV) $(PIP_VENV) $(FLOORS_VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis learning_curve.png
+	rm -rf $(VENV) $(PROTOC_VENV) $(PIP_VENV) .venv-matrix build .mypy_cache .ruff_cache .pytest_cache .hypothesis learning_curve.png

@@ -8,7 +8,18 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from typing_extensions import Self
 
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
@@ -84,7 +95,7 @@ class Manifest(BaseModel):
     rows: Whole
     write_count: Whole
     insert_count: Whole = Field(default_factory=lambda known: known["write_count"])
-    row_schema: Annotated[Schema, BeforeValidator(_schema), PlainSerializer(Schema.to_json)] | None = Field(alias="schema")
+    row_schema: Annotated[InstanceOf[Schema], BeforeValidator(_schema), PlainSerializer(Schema.to_json)] | None = Field(alias="schema")
     files: tuple[File, ...]
 
     @model_validator(mode="after")

@@ -66,9 +66,9 @@ def test_batches_come_to_the_device_of_the_buffer(buffer, read):
     assert set(numbers(batch)) <= set(range(40))
 
 
-def test_a_stream_and_a_writer_do_not_mind_either(address, table, given, elsewhere):
+def test_a_stream_and_a_writer_do_not_mind_either(address, name_table, given, elsewhere):
     for transport in ("grpc", "auto"):
-        with RemoteReplayBuffer(address, table=f"{table}-{transport}", buffer_size=40, transport=transport) as buffer:
+        with RemoteReplayBuffer(address, table=name_table(address), buffer_size=40, transport=transport) as buffer:
             with buffer.writer() as writer:
                 writer.extend(given[0])
                 for row in given[1]:

@@ -60,8 +60,8 @@ def test_slots_may_be_packed_or_not(client):
     assert checked(one(call(message, timeout=TIMEOUT))) == [5, 3, 0, 7]
 
 
-def test_a_stream_may_name_another_table_from_message_to_message(client):
-    other = Client(client.channel, client.stub, f"{client.table}-other")
+def test_a_stream_may_name_another_table_from_message_to_message(client, address, name_table):
+    other = Client(client.channel, client.stub, name_table(address))
     client.create(10)
     other.create(10)
     requests = [pb.AddBatchRequest(table=name, block=GOOD) for name in (client.table, other.table, "", client.table)]

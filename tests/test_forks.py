@@ -1,25 +1,30 @@
 """A forked process has its parent's buffers and servers in memory: it may not use them, cannot end them, and ends by itself.
 
-Each test forks a process of its own, not the one that runs the tests.
+Each test has a process of its own that forks, and it is not the one that runs the tests.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from children import server_process
+from tdreplay_server import ServerConfig
 
 HARNESS = """
-import gc, multiprocessing, os, signal, sys, threading, time
+import gc, json, multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
 import torch
 from tensordict import TensorDict
 from tdreplay.errors import ForkedError
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, spawn_server
+from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
 
 SECONDS = 90  # Without a fault it takes one or two, to take down what was imported; on a machine that is busy, many times that.
-folder = Path(sys.argv[1])
 
 def batch(n, value):
     return TensorDict({"x": torch.full((n, 1), float(value))}, [n])
@@ -69,10 +74,45 @@ def methods(buffer, iterator):
 """
 
 
-def run(program: str, folder: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", HARNESS + program, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=115, check=False)
-    assert (done.returncode, done.stdout) == (0, "passed\n"), done.stderr[-3000:]
+LOOP = """
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        break
+    print(ended(pid), flush=True)
+else:
+    os._exit(0)
+signal.alarm(SECONDS + 20)
+program, folder, address = json.loads(line)
+folder = Path(folder)
+for number, name in ((1, "stdout"), (2, "stderr")):
+    os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+exec(program)
+"""
+
+Run = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[subprocess.Popen[str]]:
+    """A process that imports once, and forks one for each test. Those end as an interpreter does; the children of `children` do not."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", HARNESS + LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+
+
+@pytest.fixture
+def run(forking, tmp_path) -> Run:
+    """Runs a program in a fork, with the test's folder and an address, to its end."""
+
+    def run_program(program: str, address: str = "") -> None:
+        forking.stdin.write(json.dumps([program, str(tmp_path), address]) + "\n")
+        forking.stdin.flush()
+        status = int(forking.stdout.readline())
+        assert (status, (tmp_path / "stdout").read_text()) == (0, "passed\n"), (tmp_path / "stderr").read_text()[-3000:]
+
+    return run_program
 
 
 IN_PROCESS = """
@@ -119,8 +159,8 @@ print("passed")
 """
 
 
-def test_a_fork_neither_uses_nor_changes_a_buffer_in_process(tmp_path):
-    run(IN_PROCESS, tmp_path)
+def test_a_fork_neither_uses_nor_changes_a_buffer_in_process(run):
+    run(IN_PROCESS)
 
 
 HELD = """
@@ -144,8 +184,8 @@ print("passed")
 """
 
 
-def test_what_runs_in_another_thread_at_the_fork_goes_on_in_the_parent_alone(tmp_path):
-    run(HELD, tmp_path)
+def test_what_runs_in_another_thread_at_the_fork_goes_on_in_the_parent_alone(run):
+    run(HELD)
 
 
 LONG_LIVED = """
@@ -162,8 +202,8 @@ print("passed")
 """
 
 
-def test_a_fork_that_lives_on_keeps_no_directory(tmp_path):
-    run(LONG_LIVED, tmp_path)
+def test_a_fork_that_lives_on_keeps_no_directory(run):
+    run(LONG_LIVED)
 
 
 SERVER = """
@@ -184,8 +224,8 @@ print("passed")
 """
 
 
-def test_a_fork_cannot_stop_its_parents_server(tmp_path):
-    run(SERVER, tmp_path)
+def test_a_fork_cannot_stop_its_parents_server(run):
+    run(SERVER)
 
 
 REMOTE = """
@@ -218,28 +258,28 @@ def drop():
     writer = stream = iterator = buffer = None
     gc.collect()
 
-with spawn_server(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
-    buffer = RemoteReplayBuffer(server.address, timeout=10)
-    buffer.add_batch(batch(64, 0))
-    buffer.save(folder / "saved")
-    for _ in range(3):
-        buffer.sample_batch(2)  # So that a call is held open.
-    writer, stream, iterator = buffer.writer(), buffer.stream(2), buffer.create_epoch_iterator(2)
-    writer.append(batch(1, 0)[0])
-    for act in (use, drop):
-        undisturbed(act)
-    process = multiprocessing.get_context("fork").Process(target=lambda: None)
-    process.start()
-    process.join(SECONDS)
-    assert process.exitcode == 0
-    writer.close()
-    stream.close()
-    assert not buffer.sample_all()["x"].any()
-    assert len(buffer) == 64 + 1 + 2 * 21
-    buffer.close()
+buffer = RemoteReplayBuffer(address, timeout=10)
+buffer.add_batch(batch(64, 0))
+buffer.save(folder / "saved")
+for _ in range(3):
+    buffer.sample_batch(2)  # So that a call is held open.
+writer, stream, iterator = buffer.writer(), buffer.stream(2), buffer.create_epoch_iterator(2)
+writer.append(batch(1, 0)[0])
+for act in (use, drop):
+    undisturbed(act)
+process = multiprocessing.get_context("fork").Process(target=lambda: None)
+process.start()
+process.join(SECONDS)
+assert process.exitcode == 0
+writer.close()
+stream.close()
+assert not buffer.sample_all()["x"].any()
+assert len(buffer) == 64 + 1 + 2 * 21
+buffer.close()
 print("passed")
 """
 
 
-def test_a_fork_neither_uses_nor_disturbs_a_remote_buffer_and_ends(tmp_path):
-    run(REMOTE, tmp_path)
+def test_a_fork_neither_uses_nor_disturbs_a_remote_buffer_and_ends(run):
+    with server_process(ServerConfig(address="127.0.0.1:0", buffer_size=1000)) as server:
+        run(REMOTE, server.address)

@@ -264,7 +264,8 @@ def test_a_stream_whose_server_does_not_come_back_is_an_error_that_names_it(phoe
         next(batches)
 
 
-def test_a_stream_over_a_table_that_came_back_empty_says_so(phoenix, buffer):
+def test_a_stream_over_a_table_that_came_back_empty_says_so(phoenix, open_buffer):
+    buffer = open_buffer(timeout=6)  # So long it hopes for a row.
     buffer.add_batch(rows(10))
     batches = buffer.stream(4)
     next(batches)

@@ -220,7 +220,7 @@ def status(channel: grpc.Channel, call: str, request: Any) -> grpc.StatusCode:
 @pytest.mark.parametrize("directory", [True, False])
 def test_reads_find_the_default_table_empty_and_do_not_make_it(directory, tmp_path):
     data = tmp_path / "data"
-    with ReplayServer(config(data if directory else None)) as server, RemoteReplayBuffer(server.address) as buffer:
+    with ReplayServer(config(data if directory else None)) as server, RemoteReplayBuffer(server.address, timeout=2) as buffer:
         assert (buffer.size, buffer.buffer_size, buffer.state().schema) == (0, 1_000_000, None)
         assert buffer.state().durability == ("process" if directory else "none")
         buffer.reset()

@@ -233,6 +233,14 @@ def test_so_many_failures_are_remembered_and_no_more():
     assert claimed == [True] * MAX_RECORDS + [False]
 
 
+def test_a_refused_insert_is_not_remembered():
+    unacknowledged, column = UnacknowledgedInserts(), {"n": torch.arange(1)}
+    schema = Schema.of(column)
+    part = Part(unacknowledged.writer_ids.take().next(), 0, 1)
+    assert not unacknowledged.note(Batch(column, schema, 1, parts=(part,)), SchemaError())
+    assert not unacknowledged.claim(column, schema, 1).resumed
+
+
 # -- streams ------------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from restarts import Phoenix, add_until_stored, give_again, small, stored, wait_
 from tensordict import TensorDict
 
 from conftest import freeze, numbers, rows, thaw
-from tdreplay.errors import ClosedError, DeadlineError, EmptyTableError, ReplayError, ServerUnavailableError
+from tdreplay.errors import ClosedError, DeadlineError, EmptyTableError, ReplayError, SchemaError, ServerUnavailableError
 from tdreplay.schema import Schema
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
 from tdreplay_client.writing.insert_state import Batch, Part

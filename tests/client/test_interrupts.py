@@ -54,11 +54,13 @@ def until_it_returns(call) -> None:
             continue
 
 
+@pytest.mark.parametrize("seconds", [0.005, 0.0004], ids=["now and then", "one in the handler of the other"])
 @pytest.mark.parametrize("flush_rows", [1, 8, 64])
-def test_rows_whose_append_is_repeated_after_an_interrupt_are_stored_once(buffer, flush_rows):
+def test_rows_whose_append_is_repeated_after_an_interrupt_are_stored_once(buffer, flush_rows, seconds):
     writer = buffer.writer(flush_rows=flush_rows)
-    with interrupting(Writer.append.__code__, 0.005) as hits:
-        for number in range(N):
+    writer.append({"n": 0})
+    with interrupting(Writer.append.__code__, seconds) as hits:
+        for number in range(1, N):
             until_it_returns(lambda number=number: writer.append({"n": number}))
             if number % 1000 == 999:
                 writer.flush()

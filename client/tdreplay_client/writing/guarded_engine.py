@@ -11,6 +11,7 @@ import threading
 import time
 from abc import abstractmethod
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -22,9 +23,23 @@ from tdreplay_client.writing.insert_engine import FlushPolicy, WriterEngine
 from tdreplay_client.writing.insert_messages import block_layout
 from tdreplay_client.writing.insert_state import Batch, Part
 from tdreplay_client.writing.staging import Staging
-from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts, handed_back, same_rest
+from tdreplay_client.writing.unacknowledged import Record, UnacknowledgedInserts, handed_back, record_of, same_rest
 
 __all__ = ["GuardedEngine", "is_nested"]
+
+
+class _Settlement(NamedTuple):
+    """What becomes of a batch whose `extend` was broken off.
+
+    Attributes:
+        record: By it the rows are known when they are given again; None: they are new then.
+        rest: The rows that stay with the writer.
+        error: What the next call raises.
+    """
+
+    record: Record | None = None
+    rest: Batch | None = None
+    error: ReplayError | None = None
 
 
 class GuardedEngine:
@@ -36,6 +51,8 @@ class GuardedEngine:
         call: the call over which blocks go, or went last; None: there was none yet.
         error: what ended the writer, for its next call to raise.
         inside: whether a call of the writer holds the lock.
+        broken_off: the batch of an `extend` that an error ended, as it was when the call began, the last part of it that was looked at (None:
+            none was), and the error. `settle` has to come next.
 
     Args:
         unacknowledged: the failed inserts of the buffer.
@@ -49,6 +66,8 @@ class GuardedEngine:
         self.call: InsertCall | None = None
         self.error: ReplayError | None = None
         self.inside = False
+        self.broken_off: tuple[Batch, Part | None, BaseException] | None = None
+        self._settlement: _Settlement | None = None
         self._leaving = self._over = False  # No rows come any more; nothing is sent any more.
 
     @abstractmethod
@@ -80,6 +99,8 @@ class GuardedEngine:
                 be raised again, until the call that raises it forgets it as its last step (`forget`): an interrupt may come before that.
         """
         with self.lock:
+            if self.broken_off is not None:
+                self.settle()
             error = self.error
             if error is None:
                 return
@@ -160,30 +181,33 @@ class GuardedEngine:
             finally:
                 self.inside = False
 
-    def break_off(self, batch: Batch, part: Part | None, error: BaseException) -> None:
-        """Settles what becomes of a batch whose `extend` was ended by an error that does not have its rows.
-
-        All of it is in, or none of it, or it is the writer that failed.
-
-        Args:
-            batch: as it was when `extend` began.
-            part: the last part that was looked at; None where there was none.
-            error: what ended it.
-        """
+    def settle(self) -> None:
+        """Settles what becomes of a batch whose `extend` was broken off. After an interrupt the next call of the writer goes on here."""
         with self.lock:
-            rest = self.engine.state.batch
-            if rest is None or rest.columns is not batch.columns:  # None of it was begun, or all of it is in.
-                self._unacknowledged.note(batch if part is None else batch.finished(), error)
-            elif rest.done == batch.done:
-                self.engine.state = self.engine.state.with_batch(None)
-                self._unacknowledged.note(batch, error)
-            elif isinstance(error, ReplayError):
-                error.rows = torch.cat(rest.rest())
-                self.engine.state = self.engine.state.with_batch(None)
-            else:
-                self.engine.state = self.engine.state.with_batch(rest.copied())
-                left = f"{rest.rows - rest.done} of {rest.rows} rows were not on their way yet"
-                self.fail(CancelledError(f"extend was interrupted ({type(error).__name__}): {left}"))
+            if self.broken_off is None:
+                return
+            if self._settlement is None:
+                self._settlement = self._settled(*self.broken_off)
+            record, rest, error = self._settlement
+            if record is not None:
+                self._unacknowledged.keep(record)
+            self.engine.state = self.engine.state.with_batch(rest)
+            if error is not None:
+                self.fail(error)
+            self.broken_off = self._settlement = None
+
+    def _settled(self, batch: Batch, part: Part | None, error: BaseException) -> _Settlement:
+        """What becomes of it: all of it is in, or none of it, or it is the writer that failed."""
+        rest = self.engine.state.batch
+        if rest is None or rest.columns is not batch.columns:  # None of it was begun, or all of it is in.
+            return _Settlement(record_of(batch if part is None else batch.finished(), error), rest)
+        if rest.done == batch.done:
+            return _Settlement(record_of(batch, error))
+        if isinstance(error, ReplayError):
+            error.rows = torch.cat(rest.rest())
+            return _Settlement()
+        left = f"{rest.rows - rest.done} of {rest.rows} rows were not on their way yet"
+        return _Settlement(rest=rest.copied(), error=CancelledError(f"extend was interrupted ({type(error).__name__}): {left}"))
 
     def _sealed(self, leaving: bool) -> int:
         """Sends what is staged, and gives the number of blocks until now."""

@@ -27,7 +27,7 @@ MAX_RECORDS = 64
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """A batch without its rows: their digest, and what became of them."""
 
     schema: Schema
@@ -50,17 +50,21 @@ class UnacknowledgedInserts:
 
     def __init__(self) -> None:
         self.writer_ids = WriterIds()
-        self._records: deque[_Record] = deque(maxlen=MAX_RECORDS)
+        self._records: deque[Record] = deque(maxlen=MAX_RECORDS)
         self._lock = threading.Lock()
 
     def note(self, batch: Batch, error: BaseException) -> bool:
         """Keeps what `error` ended. False where there is nothing to keep: nothing was sent, or the server stored nothing."""
-        if not batch.resumed or (isinstance(error, ReplayError) and stored_nothing(error)):
-            return False
-        digest = _digest(batch.columns)
+        record = record_of(batch, error)
+        if record is not None:
+            self.keep(record)
+        return record is not None
+
+    def keep(self, record: Record) -> None:
+        """Keeps a record, once however often it comes: an interrupted caller comes again with it."""
         with self._lock:
-            self._records.append(_Record(batch.schema, batch.rows, digest, batch.done, batch.parts))
-        return True
+            if not any(kept is record for kept in self._records):
+                self._records.append(record)
 
     def claim(self, columns: Columns, schema: Schema, rows: int) -> Batch:
         """These rows as they go out: as they did before, where they failed, and else afresh."""
@@ -82,6 +86,13 @@ class UnacknowledgedInserts:
         """Forgets them: the table does not hold earlier rows any more."""
         with self._lock:
             self._records.clear()
+
+
+def record_of(batch: Batch, error: BaseException) -> Record | None:
+    """What is to be known of a batch that `error` ended. None where nothing was sent, or the server stored nothing."""
+    if not batch.resumed or (isinstance(error, ReplayError) and stored_nothing(error)):
+        return None
+    return Record(batch.schema, batch.rows, _digest(batch.columns), batch.done, batch.parts)
 
 
 def handed_back(state: InsertState, given: TensorDict | None) -> tuple[TensorDict, Batch] | None:

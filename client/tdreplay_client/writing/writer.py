@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 from tensordict import TensorDict
@@ -34,20 +34,11 @@ __all__ = ["Writer"]
 log = logging.getLogger("tdreplay")
 
 
-class _InterruptedCall(NamedTuple):
-    """Rows that were taken, although the call that gave them was interrupted: they may be given again, and must be taken once.
+_InterruptedCall: TypeAlias = "tuple[Staging, int, int, int]"
+"""Rows that were taken, although the call that gave them was interrupted: they may be given again, and must be taken once.
 
-    Attributes:
-        staging: the block in which the rows lie.
-        at: the place of the first of them in it.
-        rows: the number of rows.
-        thread: the thread that gave them.
-    """
-
-    staging: Staging
-    at: int
-    rows: int
-    thread: int
+The block in which they lie, the place of the first of them in it, their number, and the thread that gave them.
+"""
 
 
 class Writer(OfOneProcess):
@@ -140,6 +131,7 @@ class Writer(OfOneProcess):
         """
         self._owner.check()
         given = given_rows(batch)
+        self._core.settle()
         self._core.check_open()
         try:
             columns = given.columns(self._schema or self._first_schema(given), cast=self._known_schema.cast)
@@ -262,7 +254,7 @@ class Writer(OfOneProcess):
 
     def _take(self, place: Callable[[Staging, Any, int], None], given: Any, rows: int, unit_rows: int) -> None:
         """Takes rows into the block that is being filled, and ends a unit there where it has `unit_rows`."""
-        core, staging, at, taken = self._core, None, 0, False
+        core, staging, at, taken, thread = self._core, None, 0, False, threading.get_ident()
         if core.inside:
             self._refuse_reentry()
         try:
@@ -288,8 +280,8 @@ class Writer(OfOneProcess):
             self._forget_schema()
             raise
         except BaseException:
-            if taken and staging is not None:
-                self._interrupted = _InterruptedCall(staging, at, rows, threading.get_ident())
+            if taken and staging is not None:  # Calls nothing: where another interrupt came in a call, the rows would be taken twice.
+                self._interrupted = (staging, at, rows, thread)
             raise
 
     def _forget_schema(self) -> None:
@@ -301,13 +293,10 @@ class Writer(OfOneProcess):
 
     def _is_in(self, staging: Staging, rows: int) -> bool:
         """Whether the rows that were just placed were taken before, by an interrupted call that gave the same rows."""
-        interrupted = self._interrupted
-        if (
-            interrupted is not None
-            and (interrupted.rows, interrupted.thread) == (rows, threading.get_ident())
-            and staging.has_placed(interrupted.staging, interrupted.at, rows)
-        ):
-            return True
+        if self._interrupted is not None:
+            before, at, number, thread = self._interrupted
+            if (number, thread) == (rows, threading.get_ident()) and staging.has_placed(before, at, rows):
+                return True
         self._interrupted = None
         return False
 
@@ -323,8 +312,10 @@ class Writer(OfOneProcess):
                     self._core.add(batch, part)
                     self._core.await_room()
             except BaseException as error:
-                if not isinstance(error, ReplayError) or error.rows is None:
-                    self._core.break_off(batch, part, error)
+                self._core.broken_off = (batch, part, error)  # Before anything is called, where another interrupt may come.
+                if isinstance(error, ReplayError) and error.rows is not None:
+                    self._core.broken_off = None
+                self._core.settle()
                 raise
             finally:
                 self._extending = 0

@@ -68,7 +68,7 @@ class Environment:
         if self._cell.versions == "oldest":
             self._pip(*self._output(str(Path(__file__).with_name("oldest.py")), *extras).split(), "torch")
         else:
-            self._pip("--upgrade", f"{ROOT}[{','.join(extras)}]")
+            self._pip("--upgrade", f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT))
 
     def test(self) -> bool:
         """Whether the tests of the cell pass."""
@@ -108,7 +108,11 @@ def run(cell: Cell, interpreter: str) -> bool:
     """Installs and tests a cell, and says how it went."""
     start = time.monotonic()
     environment = Environment(cell, interpreter)
-    environment.install()
+    try:
+        environment.install()
+    except subprocess.CalledProcessError as error:
+        print(f"-- {cell}: FAILED, it cannot be installed: {error}", flush=True)
+        return False
     print(f"-- {cell}: {environment.shown()}", flush=True)
     installed = time.monotonic()
     passed = environment.test()

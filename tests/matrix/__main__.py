@@ -1,6 +1,6 @@
 """Runs tests in environments of their own, with other versions of Python and of what tdreplay needs: ``make matrix`` and ``make floors``.
 
-An environment takes 1 GB, or 6 GB where pip finds no build of torch for the processor alone: PIP_EXTRA_INDEX_URL may name where one is.
+An environment takes 1 GB, or 5 GB where pip finds no build of torch for the processor alone: PIP_EXTRA_INDEX_URL may name where one is.
 A cell is PYTHON:VERSIONS:TESTS.
 PYTHON is a version, ``newest`` of those that are here, or ``this`` one that runs now.
 VERSIONS is ``oldest`` or ``newest``.

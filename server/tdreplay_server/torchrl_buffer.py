@@ -8,14 +8,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase, lazy_legacy, set_lazy_legacy
 
 from tdreplay.copying import OfOneProcess
 from tdreplay.errors import UnimplementedError
 from tdreplay.rows import given_row, given_rows
-from tdreplay.selecting import Slots
 from tdreplay_server.buffer import ReplayBuffer
 from tdreplay_server.system.imports import process_unchanged
 
@@ -96,16 +94,17 @@ class TableStorage(Storage):
             return drawn[1]
         if isinstance(index, slice) and index == slice(None):
             return _without_row_ids(self._buffer.sample_all())
-        slots = _slots(index, len(self))
-        return _without_row_ids(self._buffer.sample_by_index(slots) if slots.ndim else self._buffer.sample_by_index(slots[None])[0])
+        return _without_row_ids(self._buffer.sample_by_index(index))
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> NoReturn:
         """Refuses: a row in a slot that the journal does not know would be lost, or doubled."""
         raise UnimplementedError(IN_PLACE)
 
     def contains(self, item: int | torch.Tensor) -> bool | torch.Tensor:
-        """Whether a slot, or each of some slots, holds a row."""
-        return (item >= -len(self)) & (item < len(self))
+        """Whether a slot, or each of some slots, holds a row. Negative numbers count from the last row, as in `get`."""
+        state = self._buffer.state()
+        first = state.write_count - state.size
+        return ((item >= 0) & (item < state.buffer_size) & ((item - first) % state.buffer_size < state.size)) | ((item < 0) & (item >= -state.size))
 
     def _empty(self) -> None:
         """Nothing is left to do: the writer has reset the buffer."""
@@ -282,12 +281,3 @@ def _without_row_ids(batch: TensorDict) -> TensorDict:
     """The fields that TorchRL's users know."""
     found: TensorDict = batch.exclude("row_id")
     return found
-
-
-def _slots(index: Any, size: int) -> Slots:
-    """What stands in brackets as slots: int64 of any shape. Negative ones count from the last live slot."""
-    if isinstance(index, slice):
-        return np.arange(*index.indices(size))
-    given = np.asarray(index.cpu() if isinstance(index, torch.Tensor) else index)
-    slots = np.flatnonzero(given) if given.dtype == bool else given.astype(np.int64)
-    return np.where(slots < 0, slots + size, slots)

@@ -107,3 +107,14 @@ def test_credits_are_granted_in_groups_of_half_the_window(window, grants):
         credit.take()
         granted += [number for number in [credit.grant()] if number]
     assert granted == grants
+
+
+def test_a_batch_is_granted_though_every_segment_is_in_use():
+    """It comes in a message. The memory of a batch that was copied may be in use for a while, beside those that the user keeps."""
+    credit = BatchCredit(window=1, segments=3, reserve=1)
+    for segment in range(3):
+        assert credit.grant() == 1
+        credit.borrow(segment)
+        credit.came()
+        credit.take()
+    assert (credit.unreturned, credit.grant(), credit.grant()) == (3, 1, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
 import threading
@@ -327,3 +328,17 @@ def test_a_fork_is_told_so_whatever_lock_another_thread_held(buffer):
         done.set()
         reader.join(30)
         replay.shutdown()
+
+
+def test_live_slots_need_not_begin_at_0(buffer, tmp_path):
+    """After a rewind to the newest three rows of a full ring, its last three slots are live."""
+    ours = TorchRLReplayBuffer(buffer, batch_size=BATCH)
+    ours.extend(steps(0, SIZE))
+    buffer.save(tmp_path / "there")
+    written = tmp_path / "there.metadata"
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"data_size": 3}))
+    buffer.load(tmp_path / "there")
+    assert ours[:]["index"].tolist() == ours[0:3]["index"].tolist() == [SIZE - 3, SIZE - 2, SIZE - 1]
+    assert (int(ours[-1]["index"]), int(ours[SIZE - 3]["index"])) == (SIZE - 1, SIZE - 3)
+    asked = torch.tensor([0, SIZE - 4, SIZE - 3, SIZE - 1, SIZE, -1, -3, -4])
+    assert ours.storage.contains(asked).tolist() == [False, False, True, True, False, True, True, False]

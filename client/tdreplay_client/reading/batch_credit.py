@@ -45,14 +45,16 @@ class BatchCredit:
     def grant(self) -> int:
         """The number of batches to be granted now, which counts as granted from here on; 0: none.
 
-        At least one batch is always due, because not all segments are lent.
+        At least one batch is always due. If no segment is free, it comes in a message.
         """
         room = self.window - self.due
         if self._segments:
             # A batch that just came may count twice, as a segment and as one that is on its way: then the next call grants it.
             room = min(room, self._segments - self.unreturned - (self._granted - self._came))
-        if room < self._group and (room <= 0 or self.due):
-            return 0
+        if room < self._group:
+            if self.due:
+                return 0
+            room = max(room, 1)
         self._granted += room
         return room
 

@@ -194,7 +194,7 @@ class _Watchdog:
     def watch(self, answers: Answers) -> None:
         with self._lock:
             self._answers.add(answers)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # An interrupt may have come before it was started.
                 self._thread = threading.Thread(target=self._run, name="tdreplay-deadlines", daemon=True)
                 self._thread.start()
 

@@ -133,5 +133,9 @@ def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
     with disk_errors(str(data_dir)), DirectoryLock(data_dir), new_directory(data_dir / CHECKPOINTS / table) as scratch:
         config = read_table(directory, torn_end=True).settings.config
         with closing(RowLog(config, Unheard(), directory=directory)) as opened:
-            checkpoint = Path(write_checkpoint(scratch / "resize", opened).path)
+            try:
+                checkpoint = Path(write_checkpoint(scratch / "resize", opened).path)
+            except BaseException:  # Ctrl-C: `close` would wait for the locks.
+                opened.let_go()
+                raise
         return _restored(checkpoint, read_manifest(checkpoint), directory, buffer_size)

@@ -97,6 +97,7 @@ class RowLog:
         self._take_up(self._made(torch.device("cpu"), journal.state.ring, journal.state.settings.generation))
         try:
             self._rows.recover(journal)
+            self._told.tell(self.ring)
         except BaseException:
             self.storage.release()
             try:
@@ -104,7 +105,6 @@ class RowLog:
             finally:
                 directory.close()
             raise
-        self._told.tell(self.ring)
         if self._flusher is not None:
             self._flusher.start()
 

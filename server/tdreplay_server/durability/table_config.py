@@ -63,7 +63,13 @@ class TableConfig:
 
 
 def _device(name: torch.device | str) -> str:
+    """One name for each device: ``cuda`` is the current CUDA device, if there is any."""
     try:
-        return str(torch.device(name)) if name else ""
+        device = torch.device(name) if name else None
     except RuntimeError:
         raise InvalidArgumentError(f"storing_device ({str(name)[:80]!r}) must be cpu or cuda:N") from None
+    if device is None or device.type == "cpu":
+        return "" if device is None else "cpu"
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return f"cuda:{torch.cuda.current_device()}"
+    return str(device)

@@ -169,6 +169,7 @@ class Tables:
             if found is None:
                 with self._new(replace(config, storing_device=config.storing_device or self._storing_device)):
                     return True
+            found.state()  # Says so where the table is of no use any more.
             _check_agrees(found.config, config)
             return False
 

@@ -16,12 +16,16 @@ from tdreplay_server.transport.shared_memory import Segments, offer
 __all__ = ["batches_per_message", "merged", "messages", "streamed"]
 
 
+MAX_BATCHES = 1024
+"""Batches of one message."""
+
+
 def batches_per_message(wanted: int, batch_size: int, row: RowFormat) -> int:
     """How many batches one message carries: at most `wanted`, no more bytes than a block may have, and no more rows than a batch may have.
 
-    Rows without bytes count too: the server holds the slot and the id of each.
+    Rows without bytes count too: the server holds the slot and the id of each. Batches count, because each is a draw of its own.
     """
-    fitting = min(BLOCK_BYTES // max(1, batch_size * row.row_bytes), MAX_BATCH_SIZE // batch_size)
+    fitting = min(BLOCK_BYTES // max(1, batch_size * row.row_bytes), MAX_BATCH_SIZE // batch_size, MAX_BATCHES)
     return max(1, min(check_whole(wanted, "batches_per_message", 0), fitting))
 
 

@@ -58,3 +58,11 @@ def test_the_last_seed_and_number_work(address, table, stub):
     with filled(address, table):
         query = pb.SampleRequest(table=table, batch_size=4, seed=SEED, first_batch=SEED, batches_per_message=8)
         assert len(streamed(stub, query, 8)) == 8
+
+
+def test_a_message_carries_a_thousand_batches_at_most(address, table, stub):
+    """Each batch is a draw, and while a message is drawn nobody can insert."""
+    with filled(address, table):
+        requests = [pb.SampleRequest(table=table, batch_size=1, batches_per_message=1 << 20, credits=3000)]
+        sizes = [len(load(answer.block)["action"]) for answer in stub.Sample(iter(requests), timeout=20)]
+    assert (max(sizes), sum(sizes)) == (1024, 3000)

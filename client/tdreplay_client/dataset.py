@@ -33,7 +33,7 @@ class ReplayDataset(IterableDataset[TensorDict]):
     raises `ForkedError`, a spawned one works. A stream whose server is lost goes on when it is back, within `timeout`.
 
     Args:
-        address: of the server.
+        address: The address of the server.
         batch_size: rows per batch, drawn uniformly with replacement.
         prefetch: how many batches may be on their way at any time.
         fields: as in `RemoteReplayBuffer.stream`; None: all of them, ``index`` and ``row_id``.

@@ -41,7 +41,7 @@ class Field:
     Attributes:
         name: nested keys joined with '.'.
         dtype: one of `DTYPES`.
-        shape: of one row's value; () for a scalar.
+        shape: The shape of one row's value; () for a scalar.
     """
 
     name: str

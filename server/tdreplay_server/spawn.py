@@ -45,7 +45,7 @@ class ServerProcess:
 
     Attributes:
         address: where clients reach it.
-        pid: of the process.
+        pid: The id of the process.
     """
 
     address: str

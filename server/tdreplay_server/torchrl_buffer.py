@@ -38,7 +38,7 @@ class TableStorage(Storage):
     """The rows of a buffer as TorchRL reads them. Only `TableWriter` stores rows.
 
     Args:
-        buffer: whose rows they are.
+        buffer: The buffer that has the rows.
     """
 
     ndim = 1
@@ -205,7 +205,7 @@ class TorchRLReplayBuffer(OfOneProcess, TensorDictReplayBuffer):
 
     Args:
         buffer: where the rows are. Whoever opened it closes it, after `shutdown` where there is a `prefetch`.
-        batch_size: of `sample` and of the iteration.
+        batch_size: The rows of each batch of `sample` and of the iteration.
         prefetch: how many batches threads draw ahead. None: none.
         transform: what is done to rows; see TorchRL.
         pin_memory: whether batches lie in pinned memory.

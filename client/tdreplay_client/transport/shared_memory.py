@@ -29,7 +29,7 @@ class Sharing:
     """Whether the calls of one buffer use shared memory: as long as it is wanted, and was not found to be out of reach.
 
     Args:
-        address: of the server.
+        address: The address of the server.
         wanted: by the user.
     """
 

@@ -33,7 +33,7 @@ from tdreplay_server.system.private_files import open_file, read_file, write_fil
 __all__ = ["FORMAT", "MANIFEST", "STRICT", "File", "Manifest", "broken", "read_manifest", "sha256_of"]
 
 FORMAT = 1
-"""Of a checkpoint. A newer one is refused."""
+"""The format of a checkpoint. A newer one is refused."""
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 4 << 20
 STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
@@ -72,14 +72,14 @@ class Manifest(BaseModel):
     """What a checkpoint holds: the rows of the ids ``[write_count - rows, write_count)``.
 
     Attributes:
-        format: of the checkpoint.
+        format: The format of the checkpoint.
         created: when, in UTC (ISO 8601).
         table: its name; '' where it has none, or an older version wrote the checkpoint.
         buffer_size, storing_device, sampler, limiter: as in `TableConfig`. Older versions knew the first alone.
         rows: how many are in it.
-        write_count: of the table.
+        write_count: The id of the next row of the table.
         insert_count: the rows that were ever inserted into the table. Older versions did not know it: then it is `write_count`.
-        row_schema: of the rows; None where there never was one. In the file it is ``schema``.
+        row_schema: The schema of the rows; None where there never was one. In the file it is ``schema``.
         files: all of them but the manifest.
     """
 

@@ -42,7 +42,7 @@ __all__ = ["Journal", "create_journal"]
 NAME = "the journal"
 """What messages call it."""
 COMMITS_TO_COMPACT = 1000
-"""After so many commits the write-ahead log, of some 3 MB, is copied into the database; after more where that is larger than the log."""
+"""Commits after which the write-ahead log, some 3 MB, is copied into the database. If the database is larger than that, it takes more of them."""
 COMMIT_BYTES = 3 << 10
 """Bytes that a commit takes in the log."""
 ACKNOWLEDGE = "INSERT OR REPLACE INTO acknowledged (writer, slot, sequence, digest, first_row_id, rows) VALUES (?, ?, ?, ?, ?, ?)"

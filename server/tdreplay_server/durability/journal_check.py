@@ -54,7 +54,7 @@ Words = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Checksums:
-    """Of the pages of a database, at its last checkpoint: `DIGEST_BYTES` of `digests` for each page."""
+    """The checksums of the pages of a database, as they were when the log was copied into it last: `DIGEST_BYTES` of `digests` for each page."""
 
     page_size: int
     digests: bytes
@@ -90,7 +90,7 @@ class NewChecksums:
     """A file of checksums to be. What it takes to write it is opened at once, before anything changes: there may be no descriptor left.
 
     Args:
-        database: for which it will vouch.
+        database: The file for whose bytes it will vouch.
 
     Raises:
         OSError: it cannot be opened.

@@ -49,7 +49,7 @@ def read_journal(directory: Path, *, torn_end: bool = False) -> JournalState:
     """What the journal of a table says, which must not be open. Its bytes are checked first, and none of them changes.
 
     Args:
-        directory: of the table.
+        directory: The directory of the table.
         torn_end: whether the end of the log may be broken, where the last server flushed it to the disk: after a loss of power the disk may have a
             part of what was not acknowledged yet.
 

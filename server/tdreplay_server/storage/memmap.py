@@ -42,7 +42,7 @@ class MemmapRows(RowStorage):
 
     Args:
         buffer_size: how many rows there is room for.
-        directory: of the files. None: they have no names, and end with this object, or with its process, however that ends.
+        directory: The directory of the files. None: they have no names, and end with this object or its process, however that ends.
     """
 
     def __init__(self, buffer_size: int, directory: Path | None) -> None:

@@ -99,7 +99,7 @@ class RowStorage(ABC):
         The ring does not move.
 
         Args:
-            row_id: of the first row.
+            row_id: The id of the first row.
             rows: how many there are.
             columns: rows of bytes, or tensors of any device and layout, of shape [rows, ...].
 

@@ -24,7 +24,7 @@ class Principal(NamedTuple):
     """Who calls. The server does not ask its clients for a name yet, so all of them are `ANONYMOUS`.
 
     Attributes:
-        name: of the user; None: anybody who can reach the server.
+        name: The name of the user. None: anybody who can reach the server.
     """
 
     name: str | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,11 +41,19 @@ class Service:
 
     def __init__(self) -> None:
         self.seen: list[object] = []
+        self.ended: queue.SimpleQueue[grpc.StatusCode] = queue.SimpleQueue()
         self._calls = {"SampleAll": failing_after_an_answer, "SampleBatch": refused_after_an_answer, "ListTables": self._telling}
+        self._calls |= {"Reset": self._watched, "DropTable": self._watched}
 
     def _telling(self, request, call):
         self.seen += [call.method, call.principal, call.is_active]
         return pb.ListTablesResponse(tables=[call.peer])
+
+    def _watched(self, request, call):
+        call.on_end(lambda: self.ended.put(call.status))
+        if call.method == "DropTable":
+            raise EmptyTableError("no row")
+        return pb.ResetResponse()
 
     def __getattr__(self, name):
         return self._calls.get(name, failing)
@@ -72,6 +81,13 @@ def test_a_handler_knows_who_calls(stub, service):
     (peer,) = stub.ListTables(pb.ListTablesRequest(), timeout=20).tables
     assert peer.startswith("ipv4:127.0.0.1:")
     assert service.seen == ["ListTables", ANONYMOUS, True]
+
+
+def test_a_call_knows_the_status_with_which_it_ended(stub, service):
+    stub.Reset(pb.ResetRequest(), timeout=20)
+    with pytest.raises(grpc.RpcError):
+        stub.DropTable(pb.DropTableRequest(), timeout=20)
+    assert [service.ended.get(timeout=20) for _ in range(2)] == [grpc.StatusCode.OK, grpc.StatusCode.FAILED_PRECONDITION]
 
 
 CALLS = {

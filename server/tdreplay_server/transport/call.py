@@ -57,15 +57,17 @@ class Call:
         principal: who calls.
         waits_since: when the call began to wait for its first request, or for its answer to be taken (`time.monotonic`); None: it does not wait.
         idle: whether the call waits for the next request.
+        status: the status with which the call ends, as far as the server has a say in it: a client may end it before.
     """
 
-    __slots__ = ("_context", "admitted", "idle", "method", "patient", "principal", "waits_since")
+    __slots__ = ("_context", "admitted", "idle", "method", "patient", "principal", "status", "waits_since")
 
     def __init__(self, context: grpc.ServicerContext, method: str, *, admitted: bool, patient: bool) -> None:
         self._context, self.method, self.admitted, self.patient = context, method, admitted, patient
         self.principal = ANONYMOUS
         self.waits_since: float | None = None
         self.idle = False
+        self.status = grpc.StatusCode.OK
 
     @property
     def peer(self) -> str:
@@ -98,6 +100,7 @@ class Call:
 
     def set_status(self, status: grpc.StatusCode) -> None:
         """Sets the status with which the call ends after its answer. Without this it is OK."""
+        self.status = status
         self._context.set_code(status)
 
     def fail(self, status: grpc.StatusCode, details: str, error: str | None = None) -> NoReturn:
@@ -106,6 +109,7 @@ class Call:
         Raises:
             Exception: always: gRPC takes it for the end of the call.
         """
+        self.status = status
         if error is not None:
             self._context.set_trailing_metadata(((TRAILER, error),))
         self._context.abort(status, details)

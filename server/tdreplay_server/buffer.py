@@ -14,7 +14,7 @@ from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, Sta
 from tdreplay.columns import to_tensordict
 from tdreplay.copying import OfOneProcess
 from tdreplay.devices import parse_device
-from tdreplay.errors import EmptyTableError, StorageError
+from tdreplay.errors import EmptyTableError, StorageError, TableChangedError
 from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_flag
 from tdreplay.metadata import Metadata
 from tdreplay.processes import Owner
@@ -109,6 +109,8 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
             try:
                 generators = self._table.unseeded if draw is None else generators_of(*draw)
                 return self._take(self._table.select_random(rows, generators(1)))
+            except TableChangedError:  # Between the draw and the copy, by another thread: the rows of now are drawn.
+                continue
             except EmptyTableError:
                 if time.monotonic() >= end:
                     raise

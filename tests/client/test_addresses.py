@@ -6,8 +6,10 @@ import pytest
 
 from conftest import rows
 from tdreplay.errors import InvalidArgumentError
+from tdreplay.v1.replay_buffer_pb2 import DESCRIPTOR
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
 from tdreplay_client.transport.addresses import check_target
+from tdreplay_client.transport.channels import SERVICE_NAME
 from tdreplay_client.transport.health import serves
 from tdreplay_server import ReplayServer, ServerConfig
 
@@ -103,3 +105,7 @@ def test_a_proxy_does_not_get_calls_to_this_host(address, table, monkeypatch, tm
                 buffer.add_batch(rows(2))
                 assert len(buffer.sample_batch(3)) == 3
             assert serves(local, 5.0) == (True, "SERVING")
+
+
+def test_the_name_of_the_service_is_that_of_the_proto():
+    assert DESCRIPTOR.services_by_name["ReplayBufferService"].full_name == SERVICE_NAME

@@ -8,12 +8,12 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from tdreplay.limits import MAX_MESSAGE_BYTES, message_options
-from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_client.transport.addresses import check_target, proxy_options
 
-__all__ = ["open_channel"]
+__all__ = ["SERVICE_NAME", "open_channel"]
 
-SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
+SERVICE_NAME = "tdreplay.v1.ReplayBufferService"
+"""The service's name in the proto. `tdreplay health`, which runs every few seconds, does not load the proto for it."""
 
 IDEMPOTENT = ("Add", "SampleBatch", "SampleByIndex", "SampleAll", "Describe", "CreateTable", "ListTables")
 """The calls with one request that gRPC may send again by itself: inserts are numbered, so that they are stored once."""
@@ -21,7 +21,7 @@ IDEMPOTENT = ("Add", "SampleBatch", "SampleByIndex", "SampleAll", "Describe", "C
 # Short: what lasts longer, as a server that starts again does, is `Connection.retried`'s, which knows how much time is left.
 RETRIES = {"maxAttempts": 5, "initialBackoff": "0.02s", "maxBackoff": "0.1s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}
 SERVICE_CONFIG = json.dumps(
-    {"methodConfig": [{"name": [{"service": SERVICE.full_name, "method": method} for method in IDEMPOTENT], "retryPolicy": RETRIES}]}
+    {"methodConfig": [{"name": [{"service": SERVICE_NAME, "method": method} for method in IDEMPOTENT], "retryPolicy": RETRIES}]}
 )
 
 

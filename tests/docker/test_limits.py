@@ -40,15 +40,22 @@ def test_a_container_is_confined_as_the_docs_say(stack):
 
 
 def test_a_server_is_soon_healthy_and_asking_it_costs_little(stack):
-    took, processor = min(asking(stack.server) for _ in range(5))
-    print(f"healthy after {stack.healthy_after:.1f} s, with its creation; tdreplay health takes {took:.2f} s, {processor:.2f} s of a processor")
+    took, processor = min(running(stack.server, "tdreplay health") for _ in range(5))
+    _, libraries = min(running(stack.server, f'python -c "{LIBRARIES}"') for _ in range(5))
+    print(
+        f"healthy after {stack.healthy_after:.1f} s, with its creation; tdreplay health takes {took:.2f} s, {processor:.2f} s of a processor, its libraries {libraries:.2f}"
+    )
     assert stack.healthy_after < 60
-    assert processor < 0.3  # Not the other figure: that is the machine's too.
+    assert processor < 1.4 * libraries  # Seconds alone would measure the machine: a slow one needed 0.2 s one day, and 0.3 s the next.
 
 
-def asking(server: str) -> tuple[float, float]:
-    """How long `tdreplay health` takes in the server's container, and how much of a processor's time."""
-    took, user, system = map(float, docker("exec", server, "bash", "-c", "TIMEFORMAT='%R %U %S'; { time tdreplay health >/dev/null; } 2>&1").split())
+LIBRARIES = "import typer, grpc_health.v1.health_pb2_grpc; from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter"
+"""What a command line and a call need in any case."""
+
+
+def running(server: str, command: str) -> tuple[float, float]:
+    """How long a command takes in the server's container, and how much of a processor's time."""
+    took, user, system = map(float, docker("exec", server, "bash", "-c", f"TIMEFORMAT='%R %U %S'; {{ time {command} >/dev/null; }} 2>&1").split())
     return took, user + system
 
 

@@ -42,9 +42,8 @@ def test_a_container_is_confined_as_the_docs_say(stack):
 def test_a_server_is_soon_healthy_and_asking_it_costs_little(stack):
     took, processor = min(running(stack.server, "tdreplay health") for _ in range(5))
     _, libraries = min(running(stack.server, f'python -c "{LIBRARIES}"') for _ in range(5))
-    print(
-        f"healthy after {stack.healthy_after:.1f} s, with its creation; tdreplay health takes {took:.2f} s, {processor:.2f} s of a processor, its libraries {libraries:.2f}"
-    )
+    cost = f"tdreplay health takes {took:.2f} s, {processor:.2f} s of a processor, its libraries {libraries:.2f}"
+    print(f"healthy after {stack.healthy_after:.1f} s, with its creation; {cost}")
     assert stack.healthy_after < 60
     assert processor < 1.4 * libraries  # Seconds alone would measure the machine: a slow one needed 0.2 s one day, and 0.3 s the next.
 
@@ -55,7 +54,8 @@ LIBRARIES = "import typer, grpc_health.v1.health_pb2_grpc; from pydantic import 
 
 def running(server: str, command: str) -> tuple[float, float]:
     """How long a command takes in the server's container, and how much of a processor's time."""
-    took, user, system = map(float, docker("exec", server, "bash", "-c", f"TIMEFORMAT='%R %U %S'; {{ time {command} >/dev/null; }} 2>&1").split())
+    timed = f"TIMEFORMAT='%R %U %S'; {{ time {command} >/dev/null; }} 2>&1"
+    took, user, system = map(float, docker("exec", server, "bash", "-c", timed).split())
     return took, user + system
 
 

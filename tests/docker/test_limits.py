@@ -40,8 +40,8 @@ def test_a_container_is_confined_as_the_docs_say(stack):
 
 
 def test_a_server_is_soon_healthy_and_asking_it_costs_little(stack):
-    took, processor = min(running(stack.server, "tdreplay health") for _ in range(5))
-    _, libraries = min(running(stack.server, f'python -c "{LIBRARIES}"') for _ in range(5))
+    took, processor = min(cost_of(stack.server, "tdreplay health") for _ in range(5))
+    _, libraries = min(cost_of(stack.server, f'python -c "{LIBRARIES}"') for _ in range(5))
     cost = f"tdreplay health takes {took:.2f} s, {processor:.2f} s of a processor, its libraries {libraries:.2f}"
     print(f"healthy after {stack.healthy_after:.1f} s, with its creation; {cost}")
     assert stack.healthy_after < 60
@@ -52,7 +52,7 @@ LIBRARIES = "import typer, grpc_health.v1.health_pb2_grpc; from pydantic import 
 """What a command line and a call need in any case."""
 
 
-def running(server: str, command: str) -> tuple[float, float]:
+def cost_of(server: str, command: str) -> tuple[float, float]:
     """How long a command takes in the server's container, and how much of a processor's time."""
     timed = f"TIMEFORMAT='%R %U %S'; {{ time {command} >/dev/null; }} 2>&1"
     took, user, system = map(float, docker("exec", server, "bash", "-c", timed).split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Collection
 from typing import SupportsFloat, SupportsIndex
 
 from tdreplay.errors import InvalidArgumentError
@@ -27,6 +28,7 @@ __all__ = [
     "SEQUENCE_WINDOW",
     "SHARED_BLOCK_BYTES",
     "check_batch_size",
+    "check_choice",
     "check_flag",
     "check_seconds",
     "check_whole",
@@ -123,6 +125,17 @@ def check_seconds(value: SupportsFloat | None, name: str) -> float:
     if not seconds > 0:
         raise InvalidArgumentError(f"{name} ({shown(value)}) must be a number of seconds above 0, or None for no limit")
     return min(seconds, MAX_SECONDS)
+
+
+def check_choice(value: str, name: str, choices: Collection[str]) -> str:
+    """`value`, which must be one of `choices`.
+
+    Raises:
+        InvalidArgumentError: it is none of them.
+    """
+    if value not in choices:
+        raise InvalidArgumentError(f"{name} ({value!r}) must be one of {sorted(choices)}")
+    return value
 
 
 def check_flag(value: object, name: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import check_choice
 from tdreplay_server.tables.limiters.limiter import NO_DEADLINE, RateLimiter
 from tdreplay_server.tables.limiters.unlimited import Unlimited
 
@@ -23,6 +23,4 @@ def limiter_of(name: str) -> RateLimiter:
     Raises:
         InvalidArgumentError: there is none.
     """
-    if name not in LIMITERS:
-        raise InvalidArgumentError(f"limiter ({name!r}) must be one of {sorted(LIMITERS)}")
-    return LIMITERS[name]()
+    return LIMITERS[check_choice(name, "limiter", LIMITERS)]()

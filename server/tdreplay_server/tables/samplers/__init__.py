@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import check_choice
 from tdreplay_server.tables.samplers.sampler import Draw, Sampler
 from tdreplay_server.tables.samplers.uniform import Uniform
 
@@ -23,6 +23,4 @@ def sampler_of(name: str) -> Sampler:
     Raises:
         InvalidArgumentError: there is none.
     """
-    if name not in SAMPLERS:
-        raise InvalidArgumentError(f"sampler ({name!r}) must be one of {sorted(SAMPLERS)}")
-    return SAMPLERS[name]()
+    return SAMPLERS[check_choice(name, "sampler", SAMPLERS)]()

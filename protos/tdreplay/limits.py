@@ -30,6 +30,7 @@ __all__ = [
     "check_batch_size",
     "check_choice",
     "check_flag",
+    "check_number",
     "check_seconds",
     "check_whole",
     "message_options",
@@ -125,6 +126,19 @@ def check_seconds(value: SupportsFloat | None, name: str) -> float:
     if not seconds > 0:
         raise InvalidArgumentError(f"{name} ({shown(value)}) must be a number of seconds above 0, or None for no limit")
     return min(seconds, MAX_SECONDS)
+
+
+def check_number(value: SupportsFloat, name: str, least: float, most: float = math.inf) -> float:
+    """`value` as a float. It must be a finite number from `least` to `most`: Python's, NumPy's or torch's, but not a bool.
+
+    Raises:
+        InvalidArgumentError: it is not; the message says the value and the rule.
+    """
+    number = math.nan if _of_kind(value, "bool", "complex") else _float(value)
+    if not (math.isfinite(number) and least <= number <= most):
+        upper = f" to {most:g}" if most < math.inf else " up"
+        raise InvalidArgumentError(f"{name} ({shown(value)}) must be a finite number from {least:g}{upper}")
+    return number
 
 
 def check_choice(value: str, name: str, choices: Collection[str]) -> str:

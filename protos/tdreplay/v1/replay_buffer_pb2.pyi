@@ -134,6 +134,8 @@ class AddRequest(google.protobuf.message.Message):
     TABLE_FIELD_NUMBER: builtins.int
     WRITER_ID_FIELD_NUMBER: builtins.int
     SEQUENCE_FIELD_NUMBER: builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: builtins.int
+    HAS_PRIORITIES_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     table: builtins.str
@@ -147,6 +149,10 @@ class AddRequest(google.protobuf.message.Message):
     acknowledged: the server refuses a number that is 64 or more below the writer's highest. A number that comes again with other rows is
     FAILED_PRECONDITION.
     """
+    wait_seconds: builtins.float
+    """The longest that the server waits until the table's rate limiter lets the rows in, in seconds; 0: not at all. Then the call is refused. Unset: 10."""
+    has_priorities: builtins.bool
+    """The block has one more field, `priority`, F64 with one value a row: the priorities of the rows. Else they get the highest that the table has seen."""
     padding: builtins.bytes
     """Any bytes: lets a sender align the block in memory. Ignored."""
     block: builtins.bytes
@@ -157,10 +163,14 @@ class AddRequest(google.protobuf.message.Message):
         table: builtins.str = ...,
         writer_id: builtins.str = ...,
         sequence: builtins.int = ...,
+        wait_seconds: builtins.float | None = ...,
+        has_priorities: builtins.bool = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["block", b"block", "padding", b"padding", "sequence", b"sequence", "table", b"table", "writer_id", b"writer_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_wait_seconds", b"_wait_seconds", "wait_seconds", b"wait_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_wait_seconds", b"_wait_seconds", "block", b"block", "has_priorities", b"has_priorities", "padding", b"padding", "sequence", b"sequence", "table", b"table", "wait_seconds", b"wait_seconds", "writer_id", b"writer_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_wait_seconds", b"_wait_seconds"]) -> typing.Literal["wait_seconds"] | None: ...
 
 global___AddRequest = AddRequest
 
@@ -207,6 +217,8 @@ class AddBatchRequest(google.protobuf.message.Message):
     STANDING_FIELD_NUMBER: builtins.int
     WRITER_ID_FIELD_NUMBER: builtins.int
     SEQUENCE_FIELD_NUMBER: builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: builtins.int
+    HAS_PRIORITIES_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     table: builtins.str
@@ -229,6 +241,10 @@ class AddBatchRequest(google.protobuf.message.Message):
     """As in AddRequest. Blocks of several writers may come over one call."""
     sequence: builtins.int
     """As in AddRequest."""
+    wait_seconds: builtins.float
+    """As in AddRequest, of every block of the call. First message only."""
+    has_priorities: builtins.bool
+    """As in AddRequest."""
     padding: builtins.bytes
     """Any bytes: lets a sender align the block in memory. Ignored."""
     block: builtins.bytes
@@ -243,12 +259,17 @@ class AddBatchRequest(google.protobuf.message.Message):
         standing: builtins.bool = ...,
         writer_id: builtins.str = ...,
         sequence: builtins.int = ...,
+        wait_seconds: builtins.float | None = ...,
+        has_priorities: builtins.bool = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_slot", b"_slot", "slot", b"slot"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "block", b"block", "padding", b"padding", "sequence", b"sequence", "shared_slots", b"shared_slots", "slot", b"slot", "slot_bytes", b"slot_bytes", "standing", b"standing", "table", b"table", "writer_id", b"writer_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_slot", b"_slot", "_wait_seconds", b"_wait_seconds", "slot", b"slot", "wait_seconds", b"wait_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "_wait_seconds", b"_wait_seconds", "block", b"block", "has_priorities", b"has_priorities", "padding", b"padding", "sequence", b"sequence", "shared_slots", b"shared_slots", "slot", b"slot", "slot_bytes", b"slot_bytes", "standing", b"standing", "table", b"table", "wait_seconds", b"wait_seconds", "writer_id", b"writer_id"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_slot", b"_slot"]) -> typing.Literal["slot"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_wait_seconds", b"_wait_seconds"]) -> typing.Literal["wait_seconds"] | None: ...
 
 global___AddBatchRequest = AddBatchRequest
 
@@ -335,6 +356,12 @@ class SampleRequest(google.protobuf.message.Message):
     RELEASED_SLOTS_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     FIRST_BATCH_FIELD_NUMBER: builtins.int
+    SAMPLER_FIELD_NUMBER: builtins.int
+    KNOWS_PRIORITIES_FIELD_NUMBER: builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: builtins.int
+    SAYS_TAKEN_FIELD_NUMBER: builtins.int
+    TAKEN_FIELD_NUMBER: builtins.int
+    UPDATES_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -359,6 +386,22 @@ class SampleRequest(google.protobuf.message.Message):
     """The number of the call's first batch among those of `seed`, from 0 up. So a stream can go on where a lost connection ended it. First
     message only.
     """
+    sampler: builtins.str
+    """Empty: the table's sampler chooses the rows. "uniform": all rows are equally probable, whatever the table's sampler is. FAILED_PRECONDITION if
+    the table limits how often a row is drawn. First message only.
+    """
+    knows_priorities: builtins.bool
+    """The client knows the fields `probability` and `priority`: batches carry them where the table's sampler has priorities. First message only."""
+    wait_seconds: builtins.float
+    """The longest that the server waits until there are rows, and until the table's rate limiter lets a batch through, in seconds; 0: not at all. Then
+    the call is refused. Unset: 10. First message only.
+    """
+    says_taken: builtins.bool
+    """The client says by `taken` which batches reached the learner. Unset: a batch reached it when it was sent. First message only."""
+    taken: builtins.int
+    """The number of batches of this call that the learner has taken so far. The rows of a batch count as drawn when it is taken. When the call ends,
+    the rows of the batches that were sent and not taken can be drawn again.
+    """
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`. First message only."""
@@ -366,6 +409,10 @@ class SampleRequest(google.protobuf.message.Message):
     @property
     def released_slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Slots of the shared memory that the client no longer needs. Not in the first message. INVALID_ARGUMENT if the client does not have one of them."""
+
+    @property
+    def updates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PriorityUpdate]:
+        """New priorities of rows, as in UpdatePriorities. A message with an update and nothing else is allowed. An update that cannot be ends the call."""
 
     def __init__(
         self,
@@ -380,12 +427,94 @@ class SampleRequest(google.protobuf.message.Message):
         released_slots: collections.abc.Iterable[builtins.int] | None = ...,
         seed: builtins.int | None = ...,
         first_batch: builtins.int = ...,
+        sampler: builtins.str = ...,
+        knows_priorities: builtins.bool = ...,
+        wait_seconds: builtins.float | None = ...,
+        says_taken: builtins.bool = ...,
+        taken: builtins.int = ...,
+        updates: collections.abc.Iterable[global___PriorityUpdate] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "released_slots", b"released_slots", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_wait_seconds", b"_wait_seconds"]) -> typing.Literal["wait_seconds"] | None: ...
 
 global___SampleRequest = SampleRequest
+
+@typing.final
+class PriorityUpdate(google.protobuf.message.Message):
+    """New priorities of some rows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROW_IDS_FIELD_NUMBER: builtins.int
+    PRIORITIES_FIELD_NUMBER: builtins.int
+    @property
+    def row_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The ids of the rows. If a row comes twice, its last priority counts."""
+
+    @property
+    def priorities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """One for each row: finite numbers from 0 up. A row of priority 0 is not drawn while others have more."""
+
+    def __init__(
+        self,
+        *,
+        row_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        priorities: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["priorities", b"priorities", "row_ids", b"row_ids"]) -> None: ...
+
+global___PriorityUpdate = PriorityUpdate
+
+@typing.final
+class UpdatePrioritiesRequest(google.protobuf.message.Message):
+    """Asks to change the priorities of rows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: builtins.int
+    UPDATE_FIELD_NUMBER: builtins.int
+    table: builtins.str
+    """The table's name."""
+    @property
+    def update(self) -> global___PriorityUpdate:
+        """The rows and their priorities, at most 1048576."""
+
+    def __init__(
+        self,
+        *,
+        table: builtins.str = ...,
+        update: global___PriorityUpdate | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["update", b"update"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["table", b"table", "update", b"update"]) -> None: ...
+
+global___UpdatePrioritiesRequest = UpdatePrioritiesRequest
+
+@typing.final
+class UpdatePrioritiesResponse(google.protobuf.message.Message):
+    """Says what became of the rows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    UPDATED_FIELD_NUMBER: builtins.int
+    STALE_FIELD_NUMBER: builtins.int
+    updated: builtins.int
+    """Rows that have the new priority."""
+    stale: builtins.int
+    """Rows that are not stored any more."""
+    def __init__(
+        self,
+        *,
+        updated: builtins.int = ...,
+        stale: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["stale", b"stale", "updated", b"updated"]) -> None: ...
+
+global___UpdatePrioritiesResponse = UpdatePrioritiesResponse
 
 @typing.final
 class SampleResponse(google.protobuf.message.Message):
@@ -397,6 +526,10 @@ class SampleResponse(google.protobuf.message.Message):
     FIRST_ROW_FIELD_NUMBER: builtins.int
     SHARED_MEMORY_FIELD_NUMBER: builtins.int
     SLOT_FIELD_NUMBER: builtins.int
+    TABLE_SIZE_FIELD_NUMBER: builtins.int
+    MIN_PROBABILITY_FIELD_NUMBER: builtins.int
+    UPDATED_FIELD_NUMBER: builtins.int
+    STALE_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
@@ -407,6 +540,14 @@ class SampleResponse(google.protobuf.message.Message):
     """Set: the block lies in this slot of the shared memory, not in this message. Its header says how long it is. The slot is the client's until the
     client releases it. If no slot is free, a block comes in its message.
     """
+    table_size: builtins.int
+    """The number of rows among which these batches were drawn. Set where the client knows priorities."""
+    min_probability: builtins.float
+    """The probability of the least probable row among them that can be drawn. The same."""
+    updated: builtins.int
+    """Of the rows in this call's `updates` so far: how many have their new priority."""
+    stale: builtins.int
+    """And how many were not stored any more."""
     padding: builtins.bytes
     """Any bytes: aligns the block in memory. Ignore it."""
     block: builtins.bytes
@@ -422,11 +563,15 @@ class SampleResponse(google.protobuf.message.Message):
         first_row: builtins.int = ...,
         shared_memory: global___SharedMemory | None = ...,
         slot: builtins.int | None = ...,
+        table_size: builtins.int = ...,
+        min_probability: builtins.float = ...,
+        updated: builtins.int = ...,
+        stale: builtins.int = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_slot", b"_slot", "shared_memory", b"shared_memory", "slot", b"slot"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "padding", b"padding", "shared_memory", b"shared_memory", "slot", b"slot"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "min_probability", b"min_probability", "padding", b"padding", "shared_memory", b"shared_memory", "slot", b"slot", "stale", b"stale", "table_size", b"table_size", "updated", b"updated"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_slot", b"_slot"]) -> typing.Literal["slot"] | None: ...
 
 global___SampleResponse = SampleResponse
@@ -442,14 +587,23 @@ class SampleBatchRequest(google.protobuf.message.Message):
     FIELDS_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     BATCH_FIELD_NUMBER: builtins.int
+    SAMPLER_FIELD_NUMBER: builtins.int
+    KNOWS_PRIORITIES_FIELD_NUMBER: builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
     batch_size: builtins.int
-    """Rows per batch, 1 to 1048576. They are drawn uniformly, with replacement."""
+    """Rows per batch, 1 to 1048576."""
     seed: builtins.int
     """Makes the draw reproducible, as in Sample. Unset: it is random."""
     batch: builtins.int
     """The batch's number among those of `seed`, from 0 up."""
+    sampler: builtins.str
+    """As in Sample."""
+    knows_priorities: builtins.bool
+    """As in Sample."""
+    wait_seconds: builtins.float
+    """As in Sample."""
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`."""
@@ -462,10 +616,16 @@ class SampleBatchRequest(google.protobuf.message.Message):
         fields: collections.abc.Iterable[builtins.str] | None = ...,
         seed: builtins.int | None = ...,
         batch: builtins.int = ...,
+        sampler: builtins.str = ...,
+        knows_priorities: builtins.bool = ...,
+        wait_seconds: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "batch", b"batch", "batch_size", b"batch_size", "fields", b"fields", "seed", b"seed", "table", b"table"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch", b"batch", "batch_size", b"batch_size", "fields", b"fields", "knows_priorities", b"knows_priorities", "sampler", b"sampler", "seed", b"seed", "table", b"table", "wait_seconds", b"wait_seconds"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_wait_seconds", b"_wait_seconds"]) -> typing.Literal["wait_seconds"] | None: ...
 
 global___SampleBatchRequest = SampleBatchRequest
 
@@ -477,12 +637,18 @@ class SampleBatchResponse(google.protobuf.message.Message):
 
     BATCH_ROWS_FIELD_NUMBER: builtins.int
     FIRST_ROW_FIELD_NUMBER: builtins.int
+    TABLE_SIZE_FIELD_NUMBER: builtins.int
+    MIN_PROBABILITY_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
     """The number of rows of the whole batch."""
     first_row: builtins.int
     """The place of this block's first row in the batch."""
+    table_size: builtins.int
+    """As in Sample."""
+    min_probability: builtins.float
+    """As in Sample."""
     padding: builtins.bytes
     """Any bytes: aligns the block in memory. Ignore it."""
     block: builtins.bytes
@@ -492,10 +658,12 @@ class SampleBatchResponse(google.protobuf.message.Message):
         *,
         batch_rows: builtins.int = ...,
         first_row: builtins.int = ...,
+        table_size: builtins.int = ...,
+        min_probability: builtins.float = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "padding", b"padding"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "min_probability", b"min_probability", "padding", b"padding", "table_size", b"table_size"]) -> None: ...
 
 global___SampleBatchResponse = SampleBatchResponse
 
@@ -755,6 +923,15 @@ class DescribeResponse(google.protobuf.message.Message):
     SCHEMA_FIELD_NUMBER: builtins.int
     DURABILITY_FIELD_NUMBER: builtins.int
     INSERT_COUNT_FIELD_NUMBER: builtins.int
+    CONFIG_FIELD_NUMBER: builtins.int
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    AVAILABLE_FIELD_NUMBER: builtins.int
+    LEASED_FIELD_NUMBER: builtins.int
+    SAMPLE_COUNT_FIELD_NUMBER: builtins.int
+    UPDATED_FIELD_NUMBER: builtins.int
+    STALE_FIELD_NUMBER: builtins.int
+    INSERTS_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
     buffer_size: builtins.int
     """The capacity, in rows."""
     size: builtins.int
@@ -771,9 +948,33 @@ class DescribeResponse(google.protobuf.message.Message):
     """The number of rows that were ever inserted, each counted once. Unlike `write_count` it does not jump at a reset, nor go back at a rewind. Older
     servers do not set it.
     """
+    generation_id: builtins.str
+    """Another one after a reset, a rewind or a drop: row ids of an older one may be other rows now."""
+    available: builtins.int
+    """The rows that can be drawn now: those that were not drawn `max_times_sampled` times, and are not with a learner."""
+    leased: builtins.int
+    """The rows of batches that were sent to learners, and not taken yet."""
+    sample_count: builtins.int
+    """The rows that learners have taken in random batches since the table was empty."""
+    updated: builtins.int
+    """The rows whose priority was updated since the server started."""
+    stale: builtins.int
+    """The rows of updates that were not stored any more, since the server started."""
     @property
     def schema(self) -> global___Schema:
         """Unset while no row was ever stored."""
+
+    @property
+    def config(self) -> global___TableConfig:
+        """What the table was made with."""
+
+    @property
+    def inserts(self) -> global___Waits:
+        """How inserts wait for the rate limiter."""
+
+    @property
+    def samples(self) -> global___Waits:
+        """How random batches wait for rows and for the rate limiter."""
 
     def __init__(
         self,
@@ -786,12 +987,154 @@ class DescribeResponse(google.protobuf.message.Message):
         schema: global___Schema | None = ...,
         durability: global___Durability.ValueType = ...,
         insert_count: builtins.int | None = ...,
+        config: global___TableConfig | None = ...,
+        generation_id: builtins.str = ...,
+        available: builtins.int = ...,
+        leased: builtins.int = ...,
+        sample_count: builtins.int = ...,
+        updated: builtins.int = ...,
+        stale: builtins.int = ...,
+        inserts: global___Waits | None = ...,
+        samples: global___Waits | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "insert_count", b"insert_count", "schema", b"schema"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "buffer_size", b"buffer_size", "durability", b"durability", "insert_count", b"insert_count", "pointer", b"pointer", "schema", b"schema", "size", b"size", "storing_device", b"storing_device", "write_count", b"write_count"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "config", b"config", "insert_count", b"insert_count", "inserts", b"inserts", "samples", b"samples", "schema", b"schema"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "available", b"available", "buffer_size", b"buffer_size", "config", b"config", "durability", b"durability", "generation_id", b"generation_id", "insert_count", b"insert_count", "inserts", b"inserts", "leased", b"leased", "pointer", b"pointer", "sample_count", b"sample_count", "samples", b"samples", "schema", b"schema", "size", b"size", "stale", b"stale", "storing_device", b"storing_device", "updated", b"updated", "write_count", b"write_count"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_insert_count", b"_insert_count"]) -> typing.Literal["insert_count"] | None: ...
 
 global___DescribeResponse = DescribeResponse
+
+@typing.final
+class Waits(google.protobuf.message.Message):
+    """How one side of a table waits for the other."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WAITING_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    WAITS_FOR_FIELD_NUMBER: builtins.int
+    waiting: builtins.int
+    """Calls that wait now."""
+    seconds: builtins.float
+    """How long calls have waited, in seconds, since the server started: all of them together, those that wait now included."""
+    waits_for: builtins.str
+    """What the call that waits longest waits for, in words; empty: none waits."""
+    def __init__(
+        self,
+        *,
+        waiting: builtins.int = ...,
+        seconds: builtins.float = ...,
+        waits_for: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["seconds", b"seconds", "waiting", b"waiting", "waits_for", b"waits_for"]) -> None: ...
+
+global___Waits = Waits
+
+@typing.final
+class TableConfig(google.protobuf.message.Message):
+    """What a table is made with. Only a reset may change it, and only the capacity."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BUFFER_SIZE_FIELD_NUMBER: builtins.int
+    STORING_DEVICE_FIELD_NUMBER: builtins.int
+    SAMPLER_FIELD_NUMBER: builtins.int
+    RATE_LIMITER_FIELD_NUMBER: builtins.int
+    MAX_TIMES_SAMPLED_FIELD_NUMBER: builtins.int
+    buffer_size: builtins.int
+    """The capacity, in rows, at least 1."""
+    storing_device: builtins.str
+    """Where the rows lie: "cpu", "cuda:0"; empty in a request means the server's setting."""
+    max_times_sampled: builtins.int
+    """How often a row is drawn before it leaves; 0: any number of times. Unset in a request: 0 in a new table, any in one that is there."""
+    @property
+    def sampler(self) -> global___Sampler:
+        """What chooses the rows of a batch. Unset in a request: uniform in a new table, any in one that is there."""
+
+    @property
+    def rate_limiter(self) -> global___RateLimiter:
+        """What decides who has to wait. Unset in a request: nothing in a new table, any in one that is there. In an answer: nobody waits."""
+
+    def __init__(
+        self,
+        *,
+        buffer_size: builtins.int = ...,
+        storing_device: builtins.str = ...,
+        sampler: global___Sampler | None = ...,
+        rate_limiter: global___RateLimiter | None = ...,
+        max_times_sampled: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "buffer_size", b"buffer_size", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler", "storing_device", b"storing_device"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_max_times_sampled", b"_max_times_sampled"]) -> typing.Literal["max_times_sampled"] | None: ...
+
+global___TableConfig = TableConfig
+
+@typing.final
+class Sampler(google.protobuf.message.Message):
+    """What chooses the rows of a batch. Unknown names are INVALID_ARGUMENT, and so are numbers that the sampler does not have."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    ALPHA_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """"uniform", "prioritized", "fifo", "lifo", "without_replacement", "max_heap" or "min_heap"."""
+    alpha: builtins.float
+    """Of "prioritized": a row's probability is proportional to its priority to this power."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        alpha: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_alpha", b"_alpha", "alpha", b"alpha"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_alpha", b"_alpha", "alpha", b"alpha", "name", b"name"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_alpha", b"_alpha"]) -> typing.Literal["alpha"] | None: ...
+
+global___Sampler = Sampler
+
+@typing.final
+class RateLimiter(google.protobuf.message.Message):
+    """What decides who has to wait. Unknown names are INVALID_ARGUMENT, and so are numbers that the limiter does not have. "none": nobody waits."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SAMPLES_PER_INSERT_FIELD_NUMBER: builtins.int
+    MIN_SIZE_FIELD_NUMBER: builtins.int
+    ERROR_BUFFER_FIELD_NUMBER: builtins.int
+    MAX_SIZE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """"none", "min_size", "samples_per_insert" or "queue"."""
+    samples_per_insert: builtins.float
+    """Of "samples_per_insert": how often a row is to be drawn, on average."""
+    min_size: builtins.int
+    """Of "min_size" and "samples_per_insert": the rows that have to be there before one is drawn."""
+    error_buffer: builtins.float
+    """Of "samples_per_insert": by how many draws either side may be ahead of the other."""
+    max_size: builtins.int
+    """Of "queue": the rows that may be inserted and not drawn."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        samples_per_insert: builtins.float | None = ...,
+        min_size: builtins.int | None = ...,
+        error_buffer: builtins.float | None = ...,
+        max_size: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_error_buffer", b"_error_buffer", "_max_size", b"_max_size", "_min_size", b"_min_size", "_samples_per_insert", b"_samples_per_insert", "error_buffer", b"error_buffer", "max_size", b"max_size", "min_size", b"min_size", "samples_per_insert", b"samples_per_insert"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_error_buffer", b"_error_buffer", "_max_size", b"_max_size", "_min_size", b"_min_size", "_samples_per_insert", b"_samples_per_insert", "error_buffer", b"error_buffer", "max_size", b"max_size", "min_size", b"min_size", "name", b"name", "samples_per_insert", b"samples_per_insert"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_error_buffer", b"_error_buffer"]) -> typing.Literal["error_buffer"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_size", b"_max_size"]) -> typing.Literal["max_size"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_size", b"_min_size"]) -> typing.Literal["min_size"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_samples_per_insert", b"_samples_per_insert"]) -> typing.Literal["samples_per_insert"] | None: ...
+
+global___RateLimiter = RateLimiter
 
 @typing.final
 class CreateTableRequest(google.protobuf.message.Message):
@@ -802,20 +1145,38 @@ class CreateTableRequest(google.protobuf.message.Message):
     TABLE_FIELD_NUMBER: builtins.int
     BUFFER_SIZE_FIELD_NUMBER: builtins.int
     STORING_DEVICE_FIELD_NUMBER: builtins.int
+    SAMPLER_FIELD_NUMBER: builtins.int
+    RATE_LIMITER_FIELD_NUMBER: builtins.int
+    MAX_TIMES_SAMPLED_FIELD_NUMBER: builtins.int
     table: builtins.str
     """1 to 64 letters, digits, '_', '-'."""
     buffer_size: builtins.int
     """The capacity, in rows, at least 1."""
     storing_device: builtins.str
     """Where the rows lie: "cpu", "cuda:0"; empty means the server's setting."""
+    max_times_sampled: builtins.int
+    """As in TableConfig."""
+    @property
+    def sampler(self) -> global___Sampler:
+        """As in TableConfig."""
+
+    @property
+    def rate_limiter(self) -> global___RateLimiter:
+        """As in TableConfig."""
+
     def __init__(
         self,
         *,
         table: builtins.str = ...,
         buffer_size: builtins.int = ...,
         storing_device: builtins.str = ...,
+        sampler: global___Sampler | None = ...,
+        rate_limiter: global___RateLimiter | None = ...,
+        max_times_sampled: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["buffer_size", b"buffer_size", "storing_device", b"storing_device", "table", b"table"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "buffer_size", b"buffer_size", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler", "storing_device", b"storing_device", "table", b"table"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_max_times_sampled", b"_max_times_sampled"]) -> typing.Literal["max_times_sampled"] | None: ...
 
 global___CreateTableRequest = CreateTableRequest
 

@@ -70,6 +70,11 @@ class ReplayBufferServiceStub(object):
                 request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.EpochRequest.SerializeToString,
                 response_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.EpochResponse.FromString,
                 _registered_method=True)
+        self.UpdatePriorities = channel.unary_unary(
+                '/tdreplay.v1.ReplayBufferService/UpdatePriorities',
+                request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.UpdatePrioritiesRequest.SerializeToString,
+                response_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.UpdatePrioritiesResponse.FromString,
+                _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/tdreplay.v1.ReplayBufferService/Describe',
                 request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.DescribeRequest.SerializeToString,
@@ -158,6 +163,14 @@ class ReplayBufferServiceServicer(object):
     def Epoch(self, request_iterator, context):
         """Streams every row that is live when the call opens, `n_epochs` times, on credit as in Sample. The initial metadata is sent once the query
         was accepted. Ends after the last batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePriorities(self, request, context):
+        """Gives rows of a table with priorities other ones, by row id. A row that is not stored any more is stale: it is counted, and no other row changes.
+        INVALID_ARGUMENT if a priority is negative, NaN or infinite, OUT_OF_RANGE if a row id was never given: then no priority changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -252,6 +265,11 @@ def add_ReplayBufferServiceServicer_to_server(servicer, server):
                     servicer.Epoch,
                     request_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.EpochRequest.FromString,
                     response_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.EpochResponse.SerializeToString,
+            ),
+            'UpdatePriorities': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePriorities,
+                    request_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.UpdatePrioritiesRequest.FromString,
+                    response_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.UpdatePrioritiesResponse.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
@@ -479,6 +497,33 @@ class ReplayBufferService(object):
             '/tdreplay.v1.ReplayBufferService/Epoch',
             tdreplay_dot_v1_dot_replay__buffer__pb2.EpochRequest.SerializeToString,
             tdreplay_dot_v1_dot_replay__buffer__pb2.EpochResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePriorities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tdreplay.v1.ReplayBufferService/UpdatePriorities',
+            tdreplay_dot_v1_dot_replay__buffer__pb2.UpdatePrioritiesRequest.SerializeToString,
+            tdreplay_dot_v1_dot_replay__buffer__pb2.UpdatePrioritiesResponse.FromString,
             options,
             channel_credentials,
             insecure,

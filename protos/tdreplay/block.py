@@ -30,13 +30,15 @@ from tdreplay.fields import DTYPE_NAMES, DTYPES, Field
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_RANK
 from tdreplay.memory import Rows
 from tdreplay.schema import METADATA, DimNames, Schema, check_dim_names
-from tdreplay.system_fields import SYSTEM_FIELDS, SYSTEM_NAMES
+from tdreplay.system_fields import DRAWN_NAMES, SYSTEM_FIELDS, SYSTEM_NAMES
 
 __all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_header", "checked_places", "decode", "layout"]
 
 ALIGNMENT = 16
 BATCH_SHAPE = "batch_shape"
 DIM_NAMES = "dim_names"
+ONE_A_ROW = SYSTEM_NAMES | DRAWN_NAMES
+"""Fields that may have one value a row where the rows are themselves batches."""
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -274,7 +276,7 @@ def _parse(header: bytes) -> Layout:
     for span in spans:
         if span.start != end:
             raise CodecError(f"not a block: field {span.name!r} starts at byte {span.start}, it must start at {end}, where the one before ends")
-        expected = batch_shape[:1] if span.name in SYSTEM_NAMES else batch_shape  # A system field has one value a row.
+        expected = batch_shape[:1] if span.name in ONE_A_ROW else batch_shape
         if span.shape[: len(expected)] != expected:
             raise CodecError(f"not a block: field {span.name!r} of shape {list(span.shape)} must start with the batch shape {list(expected)}")
         end += span.size

@@ -11,10 +11,10 @@ from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase, is_non
 
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
 from tdreplay.schema import Columns, DimNames
-from tdreplay.system_fields import SYSTEM_FIELDS, SYSTEM_NAMES, SystemField
+from tdreplay.system_fields import DRAWN_NAMES, MIN_PROBABILITY, SYSTEM_FIELDS, SYSTEM_NAMES, TABLE_SIZE, SystemField
 from tdreplay.values import NUMPY, dense
 
-__all__ = ["collect", "from_rows", "leaves", "to_tensordict", "without_system_fields"]
+__all__ = ["collect", "drawn_columns", "from_rows", "leaves", "to_tensordict", "without_system_fields"]
 
 
 def leaves(data: TensorDictBase) -> dict[str, torch.Tensor]:
@@ -74,11 +74,24 @@ def to_tensordict(columns: Columns, batch_size: tuple[int, ...], device: torch.d
         node = nested
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = column if len(batch_size) == 1 or name not in SYSTEM_NAMES else _expanded(column, batch_size)
+        node[leaf] = _expanded(column, batch_size) if len(batch_size) > 1 and _is_one_a_row(name, column) else column
     made = _build(nested, torch.Size(batch_size), device)
     if dim_names:
         made.names = list(dim_names)
     return made
+
+
+def drawn_columns(rows: int, size: int, min_probability: float) -> dict[str, torch.Tensor]:
+    """What a batch of so many rows says of its draw, the same in all rows: tensors of shape [rows] with one value in memory."""
+    return {
+        TABLE_SIZE.name: torch.tensor(size, dtype=TABLE_SIZE.dtype).expand(rows),
+        MIN_PROBABILITY.name: torch.tensor(min_probability, dtype=MIN_PROBABILITY.dtype).expand(rows),
+    }
+
+
+def _is_one_a_row(name: str, column: torch.Tensor) -> bool:
+    """Whether the column has one value for each row, where the rows are themselves batches. A user's field of that name has more."""
+    return name in SYSTEM_NAMES or (name in DRAWN_NAMES and column.dim() == 1)
 
 
 def _expanded(column: torch.Tensor, batch_size: tuple[int, ...]) -> torch.Tensor:

@@ -29,8 +29,11 @@ __all__ = [
     "InvalidArgumentError",
     "MessageTooLargeError",
     "MissingRowsError",
+    "NoPrioritiesError",
+    "RateLimitedError",
     "ReplayError",
     "ResourceExhaustedError",
+    "RowIdError",
     "SchemaError",
     "SequenceError",
     "ServerUnavailableError",
@@ -88,6 +91,12 @@ class SlotIndexError(ReplayError, IndexError):
     code = grpc.StatusCode.OUT_OF_RANGE
 
 
+class RowIdError(ReplayError, IndexError):
+    """A row id stands for a row that was never inserted. Nothing changed."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
 class TableNotFoundError(ReplayError, LookupError):
     """The server has no table of that name."""
 
@@ -112,6 +121,10 @@ class EmptyTableError(FailedPreconditionError):
 
 class MissingRowsError(FailedPreconditionError):
     """``load`` needs rows that are not stored, or no longer."""
+
+
+class NoPrioritiesError(FailedPreconditionError):
+    """The rows of the table have no priorities: its sampler knows none."""
 
 
 class ClosedError(FailedPreconditionError):
@@ -151,6 +164,10 @@ class MessageTooLargeError(ResourceExhaustedError):
 
 class StreamLimitError(ResourceExhaustedError):
     """The server has as many streams open as ``max_streams`` allows. Close a stream, or raise the limit."""
+
+
+class RateLimitedError(ResourceExhaustedError, TimeoutError):
+    """The call waited for the table's rate limiter, or for rows, up to its deadline. The message says what it waited for. Nothing changed."""
 
 
 class ServerUnavailableError(ReplayError, ConnectionError):

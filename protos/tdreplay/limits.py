@@ -21,6 +21,7 @@ __all__ = [
     "MAX_INT64",
     "MAX_MESSAGE_BYTES",
     "MAX_RANK",
+    "MAX_ROW_ID",
     "MAX_SECONDS",
     "MAX_WRITER_ID",
     "MOST_SHARED_BYTES",
@@ -78,6 +79,9 @@ MOST_SHARED_BYTES = 64 << 20
 
 MAX_INT64 = (1 << 63) - 1
 """The largest number in a message."""
+
+MAX_ROW_ID = 1 << 62
+"""The largest row id. Far from where 64 bits end: at a million rows a second a table reaches it after 146,000 years."""
 
 SEQUENCE_WINDOW = 64
 """Sequence numbers remembered per writer: the highest ones. A writer has fewer unacknowledged inserts than that at any time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import check_choice, shown
@@ -44,8 +44,9 @@ def named_setting(entries: object, what: str, kinds: Mapping[str, type[N]]) -> N
     Raises:
         InvalidArgumentError: there is no such kind, a number breaks its rule, is missing, or is not one that the kind has.
     """
-    if isinstance(entries, tuple(kinds.values())):
-        return entries
+    kind = next((kind for kind in kinds.values() if type(entries) is kind), None)
+    if kind is not None:
+        return cast("N", entries)
     given = {"name": entries} if isinstance(entries, str) else dict(entries) if isinstance(entries, Mapping) else {}
     name = given.pop("name", None)
     if not isinstance(name, str):

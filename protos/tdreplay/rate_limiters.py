@@ -1,7 +1,7 @@
-"""What decides who has to wait, as values. None stands for a table in which nobody waits.
+"""What decides who has to wait, as values.
 
-The rules are those of Reverb (Cassirer et al., Reverb: A Framework for Experience Replay, 2021, section 3.4). Of a table they count the rows that were
-ever inserted and the rows that were ever drawn. A row counts as drawn when a learner takes its batch.
+The rules are those of Reverb (Cassirer et al., Reverb: A Framework for Experience Replay, 2021, section 3.4). They count the rows that were ever
+inserted into a table, and the rows that were ever drawn from it. A row counts as drawn when a learner takes its batch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import check_number, check_whole
 from tdreplay.named_settings import NamedSetting, named_setting
 
-__all__ = ["NO_LIMIT", "RATE_LIMITERS", "MinSize", "Queue", "RateLimiter", "SamplesPerInsert", "rate_limiter_of"]
-
-NO_LIMIT = "none"
-"""The name that stands for no rate limiter."""
+__all__ = ["RATE_LIMITERS", "MinSize", "Queue", "RateLimiter", "SamplesPerInsert", "Unlimited", "rate_limiter_of"]
 
 
 @dataclass(frozen=True)
 class RateLimiter(NamedSetting):
     """Base of the rate limiters."""
+
+
+@dataclass(frozen=True)
+class Unlimited(RateLimiter):
+    """Nobody waits."""
+
+    name = "none"
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class SamplesPerInsert(RateLimiter):
     """Each row is drawn `samples_per_insert` times on average; whoever is ahead by more than `error_buffer` draws waits.
 
     With i rows inserted and s rows drawn, the balance ``i * samples_per_insert - s`` stays within `error_buffer` of
-    ``min_size * samples_per_insert``, once `min_size` rows are there: k rows are inserted if the balance stays at or below the upper bound, and drawn if it
-    stays at or above the lower one and the table holds `min_size` rows.
+    ``min_size * samples_per_insert``, once `min_size` rows are there. Rows are inserted if the balance stays at or below the upper bound. They are
+    drawn if it stays at or above the lower one, and the table holds `min_size` rows.
 
     Attributes:
         samples_per_insert: How often a row is drawn, above 0.
@@ -60,8 +64,8 @@ class SamplesPerInsert(RateLimiter):
     name = "samples_per_insert"
 
     samples_per_insert: float
-    min_size: int = 1
-    error_buffer: float = 0.0
+    min_size: int
+    error_buffer: float
 
     def __post_init__(self) -> None:
         ratio = check_number(self.samples_per_insert, "samples_per_insert", 0)
@@ -96,16 +100,14 @@ class Queue(RateLimiter):
         object.__setattr__(self, "max_size", check_whole(self.max_size, "max_size", 1))
 
 
-RATE_LIMITERS: Mapping[str, type[RateLimiter]] = {kind.name: kind for kind in (MinSize, SamplesPerInsert, Queue)}
+RATE_LIMITERS: Mapping[str, type[RateLimiter]] = {kind.name: kind for kind in (Unlimited, MinSize, SamplesPerInsert, Queue)}
 """The name of a rate limiter -> its class."""
 
 
-def rate_limiter_of(entries: object) -> RateLimiter | None:
-    """The rate limiter that `entries` describes: a `RateLimiter`, a name, or a mapping of ``name`` and its numbers. None and ``none``: None.
+def rate_limiter_of(entries: object) -> RateLimiter:
+    """The rate limiter that `entries` describes: a `RateLimiter`, a name, or a mapping of ``name`` and its numbers.
 
     Raises:
         InvalidArgumentError: it is none of these.
     """
-    if entries is None or entries == NO_LIMIT or entries == {"name": NO_LIMIT}:
-        return None
     return named_setting(entries, "rate_limiter", RATE_LIMITERS)

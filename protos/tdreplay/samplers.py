@@ -37,7 +37,8 @@ class Uniform(Sampler):
 class Prioritized(Sampler):
     """A row is drawn with a probability proportional to its priority to the power `alpha`, with replacement.
 
-    Schaul et al., Prioritized Experience Replay, ICLR 2016. A row of priority 0 is never drawn; if all rows have priority 0, all are equally probable.
+    Schaul et al., Prioritized Experience Replay, ICLR 2016. A row of priority 0 is never drawn. If all rows have priority 0, all are equally
+    probable.
 
     Attributes:
         alpha: From 0 (uniform) up.
@@ -71,7 +72,10 @@ class Lifo(Sampler):
 
 @dataclass(frozen=True)
 class WithoutReplacement(Sampler):
-    """A random row that was not drawn in this pass. A pass ends when all rows were drawn in it. Rows that are inserted meanwhile belong to the pass."""
+    """A random row that was not drawn in this pass.
+
+    A pass ends when all rows were drawn in it. Rows that are inserted meanwhile belong to it.
+    """
 
     name = "without_replacement"
 
@@ -92,9 +96,7 @@ class MinHeap(Sampler):
     has_priorities = True
 
 
-SAMPLERS: Mapping[str, type[Sampler]] = {
-    kind.name: kind for kind in (Uniform, Prioritized, Fifo, Lifo, WithoutReplacement, MaxHeap, MinHeap)
-}
+SAMPLERS: Mapping[str, type[Sampler]] = {kind.name: kind for kind in (Uniform, Prioritized, Fifo, Lifo, WithoutReplacement, MaxHeap, MinHeap)}
 """The name of a sampler -> its class."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
@@ -135,6 +135,16 @@ class Schema:
         if not below:
             raise FieldNotFoundError(f"fields: {shown(name)} is not a field of the table, which has {sorted(self.by_name)}")
         return below
+
+    def without(self, names: Collection[str]) -> Schema:
+        """The schema without these fields.
+
+        Raises:
+            SchemaError: none is left.
+        """
+        return _schema_of(
+            tuple((field.name, field.dtype, field.shape) for field in self.fields if field.name not in names), self.row_shape, self.dim_names
+        )
 
     def check(self, other: Schema) -> None:
         """Checks that `other`, a batch's schema, is this one.

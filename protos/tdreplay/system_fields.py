@@ -4,7 +4,10 @@ They are declared here and nowhere else. Schemas, blocks, TensorDicts, the serve
 field needs one more entry, and a source of its values. If they are computed when rows are read, their source is an entry in
 `tdreplay_server.tables.system_values`. If they are persisted, they are inserted as a column beside the user's own.
 
-A user's field cannot have the name of a system field. A batch that was sampled can be inserted again: its system fields are left out.
+`DRAWN_FIELDS` are known of a row because of the draw that it came with: random batches of tables with priorities have them.
+
+A user's field cannot have the name of a system field. It may have that of a drawn field, in tables without priorities. A batch that was sampled can
+be inserted again: its system fields are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +18,22 @@ import torch
 
 from tdreplay.fields import Field
 
-__all__ = ["INDEX", "NAMEABLE_FIELDS", "PERSISTED_FIELDS", "ROW_ID", "SENT_FIELDS", "SYSTEM_FIELDS", "SYSTEM_NAMES", "SystemField"]
+__all__ = [
+    "DRAWN_FIELDS",
+    "DRAWN_NAMES",
+    "INDEX",
+    "MIN_PROBABILITY",
+    "NAMEABLE_FIELDS",
+    "PERSISTED_FIELDS",
+    "PRIORITY",
+    "PROBABILITY",
+    "ROW_ID",
+    "SENT_FIELDS",
+    "SYSTEM_FIELDS",
+    "SYSTEM_NAMES",
+    "TABLE_SIZE",
+    "SystemField",
+]
 
 
 @dataclass(frozen=True, eq=False)  # Two fields are compared as `Field` does it: by what lies in a block.
@@ -45,6 +63,22 @@ ROW_ID = SystemField("row_id", torch.int64, (), persisted=False, sent=True, name
 SYSTEM_FIELDS = (INDEX, ROW_ID)
 """All of them, in the order in which a batch has them."""
 
+PROBABILITY = SystemField("probability", torch.float64, (), persisted=False, sent=False, nameable=False)
+"""How probable the row was when it was drawn."""
+
+PRIORITY = SystemField("priority", torch.float64, (), persisted=False, sent=False, nameable=False)
+"""The priority of the row when it was drawn."""
+
+TABLE_SIZE = SystemField("table_size", torch.int64, (), persisted=False, sent=False, nameable=False)
+"""The number of rows among which the row was drawn: the same in all rows of a batch."""
+
+MIN_PROBABILITY = SystemField("min_probability", torch.float64, (), persisted=False, sent=False, nameable=False)
+"""The smallest probability above 0 that a row had then: the same in all rows of a batch."""
+
+DRAWN_FIELDS = (PROBABILITY, PRIORITY, TABLE_SIZE, MIN_PROBABILITY)
+"""What a random batch says of its draw. The first two travel in the blocks, the others once a message."""
+
+DRAWN_NAMES = frozenset(field.name for field in DRAWN_FIELDS)
 SYSTEM_NAMES = frozenset(field.name for field in SYSTEM_FIELDS)
 PERSISTED_FIELDS = tuple(field for field in SYSTEM_FIELDS if field.persisted)
 SENT_FIELDS = tuple(field for field in SYSTEM_FIELDS if field.sent)

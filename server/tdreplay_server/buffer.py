@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from tensordict import TensorDict
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
-from tdreplay.columns import to_tensordict
+from tdreplay.columns import drawn_columns, to_tensordict
 from tdreplay.copying import OfOneProcess
 from tdreplay.devices import parse_device
 from tdreplay.errors import EmptyTableError, StorageError, TableChangedError
 from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_flag
 from tdreplay.metadata import Metadata
+from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
 from tdreplay.processes import Owner
+from tdreplay.rate_limiters import RateLimiter
 from tdreplay.rows import Given, Row, given_row, given_rows
+from tdreplay.samplers import Sampler
 from tdreplay.selecting import Slots
-from tdreplay_server.durability.table_config import TableConfig
-from tdreplay_server.tables.draws import generators_of
-from tdreplay_server.tables.selection import Selection
+from tdreplay.table_config import TableRequest
+from tdreplay_server.tables.draws import DrawnRows, generators_of
+from tdreplay_server.tables.leases import Drawn, SentBatches
+from tdreplay_server.tables.limiters import Wait
+from tdreplay_server.tables.selection import BatchQuery, Selection
 from tdreplay_server.tables.table import Table
 
 __all__ = ["ReplayBuffer"]
@@ -38,6 +44,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         device: where batches go: the training device.
         storing_device: where the rows lie: the CPU, in files that are mapped into memory, or a CUDA device.
         buffer_size: the capacity, in rows. The memory, or the space on the disk, is taken when the first rows come.
+        sampler, rate_limiter, max_times_sampled: as in `TableConfig`. A call waits up to 30 s for the rate limiter.
         directory: for the rows on the CPU. Where it is there, the buffer goes on where the last one ended, however that ended; one process at a time
             may use it. None: files without names, whose space is free again after `close`, or when the process ended, however that was.
         durability: what stored rows survive, given a directory: ``process``, ``interval:SECONDS`` or ``power``; see docs/durability.md.
@@ -61,6 +68,9 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         storing_device: torch.device | str,
         buffer_size: SupportsIndex,
         *,
+        sampler: Sampler | str | None = None,
+        rate_limiter: RateLimiter | str | None = None,
+        max_times_sampled: SupportsIndex | None = None,
         directory: Path | None = None,
         durability: str = "process",
         checkpoints: Path | None = None,
@@ -73,7 +83,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         self._cast = check_flag(cast, "cast")
         self._owner = Owner("the buffer")
         self._own_table = Table(
-            TableConfig.of(buffer_size, where),
+            TableRequest.of(buffer_size, where, sampler, rate_limiter, max_times_sampled).config("cpu"),
             directory=directory,
             durability=durability,
             checkpoints=checkpoints and checkpoints.resolve(),
@@ -104,17 +114,31 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
 
     def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
         rows, draw = check_batch_size(batch_size), self._next_draw(seed)
-        end = time.monotonic() + DEFAULT_TIMEOUT if check_flag(wait, "wait") else 0.0
+        query, now = BatchQuery(rows, described=True), time.monotonic()
+        end = now + DEFAULT_TIMEOUT if check_flag(wait, "wait") else 0.0
         while True:
             try:
                 generators = self._table.unseeded if draw is None else generators_of(*draw)
-                return self._take(self._table.select_random(rows, generators(1)))
+                return self._taken(self._table.draw(query, 1, generators, Wait(now + DEFAULT_TIMEOUT)))
             except TableChangedError:  # Between the draw and the copy, by another thread: the rows of now are drawn.
                 continue
             except EmptyTableError:
                 if time.monotonic() >= end:
                     raise
             time.sleep(POLL_SECONDS)
+
+    def _taken(self, drawn: Drawn) -> TensorDict:
+        """The batch that was drawn. Its rows count as drawn."""
+        sent = SentBatches()
+        sent.sent(drawn.leases, 1)
+        with closing(sent):
+            batch = self._take(drawn.selection)
+            sent.all_taken()
+        return batch
+
+    def update_priorities(self, row_ids: Any, priorities: Any) -> Updated:
+        ids = checked_row_ids(row_ids)
+        return self._table.update_priorities(ids, checked_priorities(priorities, len(ids)))
 
     def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
         return self._take(self._table.select_slots(slots, fields))
@@ -127,7 +151,10 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
 
     def _take(self, selection: Selection) -> TensorDict:
         """The selected rows as a TensorDict on `device`, in memory of its own."""
-        columns = {name: column.to(self._device) for name, column in self._table.take(selection).items()}
+        columns = self._table.take(selection)
+        if isinstance(selection.chosen, DrawnRows) and selection.is_described:
+            columns |= drawn_columns(selection.rows, selection.chosen.size, selection.chosen.min_probability)
+        columns = {name: column.to(self._device) for name, column in columns.items()}
         return to_tensordict(columns, (selection.rows, *selection.format.row_shape), self._device, selection.format.dim_names)
 
     @property

@@ -22,12 +22,12 @@ from disks import quick_path
 from sealed import insert, numbers, sealed, window
 
 from children import child_of
+from tdreplay.table_config import TableConfig
 from tdreplay_server import ReplayBuffer
 from tdreplay_server.checkpoints.manifest import read_manifest
 from tdreplay_server.checkpoints.restore import restore
 from tdreplay_server.checkpoints.verify import verified
 from tdreplay_server.durability.data_directory import table_directory
-from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.tables.registry import Tables
 from tdreplay_server.tables.table import Table
 

@@ -21,11 +21,11 @@ from tensordict import TensorDict
 from children import Command, command
 from conftest import files_under
 from tdreplay.errors import ReplayError, ResourceExhaustedError, ServerUnavailableError, StorageError
+from tdreplay.table_config import TableConfig
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer
 from tdreplay_server.checkpoints.verify import verified
 from tdreplay_server.durability.data_directory import table_directory
-from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.tables.table import Table
 
 __all__ = ["mounts", "quick_path"]

@@ -30,11 +30,11 @@ from sealed import insert, sealed, window
 from children import child_of
 from conftest import freeze
 from tdreplay.errors import CorruptDataError, ReplayError
+from tdreplay.table_config import TableConfig
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
 from tdreplay_server.durability import journal_state
 from tdreplay_server.durability.data_directory import table_directory
-from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.tables.table import Table
 
 __all__ = ["mounts", "quick_path"]

@@ -12,11 +12,11 @@ import torch
 
 from conftest import numbers, rows
 from tdreplay.schema import Schema
+from tdreplay.table_config import TableConfig
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
-from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.tables.draws import generators_of
-from tdreplay_server.tables.selection import Selection
+from tdreplay_server.tables.selection import BatchQuery, Selection
 from tdreplay_server.tables.table import Table
 
 SLOTS = 100
@@ -36,7 +36,7 @@ def insert(table: Table, count: int) -> None:
 
 
 def drawn(table: Table, count: int, seed: int = 0, batches: int = 1) -> Selection:
-    return table.select_random(count, generators_of(seed)(batches))
+    return table.select_random(BatchQuery(count), generators_of(seed)(batches))
 
 
 def ids(table: Table, selection: Selection, start: int = 0, stop: int | None = None) -> list[int]:
@@ -88,7 +88,7 @@ def test_the_rows_that_are_drawn_anew_are_those_of_the_seed():
 
 def test_each_batch_of_several_has_a_generator_of_its_own():
     with filled() as table:
-        together, second = drawn(table, 64, 7, batches=3), table.select_random(64, generators_of(7, 1)(1))
+        together, second = drawn(table, 64, 7, batches=3), table.select_random(BatchQuery(64), generators_of(7, 1)(1))
         insert(table, 60)
         assert ids(table, together)[64:128] == ids(table, second)
 

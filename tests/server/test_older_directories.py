@@ -16,20 +16,22 @@ from safetensors.numpy import save
 
 from children import server_process
 from conftest import files_under
+from tdreplay.rate_limiters import Unlimited
+from tdreplay.samplers import Uniform
+from tdreplay.table_config import TableConfig
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
-from tdreplay_server.checkpoints.restore import resize
+from tdreplay_server.checkpoints.restore import resize, restore
 from tdreplay_server.checkpoints.verify import verified
 from tdreplay_server.durability.journal_format import FORMAT
 from tdreplay_server.durability.journal_state import read_journal
-from tdreplay_server.durability.table_config import TableConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
-@pytest.fixture(params=["format-1/closed", "format-1/killed", "format-2/closed", "format-2/killed"])
+@pytest.fixture(params=["format-1/closed", "format-1/killed", "format-2/closed", "format-2/killed", "format-3/closed", "format-3/killed"])
 def data(request, tmp_path: Path) -> Path:
     """A data directory of an older format. Its table 'golden' has 8 slots; 10 rows were inserted in five blocks, by writer-0 and writer-1 in turn."""
     return Path(shutil.copytree(GOLDEN / request.param, tmp_path / "data"))
@@ -89,7 +91,22 @@ def test_a_directory_of_format_2_keeps_its_count_of_inserts_over_a_reset(tmp_pat
 def test_its_table_has_the_settings_that_every_table_had(data):
     with ReplayServer(config(data)):
         pass
-    assert read_journal(data / "tables/golden").settings.config == TableConfig(8, "cpu", sampler="uniform", limiter="none")
+    assert read_journal(data / "tables/golden").settings.config == TableConfig(8, "cpu", Uniform(), Unlimited(), 0)
+
+
+def test_its_rows_get_an_id_of_their_generation_that_stays(data):
+    ids = []
+    for _ in range(2):
+        with ReplayServer(config(data)) as server, grpc.insecure_channel(server.address) as channel:
+            ids.append(ReplayBufferServiceStub(channel).Describe(pb.DescribeRequest(table="golden"), timeout=10).generation_id)
+    assert len(ids[0]) == 16
+    assert ids[0] == ids[1]
+
+
+def test_a_checkpoint_of_format_1_can_be_restored(tmp_path):
+    ring = restore(GOLDEN / "format-3/closed/checkpoints/golden/one", tmp_path / "data", "golden")
+    assert (ring.oldest, ring.write_count) == (2, 10)
+    assert read_journal(tmp_path / "data/tables/golden").settings.config == TableConfig(8, "cpu", Uniform(), Unlimited(), 0)
 
 
 def test_its_table_can_be_resized(data):

@@ -1,7 +1,8 @@
 """Checkpoints: all rows of a table at one moment, in a directory that is whole or not there.
 
 `manifest` says what the checkpoint holds and lists its files, each with its size and SHA-256. ``field_NNN.rows`` has the values of one field, row
-after row by ascending id. ``acknowledged.json`` has what is known of the inserts that writers numbered.
+after row by ascending id. ``state_NAME.rows`` has what the sampler knows of each row, in the same order. ``acknowledged.json`` has what is known of
+the inserts that writers numbered.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from tdreplay.api import Checkpoint, Progress
 from tdreplay.errors import CorruptDataError
-from tdreplay_server.checkpoints.manifest import MANIFEST, STRICT, File, Manifest, broken, read_manifest, sha256_of
-from tdreplay_server.checkpoints.snapshot import snapshotted
+from tdreplay_server.checkpoints.manifest import MANIFEST, STRICT, File, Manifest, StateColumn, broken, read_manifest, sha256_of
+from tdreplay_server.checkpoints.snapshot import Snapshot, snapshotted, state_rows_file
 from tdreplay_server.durability.ledger import AcknowledgedInsert
 from tdreplay_server.durability.row_log import RowLog
+from tdreplay_server.durability.slot_state import StateCopy
 from tdreplay_server.system.disk import new_directory, put_in_place
 from tdreplay_server.system.disk_errors import disk_errors, unreadable
 from tdreplay_server.system.failpoints import failpoint
 from tdreplay_server.system.private_files import check_directory, open_file, write_file
 
-__all__ = ["listed_bytes", "read_acknowledged", "verify_checkpoint", "write_checkpoint"]
+__all__ = ["listed_bytes", "read_acknowledged", "read_state", "verify_checkpoint", "write_checkpoint"]
 
 ACKNOWLEDGED = "acknowledged.json"
 CHUNK_BYTES = 4 << 20
@@ -50,6 +53,7 @@ def write_checkpoint(target: Path, row_log: RowLog, progress: Progress | None = 
     with disk_errors("the checkpoint"), new_directory(target) as scratch:
         with snapshotted(row_log, scratch) as snapshot:
             snapshot.complete(progress)
+        columns = _write_state(scratch, snapshot)
         write_file(scratch / ACKNOWLEDGED, json.dumps(snapshot.acknowledged).encode())
         failpoint("checkpoint-before-manifest")
         ring, schema = snapshot.ring, snapshot.schema
@@ -63,12 +67,42 @@ def write_checkpoint(target: Path, row_log: RowLog, progress: Progress | None = 
             write_count=ring.write_count,
             insert_count=ring.insert_count,
             schema=schema,
+            state_columns=columns,
+            state_values={} if snapshot.state is None else dict(snapshot.state.values),
             files=files,
         ).write(scratch)
         failpoint("checkpoint-before-rename")
         put_in_place(scratch, target)
         failpoint("checkpoint-after-rename")
     return Checkpoint(str(target), ring.size, ring.write_count, ring.size * (schema.row_bytes if schema else 0))
+
+
+def _write_state(directory: Path, snapshot: Snapshot) -> tuple[StateColumn, ...]:
+    """Writes what is kept of each row, one file a column, row after row by ascending id."""
+    columns = {} if snapshot.state is None else snapshot.state.columns
+    for name, values in columns.items():
+        write_file(directory / state_rows_file(name), values.tobytes())
+    return tuple(StateColumn(name=name, dtype=values.dtype.str) for name, values in columns.items())
+
+
+def read_state(directory: Path, manifest: Manifest) -> StateCopy:
+    """What a checkpoint has beside the rows.
+
+    Raises:
+        CorruptDataError: it is not what was written.
+    """
+    columns = {name: np.frombuffer(_whole_file(directory, manifest, state_rows_file(name)), dtype) for name, dtype in manifest.kept.columns}
+    for name, values in columns.items():
+        if len(values) != manifest.rows:
+            raise CorruptDataError(f"{directory / state_rows_file(name)} has {len(values)} values, and {manifest.rows} rows are in the checkpoint")
+    return StateCopy(columns, manifest.state_values)
+
+
+def _whole_file(directory: Path, manifest: Manifest, name: str) -> bytes:
+    listed = next((file for file in manifest.files if file.name == name), None)
+    if listed is None:
+        raise CorruptDataError(f"{directory / MANIFEST} does not list {name}")
+    return b"".join(listed_bytes(directory, listed))
 
 
 def listed_bytes(directory: Path, listed: File, unit: int = 1) -> Iterator[bytes]:
@@ -111,10 +145,7 @@ def read_acknowledged(directory: Path, manifest: Manifest) -> list[AcknowledgedI
     Raises:
         CorruptDataError: it is not what was written.
     """
-    listed = next((file for file in manifest.files if file.name == ACKNOWLEDGED), None)
-    if listed is None:
-        raise CorruptDataError(f"{directory / MANIFEST} does not list {ACKNOWLEDGED}")
     try:
-        return _ACKNOWLEDGED.validate_json(b"".join(listed_bytes(directory, listed)))
+        return _ACKNOWLEDGED.validate_json(_whole_file(directory, manifest, ACKNOWLEDGED))
     except ValidationError as error:
         raise broken(directory / ACKNOWLEDGED, error) from None

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,17 +24,20 @@ from pydantic import (
 from typing_extensions import Self
 
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
+from tdreplay.rate_limiters import RateLimiter, rate_limiter_of
+from tdreplay.samplers import Sampler, sampler_of
 from tdreplay.schema import Schema
-from tdreplay_server.durability.table_config import TableConfig
+from tdreplay.table_config import MAX_TIMES_SAMPLED, TableConfig
+from tdreplay_server.durability.slot_state import Kept, SlotColumn, StateValue, check_dtype
 from tdreplay_server.storage.ring import check_window
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.system.disk_errors import unreadable
 from tdreplay_server.system.private_files import open_file, read_file, write_file
 
-__all__ = ["FORMAT", "MANIFEST", "STRICT", "File", "Manifest", "broken", "read_manifest", "sha256_of"]
+__all__ = ["FORMAT", "MANIFEST", "STRICT", "File", "Manifest", "StateColumn", "broken", "read_manifest", "sha256_of"]
 
-FORMAT = 1
-"""The format of a checkpoint. A newer one is refused."""
+FORMAT = 2
+"""The format of a checkpoint. A newer one is refused. Format 1 knew uniform sampling alone, and no rate limiters."""
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 4 << 20
 STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
@@ -55,6 +59,11 @@ def _table(name: str) -> str:
     return name and check_name(name, "table")
 
 
+def _column(name: str) -> str:
+    """The name of a column becomes a path."""
+    return check_name(name, "column")
+
+
 Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
@@ -68,6 +77,15 @@ class File(BaseModel):
     sha256: str
 
 
+class StateColumn(BaseModel):
+    """A column of what is kept beside the rows."""
+
+    model_config = STRICT
+
+    name: Annotated[str, AfterValidator(_column)]
+    dtype: Annotated[str, AfterValidator(check_dtype)]
+
+
 class Manifest(BaseModel):
     """What a checkpoint holds: the rows of the ids ``[write_count - rows, write_count)``.
 
@@ -75,11 +93,12 @@ class Manifest(BaseModel):
         format: The format of the checkpoint.
         created: when, in UTC (ISO 8601).
         table: its name; '' where it has none, or an older version wrote the checkpoint.
-        buffer_size, storing_device, sampler, limiter: as in `TableConfig`. Older versions knew the first alone.
+        buffer_size, storing_device, sampler, rate_limiter, max_times_sampled: as in `TableConfig`. The oldest versions knew the first alone.
         rows: how many are in it.
         write_count: The id of the next row of the table.
         insert_count: the rows that were ever inserted into the table. Older versions did not know it: then it is `write_count`.
         row_schema: The schema of the rows; None where there never was one. In the file it is ``schema``.
+        state_columns, state_values: what is kept beside the rows: one file a column, and values of the table.
         files: all of them but the manifest.
     """
 
@@ -90,12 +109,17 @@ class Manifest(BaseModel):
     table: Annotated[str, AfterValidator(_table)] = ""
     buffer_size: Whole
     storing_device: str = TableConfig.storing_device
-    sampler: str = TableConfig.sampler
-    limiter: str = TableConfig.limiter
+    sampler: Annotated[InstanceOf[Sampler], BeforeValidator(sampler_of), PlainSerializer(Sampler.to_json)] = TableConfig.sampler
+    rate_limiter: Annotated[InstanceOf[RateLimiter], BeforeValidator(rate_limiter_of), PlainSerializer(RateLimiter.to_json)] = (
+        TableConfig.rate_limiter
+    )
+    max_times_sampled: Annotated[int, Field(ge=0, le=MAX_TIMES_SAMPLED)] = 0
     rows: Whole
     write_count: Whole
     insert_count: Whole = Field(default_factory=lambda known: known["write_count"])
     row_schema: Annotated[InstanceOf[Schema], BeforeValidator(_schema), PlainSerializer(Schema.to_json)] | None = Field(alias="schema")
+    state_columns: tuple[StateColumn, ...] = ()
+    state_values: dict[str, float | int] = Field(default_factory=dict)
     files: tuple[File, ...]
 
     @model_validator(mode="after")
@@ -106,7 +130,14 @@ class Manifest(BaseModel):
     @property
     def config(self) -> TableConfig:
         """What the table is fixed by."""
-        return TableConfig(self.buffer_size, self.storing_device, self.table, self.sampler, self.limiter)
+        return TableConfig(self.buffer_size, self.storing_device, self.sampler, self.rate_limiter, self.max_times_sampled, self.table)
+
+    @property
+    def kept(self) -> Kept:
+        """What is kept beside the rows."""
+        columns = tuple(SlotColumn(column.name, column.dtype) for column in self.state_columns)
+        values = ((name, np.float64 if isinstance(value, float) else np.int64) for name, value in self.state_values.items())
+        return Kept(columns, tuple(StateValue(name, np.dtype(kind).str) for name, kind in values))
 
     def write(self, directory: Path) -> None:
         """Writes the manifest, and what vouches for it."""

@@ -11,7 +11,7 @@ import numpy as np
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay.fields import Field
 from tdreplay.limits import DEFAULT_TABLE, check_whole
-from tdreplay_server.checkpoints.checkpoint import listed_bytes, read_acknowledged, write_checkpoint
+from tdreplay_server.checkpoints.checkpoint import listed_bytes, read_acknowledged, read_state, write_checkpoint
 from tdreplay_server.checkpoints.manifest import Manifest, read_manifest
 from tdreplay_server.checkpoints.snapshot import rows_file
 from tdreplay_server.durability.data_directory import CHECKPOINTS, table_directory
@@ -19,6 +19,7 @@ from tdreplay_server.durability.journal import create_journal
 from tdreplay_server.durability.journal_format import Settings
 from tdreplay_server.durability.row_listeners import Unheard
 from tdreplay_server.durability.row_log import RowLog
+from tdreplay_server.durability.slot_state import SlotState
 from tdreplay_server.durability.table_directory import read_table, rows_directory
 from tdreplay_server.storage.memmap import MemmapRows
 from tdreplay_server.storage.ring import Ring
@@ -92,9 +93,13 @@ def _filled(directory: Path, checkpoint: Path, manifest: Manifest, buffer_size: 
                 _fill(storage, ring, checkpoint, manifest, number, field)
     finally:
         storage.release()
+    if manifest.row_schema is not None:
+        state = SlotState(manifest.kept, buffer_size, rows_directory(directory, 1))
+        state.fill(read_state(checkpoint, manifest), ring)
+        state.sync()
     write_file(directory / LOCK, b"")
     config = replace(manifest.config.resized(buffer_size), storing_device="cpu")
-    create_journal(directory, Settings(config, schema=manifest.row_schema), ring, read_acknowledged(checkpoint, manifest))
+    create_journal(directory, Settings(config, schema=manifest.row_schema, kept=manifest.kept), ring, read_acknowledged(checkpoint, manifest))
     return ring
 
 

@@ -22,7 +22,7 @@ from tdreplay_server.system.disk import write_at
 from tdreplay_server.system.failpoints import failpoint
 from tdreplay_server.system.private_files import open_file
 
-__all__ = ["Snapshot", "rows_file", "snapshotted"]
+__all__ = ["Snapshot", "rows_file", "snapshotted", "state_rows_file"]
 
 STEP_BYTES = 4 << 20
 """Bytes that are copied before others may write again. That takes 1 to 3 ms."""
@@ -41,6 +41,11 @@ def rows_file(number: int) -> str:
     return f"field_{number:03d}.rows"
 
 
+def state_rows_file(name: str) -> str:
+    """The name of the file with a column of what is kept beside the rows."""
+    return f"state_{name}.rows"
+
+
 class Snapshot:
     """The live rows as they are now, on their way into files: one file for each field, row after row by ascending id.
 
@@ -51,6 +56,7 @@ class Snapshot:
         ring: The live rows.
         schema: The schema of the rows; None where there are none.
         acknowledged: What became of the numbered inserts.
+        state: What is kept beside the rows; None where there are none.
 
     Args:
         row_log: The rows.
@@ -60,6 +66,7 @@ class Snapshot:
     def __init__(self, row_log: RowLog, directory: Path) -> None:
         self.config, self.ring, self.schema, self.acknowledged = row_log.config, row_log.ring, row_log.schema, row_log.acknowledged()
         self._storage, self._reading = row_log.storage, partial(row_log.reading, row_log.version)
+        self.state = None if row_log.slot_state is None else row_log.slot_state.copy(self.ring)
         schema = self.schema
         self._next = self.ring.oldest
         self._row_bytes = schema.row_bytes if schema else 0

@@ -10,7 +10,9 @@ from tdreplay_server.durability.insert import Insert
 from tdreplay_server.durability.journal import Journal
 from tdreplay_server.durability.ledger import Ledger
 from tdreplay_server.durability.recovery import trusted
-from tdreplay_server.durability.table_directory import TableDirectory
+from tdreplay_server.durability.row_listeners import RowListener
+from tdreplay_server.durability.slot_state import Kept, SlotState
+from tdreplay_server.durability.table_directory import TableDirectory, rows_directory
 from tdreplay_server.storage.rows import RowStorage
 from tdreplay_server.system.failpoints import failpoint
 
@@ -28,13 +30,22 @@ class Generation:
 
     Args:
         ledger: The ledger of the table.
+        listener: Hears of the rows, and has a state of its own beside them.
         directory: The directory of the table; None: it has none.
     """
 
-    def __init__(self, number: int, storage: RowStorage, writer: DurableWriter, ledger: Ledger, directory: TableDirectory | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        storage: RowStorage,
+        writer: DurableWriter,
+        ledger: Ledger,
+        listener: RowListener,
+        directory: TableDirectory | None,
+    ) -> None:
         self.number, self.storage, self.writer = number, storage, writer
         self.schema: Schema | None = None
-        self._ledger, self._directory = ledger, directory
+        self._ledger, self._listener, self._directory = ledger, listener, directory
         self._allocating = False
 
     def recover(self, journal: Journal) -> None:
@@ -47,12 +58,24 @@ class Generation:
         if schema is None:
             return
         storage.open_columns(schema)
+        self._open_state(is_new=False)
         self.schema = schema
         storage.ring = trusted(journal.state.ring, journal.state.unflushed, storage, schema)
         if journal.durability.reaches_disk:
-            storage.sync()  # The last server may have had another level.
+            self.writer.sync()  # The last server may have had another level.
         if journal.state.unflushed:
             journal.forget_from(storage.ring)
+
+    @property
+    def _kept(self) -> Kept:
+        return self._listener.kept if self._directory is None else self._directory.journal.kept
+
+    def _open_state(self, *, is_new: bool) -> None:
+        """Opens what is kept beside the rows, and gives it to the listener, which hears of the rows after that."""
+        storage = self.storage
+        directory = None if self._directory is None else rows_directory(self._directory.path, self.number)
+        self.writer.state = state = SlotState(self._kept, storage.buffer_size, directory, is_new=is_new)
+        self._listener.opened(state, storage.ring)
 
     def fit(self, schema: Schema) -> None:
         """Checks rows against the schema; the first ones fix it, and take the space for all rows.
@@ -73,6 +96,7 @@ class Generation:
         self._allocating = True
         self.storage.allocate(schema)
         try:
+            self._open_state(is_new=True)
             if self._directory is not None:
                 self._directory.settle(self.number)
             failpoint("allocate-before-schema")

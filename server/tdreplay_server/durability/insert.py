@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tdreplay.errors import InternalError, ReplayError
 from tdreplay.schema import Schema
 from tdreplay_server.durability.ledger import InsertKey
+from tdreplay_server.durability.row_listeners import Priorities
 from tdreplay_server.storage.rows import Inserts
 
 __all__ = ["Insert", "joins"]
@@ -28,6 +29,7 @@ class Insert:
         schema: The schema of the rows.
         rows: The number of rows.
         key: What the insert is known by; None where it is not numbered.
+        priorities: The priorities that the writer gave; None where it gave none.
         first_row_id: The id of the first row, once it is stored; -1 before.
         already_stored: Whether the rows had been stored before.
         error: Why they are not stored.
@@ -37,6 +39,7 @@ class Insert:
     schema: Schema
     rows: int
     key: InsertKey | None = None
+    priorities: Priorities | None = None
     first_row_id: int = -1
     already_stored: bool = False
     error: BaseException | None = None

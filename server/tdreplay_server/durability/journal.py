@@ -25,11 +25,13 @@ from tdreplay.errors import FailedPreconditionError, ResourceExhaustedError, Sto
 from tdreplay.limits import SEQUENCE_WINDOW
 from tdreplay.processes import keep_for_ever
 from tdreplay.schema import Schema
+from tdreplay_server.durability.generation_id import new_generation_id
 from tdreplay_server.durability.journal_check import NewChecksums
 from tdreplay_server.durability.journal_format import JOURNAL, Execute, Settings, create_tables, migrate
 from tdreplay_server.durability.journal_state import connect, read_journal
 from tdreplay_server.durability.ledger import MAX_WRITERS, AcknowledgedInsert, Ledger, RememberedInsert, WriterMemory, WrittenInsert
 from tdreplay_server.durability.levels import Durability
+from tdreplay_server.durability.slot_state import Kept
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.system.disk import boot_id
 from tdreplay_server.system.disk_errors import disk_errors
@@ -63,7 +65,7 @@ def create_journal(directory: Path, settings: Settings, ring: Ring, acknowledged
     with disk_errors(NAME), closing(connect(database)) as connection:
         create_tables(connection)
         connection.execute("BEGIN")
-        replace(settings, insert_offset=ring.insert_offset).write(connection.execute)
+        replace(settings, insert_offset=ring.insert_offset, generation_id=new_generation_id()).write(connection.execute)
         connection.execute("INSERT INTO ring (oldest, write_count) VALUES (?, ?)", (ring.oldest, ring.write_count))
         connection.executemany(ACKNOWLEDGE, acknowledged)
         connection.execute("COMMIT")
@@ -76,16 +78,18 @@ class Journal(Ledger):
 
     Attributes:
         state: What the journal said when it was opened.
+        kept: What is kept beside the rows.
 
     Args:
         directory: The directory of the table.
         durability: What a commit survives. With the level interval, `retired` runs ahead of the ring.
+        kept: What is kept beside the rows from now on. Nothing: as before.
 
     Raises:
         CorruptDataError, FailedPreconditionError: as `read_journal`.
     """
 
-    def __init__(self, directory: Path, durability: Durability) -> None:
+    def __init__(self, directory: Path, durability: Durability, kept: Kept) -> None:
         super().__init__()
         self.state = read_journal(directory, torn_end=True)
         self.durability = durability
@@ -93,13 +97,15 @@ class Journal(Ledger):
         self._commits = self._new_writers = 0
         self._uncompacted = False
         self.retired = self.state.ring.oldest
+        self.generation_id = self.state.settings.generation_id
+        self.kept = kept if any(kept) else self.state.settings.kept
         with disk_errors(NAME):
             self._connection = connect(self._database)
             _keep_for_ever(self._connection)
             self._file = os.open(self._database, os.O_RDONLY | os.O_CLOEXEC)
             self._connection.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability.level]}")
             self._compact()
-            self._settings = replace(self.state.settings, level=durability.level, boot=boot_id(), open=True)
+            self._settings = replace(self.state.settings, level=durability.level, boot=boot_id(), open=True, kept=self.kept)
             with self._durably() as execute:
                 migrate(execute)
                 self._settings.write(execute)
@@ -128,22 +134,32 @@ class Journal(Ledger):
             execute("UPDATE ring SET oldest = ?", (oldest,))
         self.retired = oldest
 
-    def restart(self, ring: Ring, generation: int, schema: Schema | None) -> None:
-        config = self._settings.config.resized(ring.buffer_size)
-        settings = replace(self._settings, config=config, generation=generation, schema=schema, insert_offset=ring.insert_offset)
+    def restart(self, ring: Ring, generation: int, schema: Schema | None, generation_id: str | None = None) -> None:
+        settings = replace(
+            self._settings,
+            config=self._settings.config.resized(ring.buffer_size),
+            generation=generation,
+            generation_id=generation_id or self.generation_id,
+            schema=schema,
+            insert_offset=ring.insert_offset,
+        )
         with self._durably() as execute:
             settings.write(execute)
             execute("UPDATE ring SET oldest = ?, write_count = ?", (ring.oldest, ring.write_count))
             execute("DELETE FROM unflushed")
         self._settings = settings
-        self.retired = ring.oldest
+        super().restart(ring, generation, schema, generation_id)
 
     def forget_from(self, ring: Ring) -> None:
         """Takes back what was acknowledged but is lost, after a loss of power: its writers may send it again."""
+        lost = ring.write_count < self.state.ring.write_count
+        settings = replace(self._settings, generation_id=new_generation_id() if lost else self.generation_id)
         with self._durably() as execute:
+            settings.write(execute)
             execute("UPDATE ring SET oldest = ?, write_count = ?", (ring.oldest, ring.write_count))
             execute("DELETE FROM acknowledged WHERE first_row_id + rows > ?", (ring.write_count,))
             execute("DELETE FROM unflushed")
+        self._settings, self.generation_id = settings, settings.generation_id
 
     def acknowledged(self) -> list[AcknowledgedInsert]:
         with disk_errors(NAME):

@@ -1,6 +1,6 @@
 """The tables of a journal's SQLite database: the one place that knows their columns, and how older formats become this one.
 
-Format 1 did not count inserts. Formats 1 and 2 knew of a table's settings the capacity alone.
+Format 1 did not count inserts. Formats 1 and 2 knew of a table's settings the capacity alone, and format 3 no numbers of samplers and rate limiters.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 
 from tdreplay.errors import FailedPreconditionError
 from tdreplay.schema import Schema
-from tdreplay_server.durability.table_config import TableConfig
+from tdreplay.table_config import TableConfig
+from tdreplay_server.durability.slot_state import NOTHING_KEPT, Kept
 
 __all__ = ["FORMAT", "JOURNAL", "Execute", "Settings", "check_format", "create_tables", "migrate"]
 
-FORMAT = 3
+FORMAT = 4
 """The format of a table's directory. A newer one is refused; an older one becomes this one when a table is opened."""
 JOURNAL = "journal.sqlite"
 """The name of the database, in the directory of a table."""
@@ -27,11 +28,14 @@ PAGE_BYTES = 1024  # The smallest that suits: each commit writes two or three pa
 Execute: TypeAlias = "Callable[..., Any]"
 """Executes a statement of SQL, as `sqlite3.Connection.execute` does."""
 
-SETTINGS = """CREATE TABLE settings (
+SETTINGS_3 = """CREATE TABLE settings (
     config TEXT NOT NULL, generation INTEGER NOT NULL, schema TEXT, insert_offset INTEGER NOT NULL,
     level TEXT NOT NULL, boot TEXT NOT NULL, open INTEGER NOT NULL
 )"""
-TABLES = f"""{SETTINGS};
+TABLES = """CREATE TABLE settings (
+    config TEXT NOT NULL, kept TEXT NOT NULL, generation INTEGER NOT NULL, generation_id TEXT NOT NULL, schema TEXT, insert_offset INTEGER NOT NULL,
+    level TEXT NOT NULL, boot TEXT NOT NULL, open INTEGER NOT NULL
+);
 CREATE TABLE ring (oldest INTEGER NOT NULL, write_count INTEGER NOT NULL);
 CREATE TABLE acknowledged (
     writer TEXT, slot INTEGER, sequence INTEGER NOT NULL, digest INTEGER NOT NULL, first_row_id INTEGER NOT NULL, rows INTEGER NOT NULL,
@@ -44,10 +48,19 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: ("ALTER TABLE settings ADD COLUMN insert_offset INTEGER NOT NULL DEFAULT 0",),
     2: (
         "ALTER TABLE settings RENAME TO settings_2",
-        SETTINGS,
+        SETTINGS_3,
         """INSERT INTO settings (config, generation, schema, insert_offset, level, boot, open)
            SELECT '{"buffer_size": ' || buffer_size || '}', generation, schema, insert_offset, level, boot, open FROM settings_2""",
         "DROP TABLE settings_2",
+    ),
+    # Tables of format 3 draw uniformly, and let nobody wait. Not all of them say where their rows lie: in these files, so on the CPU.
+    3: (
+        "ALTER TABLE settings ADD COLUMN generation_id TEXT NOT NULL DEFAULT ''",
+        """ALTER TABLE settings ADD COLUMN kept TEXT NOT NULL DEFAULT '{"columns": [], "values": []}'""",
+        "UPDATE settings SET generation_id = lower(hex(randomblob(8)))",
+        """UPDATE settings SET config = json_object(
+            'buffer_size', json_extract(config, '$.buffer_size'), 'storing_device', 'cpu', 'sampler', json_object('name', 'uniform'),
+            'rate_limiter', json_object('name', 'none'), 'max_times_sampled', 0)""",
     ),
 }
 """Format -> what makes it the next one."""
@@ -91,8 +104,10 @@ class Settings:
     """The one row of the table ``settings``.
 
     Attributes:
-        config: What the table is fixed by. Its name is '' here.
+        config: What the table is made with. Its name is '' here.
+        kept: What is kept beside the rows.
         generation: The number of the directory with the rows; it counts the table's resets, from 1.
+        generation_id: Another one whenever row ids may stand for other rows than before; see `RowLog.generation_id`.
         schema: The schema of the rows; None before the first ones.
         insert_offset: As in `Ring`.
         level: The level of durability of the last server; 'none' where there was none.
@@ -101,7 +116,9 @@ class Settings:
     """
 
     config: TableConfig
+    kept: Kept = NOTHING_KEPT
     generation: int = 1
+    generation_id: str = ""
     schema: Schema | None = None
     insert_offset: int = 0
     level: str = "none"
@@ -120,7 +137,9 @@ class Settings:
         row = cursor.execute("SELECT * FROM settings").fetchone()
         return cls(
             config=TableConfig.from_json(json.loads(row["config"])),
+            kept=Kept.from_json(json.loads(row["kept"])),
             generation=row["generation"],
+            generation_id=row["generation_id"],
             schema=None if row["schema"] is None else Schema.from_json(json.loads(row["schema"])),
             insert_offset=row["insert_offset"],
             level=row["level"],
@@ -133,7 +152,7 @@ class Settings:
         schema = None if self.schema is None else json.dumps(self.schema.to_json())
         execute("DELETE FROM settings")
         execute(
-            """INSERT INTO settings (config, generation, schema, insert_offset, level, boot, open)
-               VALUES (:config, :generation, :schema, :insert_offset, :level, :boot, :open)""",
-            vars(self) | {"config": json.dumps(self.config.to_json()), "schema": schema},
+            """INSERT INTO settings (config, kept, generation, generation_id, schema, insert_offset, level, boot, open)
+               VALUES (:config, :kept, :generation, :generation_id, :schema, :insert_offset, :level, :boot, :open)""",
+            vars(self) | {"config": json.dumps(self.config.to_json()), "kept": json.dumps(self.kept.to_json()), "schema": schema},
         )

@@ -20,6 +20,7 @@ from tdreplay.insert_id import InsertId
 from tdreplay.limits import MAX_WRITER_ID, SEQUENCE_WINDOW, check_whole
 from tdreplay.memory import Rows
 from tdreplay.schema import Schema
+from tdreplay_server.durability.generation_id import new_generation_id
 from tdreplay_server.durability.levels import NO_DURABILITY
 from tdreplay_server.storage.ring import Ring
 
@@ -140,11 +141,13 @@ class Ledger:
     Attributes:
         durability: What a commit survives.
         retired: The rows below this id are not live after a crash.
+        generation_id: As `RowLog.generation_id`.
     """
 
     def __init__(self) -> None:
         self.durability = NO_DURABILITY
         self.retired = 0
+        self.generation_id = new_generation_id()
         self._writers: OrderedDict[str, WriterMemory] = OrderedDict()
 
     def find(self, key: InsertKey) -> RememberedInsert | None:
@@ -196,13 +199,20 @@ class Ledger:
         """
         self.retired = oldest
 
-    def restart(self, ring: Ring, generation: int, schema: Schema | None) -> None:
+    def restart(self, ring: Ring, generation: int, schema: Schema | None, generation_id: str | None = None) -> None:
         """Notes, on the disk, another window, and where its rows lie: after a reset, a rewind or the table's first rows.
+
+        Args:
+            ring: The live rows.
+            generation: The number of the directory with the rows.
+            schema: The schema of the rows.
+            generation_id: The new one; None: row ids stand for the same rows as before.
 
         Raises:
             ResourceExhaustedError, StorageError: the disk is full, or failed. Nothing changed.
         """
         self.retired = ring.oldest
+        self.generation_id = generation_id or self.generation_id
 
     def acknowledged(self) -> list[AcknowledgedInsert]:
         """What became of the numbered inserts that are remembered, for a checkpoint."""

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from tdreplay_server.durability.slot_state import NOTHING_KEPT, Kept, SlotState
 from tdreplay_server.storage.ring import Ring
 
-__all__ = ["RowListener", "Told", "Unheard", "Watcher"]
+__all__ = ["Priorities", "RowListener", "Told", "Unheard", "Watcher"]
+
+Priorities = npt.NDArray[np.float64]
+"""Raw priorities of rows: shape [n], finite, from 0 up."""
 
 
 class RowListener(Protocol):
     """Hears of the rows of one table, in order. Each call comes while the table's lock is held alone, so nobody draws or reads meanwhile.
 
-    - When a table is opened, `inserted` comes first, for the rows that its directory holds.
-    - A reset evicts all rows.
+    - `opened` comes before the first rows of a generation, and when a table is opened that holds rows. Then `inserted` follows for them.
+    - A reset evicts all rows. Then `emptied` comes.
     - A rewind evicts the rows that are not live after it: the oldest, the newest, or both. Later rows get the ids of the newest ones again.
     - An insert that fails evicts the rows that it was about to overwrite.
     - After an interrupt (Ctrl-C) some ids may come a second time.
     """
+
+    @property
+    def kept(self) -> Kept:
+        """What is to be kept for this listener. It never changes."""
+
+    def opened(self, state: SlotState, ring: Ring) -> None:
+        """From now on this is the state of the table, whose ring has these live rows."""
+
+    def emptied(self, ring: Ring) -> None:
+        """All rows are gone, and the capacity may be another one. The next rows belong to another generation."""
+
+    def written(self, ids: range, priorities: Priorities | None) -> None:
+        """The rows of these ids lie in their slots, and are about to be committed. If they are more than the slots, the last ones stay.
+
+        What is written into the state here, of these slots alone, is of one moment with the rows. `priorities`: what the writer gave.
+        """
 
     def inserted(self, ids: range) -> None:
         """The rows of these ids are live from now on."""
@@ -28,6 +51,17 @@ class RowListener(Protocol):
 
 class Unheard:
     """A listener for rows that nobody draws."""
+
+    kept = NOTHING_KEPT
+
+    def opened(self, state: SlotState, ring: Ring) -> None:
+        """Nothing to note."""
+
+    def emptied(self, ring: Ring) -> None:
+        """Nothing to forget."""
+
+    def written(self, ids: range, priorities: Priorities | None) -> None:
+        """Nothing to note."""
 
     def inserted(self, ids: range) -> None:
         """Nothing to note."""
@@ -46,11 +80,14 @@ class Watcher(Protocol):
 class Told:
     """Tells a listener how the live rows changed since it was told the last time.
 
+    Attributes:
+        listener: The listener.
+
     It compares where the ring is with what it told. So an interrupt on the way to here loses nothing: the next call tells that change as well.
     """
 
     def __init__(self, listener: RowListener) -> None:
-        self._listener = listener
+        self.listener = listener
         self._oldest = self._end = 0
 
     def tell(self, ring: Ring) -> None:
@@ -58,9 +95,9 @@ class Told:
         oldest, end = self._oldest, self._end
         if oldest < end:
             if ring.oldest > oldest:
-                self._listener.evicted(range(oldest, min(ring.oldest, end)))
+                self.listener.evicted(range(oldest, min(ring.oldest, end)))
             if ring.write_count < end:
-                self._listener.evicted(range(max(ring.write_count, oldest), end))
+                self.listener.evicted(range(max(ring.write_count, oldest), end))
         if ring.write_count > max(ring.oldest, end):
-            self._listener.inserted(range(max(ring.oldest, end), ring.write_count))
+            self.listener.inserted(range(max(ring.oldest, end), ring.write_count))
         self._oldest, self._end = ring.oldest, ring.write_count

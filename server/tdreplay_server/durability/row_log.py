@@ -14,16 +14,18 @@ import torch
 from tdreplay.api import State
 from tdreplay.errors import ClosedError, MissingRowsError, ReplayError, StorageError, TableChangedError, TableNotFoundError
 from tdreplay.schema import Schema
+from tdreplay.table_config import TableConfig
 from tdreplay_server.durability.durable_writer import DurableWriter
 from tdreplay_server.durability.failures import DiskFailure
 from tdreplay_server.durability.flusher import Flusher
 from tdreplay_server.durability.generation import Generation
+from tdreplay_server.durability.generation_id import new_generation_id
 from tdreplay_server.durability.group_commit import GroupCommit
 from tdreplay_server.durability.insert import Insert, joins
-from tdreplay_server.durability.ledger import AcknowledgedInsert, Ledger
+from tdreplay_server.durability.ledger import AcknowledgedInsert, InsertKey, Ledger, RememberedInsert
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.durability.row_listeners import RowListener, Told, Watcher
-from tdreplay_server.durability.table_config import TableConfig
+from tdreplay_server.durability.slot_state import SlotState
 from tdreplay_server.durability.table_directory import TableDirectory, rows_directory
 from tdreplay_server.storage.device import check_device
 from tdreplay_server.storage.locks import ReadWriteLock
@@ -88,7 +90,7 @@ class RowLog:
         if directory is None or where.type != "cpu":
             self._take_up(self._made(where, Ring(config.buffer_size), 1))
         else:
-            self._open(TableDirectory(directory, config, level))
+            self._open(TableDirectory(directory, config, level, listener.kept))
 
     def _open(self, directory: TableDirectory) -> None:
         self._directory, journal = directory, directory.journal
@@ -114,7 +116,7 @@ class RowLog:
         storage = open_storage(storing_device, ring.buffer_size, directory)
         storage.ring = ring
         writer = DurableWriter(storage, self._ledger, self._flusher, self._lock.write(), self._told, self._forget_selections)
-        return Generation(number, storage, writer, self._ledger, self._directory)
+        return Generation(number, storage, writer, self._ledger, self._told.listener, self._directory)
 
     def _take_up(self, rows: Generation) -> None:
         """Works with another generation from now on. It calls nothing: an interrupt (Ctrl-C) comes before or after it."""
@@ -147,6 +149,25 @@ class RowLog:
     def config(self) -> TableConfig:
         """What the table is fixed by, with the capacity that it has now."""
         return self._config.resized(self.ring.buffer_size)
+
+    @property
+    def generation_id(self) -> str:
+        """Another one whenever row ids may stand for other rows than before, in this process or after it: a reset, a rewind, a loss of rows."""
+        return self._ledger.generation_id
+
+    @property
+    def slot_state(self) -> SlotState | None:
+        """What is kept beside the rows; None before the first ones."""
+        return self._rows.writer.state
+
+    def advance(self, oldest: int) -> None:
+        """Takes the rows below `oldest` out of the ring, because they were drawn often enough. Whoever draws rows knows that after a restart, too."""
+        with self._inserts.alone(), self._lock.write():
+            self._check_not_closed()
+            ring = self.ring
+            if oldest > ring.oldest:
+                self.storage.ring = replace(ring, oldest=min(oldest, ring.write_count))
+                self._told.tell(self.ring)
 
     @property
     def durability(self) -> str:
@@ -209,6 +230,16 @@ class RowLog:
         self._inserts.put(insert)
         return insert.outcome
 
+    def find(self, key: InsertKey) -> RememberedInsert | None:
+        """What became of the insert with that key; None where it is new. It waits for inserts that are under way.
+
+        Raises:
+            SequenceError: its number stands for other rows.
+        """
+        with self._inserts.alone():
+            self.check_open()
+            return self._ledger.find(key)
+
     def _insert_all(self, inserts: list[Insert]) -> None:
         """Stores what several threads insert, together. Each of them finds in its `Insert` what became of it."""
         try:
@@ -256,7 +287,7 @@ class RowLog:
                 # The first rows make the files, while this does not keep inserts out.
                 written = -1 if self.schema is None else self.ring.write_count
             if self._flusher is not None and written not in (-1, self._flusher.flushed_to):
-                self.storage.sync()
+                self._rows.writer.sync()
                 with self._inserts.alone():
                     self._rows.writer.note_flushed(written)
 
@@ -310,6 +341,7 @@ class RowLog:
         failpoint("reset-after-journal")
         old.storage.discard()
         self._told.tell(ring)
+        self._told.listener.emptied(ring)
 
     @lets_go
     def rewind(self, buffer_size: int, size: int, write_count: int) -> None:
@@ -330,7 +362,7 @@ class RowLog:
                 self._restart(buffer_size)
             if self._flusher is not None:
                 with self._failure.noted():
-                    self.storage.sync()
+                    self._rows.writer.sync()
             self._note_ring(rewound, self._rows.number, self.schema)
             self._version += 1
             self.storage.ring = rewound
@@ -342,7 +374,7 @@ class RowLog:
         """Notes in the ledger that the table has another ring, which it is to take up next."""
         try:
             with self._failure.noted():
-                self._ledger.restart(ring, generation, schema)
+                self._ledger.restart(ring, generation, schema, new_generation_id())
         except BaseException as error:
             if not isinstance(error, Exception):  # Ctrl-C: it may be noted, or not.
                 self._ledger.restart(self.ring, self._rows.number, self.schema)
@@ -370,7 +402,7 @@ class RowLog:
         if self._failure.happened:
             return  # What is on the disk is as it would be after a kill.
         if self._ledger.durability.reaches_disk:
-            self.storage.sync()
+            self._rows.writer.sync()
         self._ledger.close(self.ring)
 
     @lets_go

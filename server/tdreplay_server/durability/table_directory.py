@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
+from tdreplay.table_config import TableConfig, TableRequest
 from tdreplay_server.durability.data_directory import CHECKPOINTS
 from tdreplay_server.durability.journal import Journal, create_journal
 from tdreplay_server.durability.journal_format import Settings
 from tdreplay_server.durability.journal_state import JournalState, read_journal
 from tdreplay_server.durability.levels import Durability
-from tdreplay_server.durability.table_config import TableConfig
+from tdreplay_server.durability.slot_state import Kept
 from tdreplay_server.storage.memmap import column_file
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.system.directory_lock import LOCK, DirectoryLock
@@ -41,13 +43,18 @@ def read_table(path: Path, *, torn_end: bool = False) -> JournalState:
     """
     check_tree(path)
     found = read_journal(path, torn_end=torn_end)
-    schema = found.settings.schema
+    schema, rows, slots = found.settings.schema, rows_directory(path, found.settings.generation), found.ring.buffer_size
     for number, field in enumerate(schema.stored_fields if schema else ()):
-        file, size = rows_directory(path, found.settings.generation) / column_file(number), found.ring.buffer_size * field.row_bytes
-        there = file.stat().st_size if file.is_file() else 0
-        if there != size:
-            raise CorruptDataError(f"{file} has {there} bytes, and {size} were written, of field {field.name!r}")
+        _check_size(rows / column_file(number), slots * field.row_bytes, f", of field {field.name!r}")
+    for name, size in found.settings.kept.file_sizes(slots).items() if schema else ():
+        _check_size(rows / name, size)
     return found
+
+
+def _check_size(file: Path, size: int, what: str = "") -> None:
+    there = file.stat().st_size if file.is_file() else 0
+    if there != size:
+        raise CorruptDataError(f"{file} has {there} bytes, and {size} were written{what}")
 
 
 class TableDirectory:
@@ -61,28 +68,29 @@ class TableDirectory:
         path: Where it is, or is to be.
         config: What the table is fixed by. One that is there must agree.
         durability: What acknowledged rows are to survive.
+        kept: What is kept beside the rows; nothing: what one that is there keeps.
 
     Raises:
-        FailedPreconditionError: it is there with another capacity, a newer version wrote it, or it has links. Nothing in it changed.
+        FailedPreconditionError: it is there with other settings, a newer version wrote it, or it has links. Nothing in it changed.
         DirectoryInUseError: another process has it.
         CorruptDataError: it is not what was written.
         ResourceExhaustedError, StorageError: the disk is full, or failed. A directory that was not there is not there then.
     """
 
-    def __init__(self, path: Path, config: TableConfig, durability: Durability) -> None:
+    def __init__(self, path: Path, config: TableConfig, durability: Durability, kept: Kept) -> None:
         self.path = path
         with disk_errors(f"the table in {path}"):
-            made = not path.exists() and _create(path, config)
+            made = not path.exists() and _create(path, Settings(config, kept))
             self._lock = DirectoryLock(path)
             try:
-                self.journal = self._opened(read_table(path, torn_end=True), config, durability)
+                self.journal = self._opened(read_table(path, torn_end=True), config, durability, kept)
             except BaseException:
                 if made:
                     discard(take_away(path))
                 self._lock.close()
                 raise
 
-    def _opened(self, found: JournalState, config: TableConfig, durability: Durability) -> Journal:
+    def _opened(self, found: JournalState, config: TableConfig, durability: Durability, kept: Kept) -> Journal:
         self._check_agrees(found.settings.config, config)
         self._lock.sign()
         close_to_others(self.path)
@@ -92,7 +100,7 @@ class TableDirectory:
                 "rows may be lost or broken; with --durability power they would not be",
                 table=self.path.name,
             )
-        journal = Journal(self.path, durability)
+        journal = Journal(self.path, durability, kept)
         self._remove_old_rows(rows_directory(self.path, found.settings.generation) if found.settings.schema else None)
         return journal
 
@@ -103,10 +111,8 @@ class TableDirectory:
                 f"{self.path} holds a table with buffer_size {found.buffer_size}, not {size}: use that, "
                 f"or change it with: tdreplay-server resize DATA_DIR --table {self.path.name} --buffer-size {size}"
             )
-        if (found.sampler, found.limiter) != (asked.sampler, asked.limiter):
-            raise FailedPreconditionError(
-                f"{self.path} holds a table with sampler {found.sampler} and limiter {found.limiter}, not {asked.sampler} and {asked.limiter}"
-            )
+        if differences := TableRequest.of_config(replace(asked, storing_device=found.storing_device)).differences(found):
+            raise FailedPreconditionError(f"{self.path} holds a table with {'; '.join(differences)}")
 
     def _remove_old_rows(self, current: Path | None) -> None:
         for parent in (self.path, self.path / CHECKPOINTS):
@@ -142,11 +148,11 @@ class TableDirectory:
         self._lock.close()
 
 
-def _create(path: Path, config: TableConfig) -> bool:
+def _create(path: Path, settings: Settings) -> bool:
     """Makes the directory of a table. False where somebody else did it meanwhile."""
     with new_directory(path) as scratch:
         write_file(scratch / LOCK, b"")
-        create_journal(scratch, Settings(config), Ring(config.buffer_size))
+        create_journal(scratch, settings, Ring(settings.config.buffer_size))
         failpoint("create-before-rename")
         with suppress(FileExistsError):
             put_new(scratch, path)

@@ -8,13 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tdreplay.errors import FailedPreconditionError, MissingRowsError, SlotIndexError
-from tdreplay.limits import MAX_INT64, check_whole
+from tdreplay.limits import MAX_INT64, MAX_ROW_ID, check_whole
 from tdreplay.selecting import Slots, in_slot_order
 
-__all__ = ["MAX_ROW_ID", "Ring", "RowIds", "Slots", "check_window", "slot_ranges"]
-
-MAX_ROW_ID = 1 << 62
-"""Far from where 64 bits end: at a million rows a second a table reaches it after 146,000 years."""
+__all__ = ["Ring", "RowIds", "Slots", "check_window", "slot_ranges"]
 
 RowIds = npt.NDArray[np.int64]
 """Row ids: shape [n]."""

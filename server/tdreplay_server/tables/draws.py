@@ -6,16 +6,18 @@ batch's number are its key, so a batch does not depend on those before it, nor o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from tdreplay.limits import check_whole
+from tdreplay.system_fields import PRIORITY, PROBABILITY
 from tdreplay_server.storage.ring import Ring, RowIds
-from tdreplay_server.tables.samplers import Sampler
+from tdreplay_server.tables.samplers import Draw
 
-__all__ = ["DrawnRows", "Generators", "generators_of"]
+__all__ = ["DrawRows", "DrawnRows", "Generators", "generators_of"]
 
 Generators: TypeAlias = "Callable[[int], Sequence[np.random.Generator]]"
 """How many batches come next -> the generator of each of them."""
@@ -38,23 +40,32 @@ def generators_of(seed: int, first: int = 0) -> Generators:
     return following
 
 
+DrawRows: TypeAlias = "Callable[[int, Sequence[np.random.Generator], Ring], Draw]"
+"""As `Sampler.draw`."""
+
+
 class DrawnRows:
     """The rows of random batches, all drawn against one ring.
 
     A row that was overwritten before it was read is drawn anew, against the ring of that moment, with the generator of its batch. So the row that
     took its slot does not take its place. A seed gives the same rows again as long as the same rows are overwritten in between.
 
+    Attributes:
+        size: The number of rows among which was drawn.
+        min_probability: The smallest probability above 0 that a row had.
+
     Args:
-        sampler: Draws them.
+        draw: Draws them.
         rows: The number of rows of each batch.
         generators: One for each batch.
         ring: The live rows, of which there is at least one.
     """
 
-    def __init__(self, sampler: Sampler, rows: int, generators: Sequence[np.random.Generator], ring: Ring) -> None:
-        self._sampler, self._rows, self._generators, self._oldest = sampler, rows, generators, ring.oldest
-        draws = [sampler.draw(rows, ring, generator).ids for generator in generators]
-        self._ids = draws[0] if len(draws) == 1 else np.concatenate(draws)
+    def __init__(self, draw: DrawRows, rows: int, generators: Sequence[np.random.Generator], ring: Ring) -> None:
+        self._draw, self._rows, self._generators, self._oldest = draw, rows, generators, ring.oldest
+        drawn = draw(rows, generators, ring)
+        self._ids, self._probabilities, self._priorities = drawn.ids, drawn.probabilities, drawn.priorities
+        self.size, self.min_probability = drawn.size, drawn.min_probability
 
     def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
         """The ids of the rows from start to stop, counted over all batches. All of them are live in `ring`."""
@@ -62,8 +73,18 @@ class DrawnRows:
             self._draw_anew(start + np.flatnonzero(self._ids[start:stop] < ring.oldest), ring)
         return self._ids[start:stop]
 
+    def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
+        """What the draw says of the rows from start to stop: the name of a drawn field -> its values."""
+        probabilities = self._probabilities
+        same = np.full(stop - start, 1 / self.size) if probabilities is None else probabilities[start:stop]
+        return {PROBABILITY.name: same} | ({} if self._priorities is None else {PRIORITY.name: self._priorities[start:stop]})
+
     def _draw_anew(self, places: RowIds, ring: Ring) -> None:
         batches = places // self._rows
         for batch in np.unique(batches):
             some = places[batches == batch]
-            self._ids[some] = self._sampler.draw(len(some), ring, self._generators[batch]).ids
+            drawn = self._draw(len(some), [self._generators[batch]], ring)
+            self._ids[some] = drawn.ids
+            for known, new in ((self._probabilities, drawn.probabilities), (self._priorities, drawn.priorities)):
+                if known is not None:
+                    known[some] = new

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
+import numpy.typing as npt
 import torch
 
 from tdreplay.fields import Field
@@ -12,11 +14,17 @@ from tdreplay_server.storage.ring import RowIds
 from tdreplay_server.storage.rows import RowStorage
 from tdreplay_server.tables.system_values import COMPUTED, RowsRead, write_system_values
 
-__all__ = ["gathered", "taken"]
+__all__ = ["Drawn", "gathered", "taken"]
+
+Drawn: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
+"""The name of a drawn field -> its values for the rows that are read: shape [n]."""
 
 
-def gathered(storage: RowStorage, ids: RowIds, out: dict[str, Rows], *, threads: bool) -> None:
+def gathered(storage: RowStorage, ids: RowIds, drawn: Drawn, out: dict[str, Rows], *, threads: bool) -> None:
     """Copies the rows of these ids into `out`: those of the fields that have bytes. `threads`: several may work on it."""
+    for name, values in drawn.items():
+        if name in out:
+            out.pop(name).view(values.dtype)[:] = values
     slots = ids % storage.buffer_size
     computed = {name: out.pop(name) for name in COMPUTED if name in out}
     storage.gather(slots, out, threads=threads)
@@ -24,13 +32,14 @@ def gathered(storage: RowStorage, ids: RowIds, out: dict[str, Rows], *, threads:
         write_system_values(RowsRead(ids, slots), computed)
 
 
-def taken(storage: RowStorage, ids: RowIds, fields: Sequence[Field]) -> dict[str, torch.Tensor]:
+def taken(storage: RowStorage, ids: RowIds, drawn: Drawn, fields: Sequence[Field]) -> dict[str, torch.Tensor]:
     """Copies of the rows of these ids, on the storage's device: field name -> tensor of shape [n, ...], in the order of `fields`.
 
-    The computed system fields are on the CPU.
+    The computed system fields and those of the draw are on the CPU.
     """
     slots = ids % storage.buffer_size
-    found = storage.select(slots, (field.name for field in fields if field.name not in COMPUTED))
+    found = storage.select(slots, (field.name for field in fields if field.name not in COMPUTED and field.name not in drawn))
+    found |= {name: torch.from_numpy(values.copy()) for name, values in drawn.items()}
     rows = RowsRead(ids, slots)
     found |= {name: torch.from_numpy(source(rows).copy()) for name, source in COMPUTED.items()}
     return {field.name: found[field.name] for field in fields}

@@ -21,10 +21,10 @@ from tdreplay.errors import (
     TableNotFoundError,
 )
 from tdreplay.limits import DEFAULT_TABLE
+from tdreplay.table_config import TableConfig, TableRequest
 from tdreplay_server.durability.data_directory import CHECKPOINTS, TABLES, table_directory
 from tdreplay_server.durability.journal_state import JournalState
 from tdreplay_server.durability.levels import NO_DURABILITY, Durability
-from tdreplay_server.durability.table_config import TableConfig
 from tdreplay_server.durability.table_directory import read_table
 from tdreplay_server.system.descriptors import TABLE_DESCRIPTORS, check_descriptors
 from tdreplay_server.system.directory_lock import DirectoryLock
@@ -91,7 +91,7 @@ class Tables:
             else:
                 log.warning("rows end with this process; name a data_dir to keep them")
             if default_buffer_size is not None:
-                self.create(TableConfig.of(default_buffer_size, name=DEFAULT_TABLE, storing_device=""))
+                self.create(TableRequest.of(default_buffer_size, name=DEFAULT_TABLE))
         except BaseException:
             self.close()
             raise
@@ -151,26 +151,29 @@ class Tables:
         with self._names.held(DEFAULT_TABLE):
             found = self._tables.get(DEFAULT_TABLE)
             if found is None:
-                with self._new(TableConfig(DEFAULT_BUFFER_SIZE, self._storing_device, DEFAULT_TABLE)) as made:
+                with self._new(TableConfig(DEFAULT_BUFFER_SIZE, self._storing_device, name=DEFAULT_TABLE)) as made:
                     return change(made)
         return change(found)
 
-    def create(self, config: TableConfig) -> bool:
+    def create(self, request: TableRequest) -> bool:
         """Creates a table, or checks that the one of this name agrees. True where it was created.
 
         Raises:
-            TableExistsError: it is there with another capacity or storing device; the message says what differs.
-            InvalidArgumentError: the storing device is not there, or there cannot be a table of this name.
+            TableExistsError: it is there with other settings; the message says what differs.
+            InvalidArgumentError: the storing device is not there, there cannot be a table of this name, or its settings contradict each other.
             ResourceExhaustedError: there are `max_tables` already, or the disk is full, or no descriptors are left for it.
         """
-        check_name(config.name, "table")
-        with self._names.held(config.name):
-            found = self._tables.get(config.name)
+        check_name(request.name, "table")
+        with self._names.held(request.name):
+            found = self._tables.get(request.name)
             if found is None:
-                with self._new(replace(config, storing_device=config.storing_device or self._storing_device)):
+                with self._new(request.config(self._storing_device)):
                     return True
             found.state()  # Says so where the table is of no use any more.
-            _check_agrees(found.config, config)
+            if differences := request.differences(found.config):
+                raise TableExistsError(
+                    f"table {request.name!r} is there with {'; '.join(differences)}: use these settings, another name, or drop the table"
+                )
             return False
 
     @contextmanager
@@ -266,7 +269,7 @@ class _Unmade(Table):
     """Stands for the table 'default' while that is not there. It is empty, and has the settings of the table that an insert makes."""
 
     def __init__(self, storing_device: str, durability: str, checkpoints: Path | None) -> None:
-        super().__init__(TableConfig(DEFAULT_BUFFER_SIZE, storing_device, DEFAULT_TABLE), checkpoints=checkpoints)
+        super().__init__(TableConfig(DEFAULT_BUFFER_SIZE, storing_device, name=DEFAULT_TABLE), checkpoints=checkpoints)
         self._promised = durability
 
     def state(self) -> State:
@@ -297,10 +300,3 @@ def _descriptors(found: JournalState) -> int:
     """How many descriptors an open table takes."""
     schema = found.settings.schema
     return TABLE_DESCRIPTORS + sum(1 for field in (schema.stored_fields if schema else ()) if field.row_bytes)
-
-
-def _check_agrees(found: TableConfig, asked: TableConfig) -> None:
-    for setting in ("buffer_size", "storing_device", "sampler", "limiter"):
-        is_, wanted = getattr(found, setting), getattr(asked, setting)
-        if wanted not in ("", is_):
-            raise TableExistsError(f"table {found.name!r} is there with {setting} {is_}, not {wanted}; use that, another name, or reset the table")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from tdreplay.api import EpochQuery
 from tdreplay.block import Layout, layout
 from tdreplay.fields import Field
 from tdreplay.schema import DimNames
+from tdreplay.system_fields import PRIORITY, PROBABILITY
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 from tdreplay_server.tables.orders import random_order
 
-__all__ = ["ChosenRows", "RowFormat", "RowsInSlots", "Selection", "epoch_orders", "joined"]
+__all__ = ["BatchQuery", "ChosenRows", "RowFormat", "RowsInSlots", "Selection", "epoch_orders", "joined"]
 
 POSITIONS = 1 << 15
 """So many positions of an order are computed at once."""
@@ -46,11 +48,31 @@ class RowFormat:
         return layout(self.fields, rows, self.row_shape, self.dim_names)
 
 
+@dataclass(frozen=True)
+class BatchQuery:
+    """What is asked for of random batches.
+
+    Attributes:
+        rows: The number of rows of a batch.
+        fields: The names of the fields; None: all of them.
+        uniform: Whether all rows are to be equally probable, whatever the table's sampler is.
+        described: Whether the batches of a table with priorities have the fields `probability` and `priority`, if no fields are named.
+    """
+
+    rows: int
+    fields: tuple[str, ...] | None = None
+    uniform: bool = False
+    described: bool = False
+
+
 class ChosenRows(Protocol):
     """The rows that somebody chose, in their order."""
 
     def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
         """The ids of the rows from start to stop, all of which are live in `ring`. To be called under the table's lock. Nobody else changes them."""
+
+    def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
+        """What is known of these rows because of their draw, once their ids were asked for: the name of a drawn field -> its values."""
 
 
 class RowsInSlots:
@@ -72,6 +94,10 @@ class RowsInSlots:
         """The ids of the rows that lie there in `ring`."""
         return ring.row_ids(self._slots(start, stop))
 
+    def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
+        """Nothing: they were not drawn."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -89,6 +115,11 @@ class Selection:
     chosen: ChosenRows
     version: int
 
+    @property
+    def is_described(self) -> bool:
+        """Whether the rows are read with fields of their draw."""
+        return PROBABILITY in self.format.fields or PRIORITY in self.format.fields
+
 
 class _Joined:
     def __init__(self, parts: Sequence[Selection]) -> None:
@@ -96,6 +127,9 @@ class _Joined:
 
     def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
         return np.concatenate([part.chosen.ids(ring, 0, part.rows) for part in self._parts])[start:stop]
+
+    def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
+        return {}
 
 
 def joined(selections: Sequence[Selection]) -> Selection:

@@ -12,25 +12,29 @@ import numpy as np
 import torch
 
 from tdreplay.api import Checkpoint, EpochQuery, Progress, State
-from tdreplay.errors import EmptyTableError, FailedPreconditionError, StorageError
-from tdreplay.limits import check_whole
+from tdreplay.errors import EmptyTableError, FailedPreconditionError, NoPrioritiesError, RowIdError, StorageError
+from tdreplay.limits import MAX_ROW_ID, check_whole
 from tdreplay.memory import Rows
+from tdreplay.priorities import Updated
 from tdreplay.schema import Schema
+from tdreplay.system_fields import DRAWN_NAMES, PRIORITY, PROBABILITY
+from tdreplay.table_config import TableConfig
 from tdreplay_server.checkpoints.checkpoint import write_checkpoint
 from tdreplay_server.durability.data_directory import CHECKPOINTS
 from tdreplay_server.durability.insert import Insert
 from tdreplay_server.durability.ledger import InsertKey
+from tdreplay_server.durability.row_listeners import Priorities
 from tdreplay_server.durability.row_log import RowLog
-from tdreplay_server.durability.table_config import TableConfig
-from tdreplay_server.storage.ring import MAX_ROW_ID, Slots
+from tdreplay_server.storage.ring import RowIds, Slots
 from tdreplay_server.storage.rows import Inserts
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.system.interrupts import lets_go
-from tdreplay_server.tables.draws import DrawnRows
-from tdreplay_server.tables.limiters import NO_DEADLINE, limiter_of
+from tdreplay_server.tables.draws import DrawnRows, Generators
+from tdreplay_server.tables.leases import Drawn
+from tdreplay_server.tables.limiters import AT_ONCE, Wait
 from tdreplay_server.tables.reading import gathered, taken
-from tdreplay_server.tables.samplers import sampler_of
-from tdreplay_server.tables.selection import ChosenRows, RowFormat, RowsInSlots, Selection, epoch_orders
+from tdreplay_server.tables.sampling import Sampling
+from tdreplay_server.tables.selection import BatchQuery, ChosenRows, RowFormat, RowsInSlots, Selection, epoch_orders
 
 __all__ = ["Table"]
 
@@ -54,11 +58,12 @@ class Table:
         checkpoints: Path | None = None,
         on_failure: Callable[[StorageError], object] | None = None,
     ) -> None:
-        self._sampler, self._limiter = sampler_of(config.sampler), limiter_of(config.limiter)
+        self._sampling = Sampling(config)
+        self._has_priorities = config.sampler.has_priorities
         self._generator = np.random.default_rng()  # Its methods lock it: readers may share it.
         self._checkpointing = threading.Lock()
         self._checkpoints = checkpoints or (None if directory is None else directory / CHECKPOINTS)
-        self._row_log = RowLog(config, self._sampler, directory=directory, durability=durability, on_failure=on_failure)
+        self._row_log = RowLog(config, self._sampling, directory=directory, durability=durability, on_failure=on_failure)
 
     def let_go(self) -> None:
         """Sees to it that nobody waits for this thread, which was interrupted."""
@@ -66,7 +71,15 @@ class Table:
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
-    def insert(self, columns: Inserts, schema: Schema, rows: int, key: InsertKey | None = None) -> tuple[int, bool]:
+    def insert(
+        self,
+        columns: Inserts,
+        schema: Schema,
+        rows: int,
+        key: InsertKey | None = None,
+        priorities: Priorities | None = None,
+        wait: Wait = AT_ONCE,
+    ) -> tuple[int, bool]:
         """Copies `rows` rows of `schema` in. They are checked before anything is touched, and survive what `durability` says when this returns.
 
         Args:
@@ -74,47 +87,116 @@ class Table:
             schema: The schema of the rows.
             rows: The number of rows.
             key: What the insert is known by: one that was stored already is not stored again.
+            priorities: The priorities of the rows, checked; None: as the sampler says.
+            wait: How long it may wait for the rate limiter. One that was stored already does not wait.
 
         Returns:
             The id of the first row, and whether the rows had been stored already.
 
         Raises:
             SchemaError, CodecError, SequenceError, ResourceExhaustedError, StorageError: as `RowLog.insert`.
+            NoPrioritiesError: the table has no priorities.
+            RateLimitedError: the rate limiter did not let the rows in within the time.
         """
-        with self._limiter.inserting(rows, NO_DEADLINE):
-            return self._row_log.insert(Insert(columns, schema, rows, key))
+        if priorities is not None:
+            self._check_priorities()
+        if not DRAWN_NAMES.isdisjoint(schema.fields_by_name):
+            columns, schema = self._as_stored(columns, schema)
+        insert = Insert(columns, schema, rows, key, priorities)
+        if self._sampling.is_unlimited:
+            return self._row_log.insert(insert)
+        known = None if key is None else self._row_log.find(key)
+        if known is not None:
+            return known.first_row_id, True
+        with self._sampling.limiter.inserting(rows, wait):
+            return self._row_log.insert(insert)
+
+    def _as_stored(self, columns: Inserts, schema: Schema) -> tuple[Inserts, Schema]:
+        """Rows without what says how they were drawn: a batch that was sampled can be inserted again. A user's fields of these names stay."""
+        known = self._row_log.schema
+        if known is None and not self._has_priorities:
+            return columns, schema
+        drawn = DRAWN_NAMES - (frozenset() if known is None else known.fields_by_name.keys())
+        return {name: column for name, column in columns.items() if name not in drawn}, schema.without(drawn)
+
+    @lets_go
+    def update_priorities(self, row_ids: RowIds, priorities: Priorities) -> Updated:
+        """Gives rows other priorities, by row id. Of equal ids the last one counts.
+
+        Args:
+            row_ids: int64 of shape [n].
+            priorities: checked, of shape [n].
+
+        Raises:
+            NoPrioritiesError: the table has no priorities.
+            RowIdError: a row id was never given. No priority changes.
+        """
+        self._check_priorities()
+        with self._row_log.shared:
+            self._row_log.check_open()
+            ring = self._row_log.ring
+            wrong = row_ids[(row_ids < 0) | (row_ids >= ring.write_count)]
+            if len(wrong):
+                raise RowIdError(f"row id {wrong[0]} must be from 0 to {ring.write_count - 1}: no row with this id was ever inserted")
+            updated = self._sampling.sampler.update(row_ids, priorities, ring) if ring.size else 0
+        return self._sampling.counted(Updated(updated, len(row_ids) - updated))
+
+    def _check_priorities(self) -> None:
+        if not self._has_priorities:
+            raise NoPrioritiesError(f"the rows of this table have no priorities: its sampler is {self.config.sampler}")
 
     # -- choosing rows ------------------------------------------------------------------------------------------------------------------------
 
     @lets_go
-    def row_format(self, fields: Sequence[str] | None = None) -> RowFormat:
-        """What is read of each row where these fields are asked for. None stands for all of them.
+    def row_format(self, query: BatchQuery) -> RowFormat:
+        """What is read of each row of random batches.
 
         Raises:
             EmptyTableError: there is no row.
             FieldNotFoundError: a field is not there.
         """
         with self._row_log.shared:
-            return self._format(fields)
+            return self._drawn_format(query)
 
     def unseeded(self, batches: int) -> Sequence[np.random.Generator]:
         """The generators of so many random batches that nobody wants to draw again."""
         return (self._generator,) * batches
 
-    @lets_go
-    def select_random(self, rows: int, generators: Sequence[np.random.Generator], fields: Sequence[str] | None = None) -> Selection:
-        """Random batches of `rows` rows, one after the other, each drawn by the table's sampler with a generator of its own.
+    def draw(self, query: BatchQuery, batches: int, generators: Generators, wait: Wait = AT_ONCE) -> Drawn:
+        """Up to `batches` random batches, one at least. It waits for the rate limiter, and for the rows of a table from which rows leave.
 
         The selection keeps the generators, and goes on drawing with them where a row is overwritten before it is read.
+
+        Args:
+            query: What is asked for.
+            batches: How many batches.
+            generators: How many batches come next -> the generator of each of them.
+            wait: How long it may wait.
 
         Raises:
             EmptyTableError: there is no row.
             FieldNotFoundError: a field is not there.
+            RateLimitedError: no batch can be drawn within the time.
+            FailedPreconditionError: uniform batches are asked of a table from which rows leave.
         """
-        count = rows * len(generators)
-        with self._limiter.sampling(count, NO_DEADLINE), self._row_log.shared:
-            found = self._format(fields)
-            return self._selection(found, count, DrawnRows(self._sampler, rows, generators, self._row_log.ring))
+        if self._sampling.is_unlimited:
+            return Drawn(self.select_random(query, generators(batches)), ())
+        return self._sampling.leased(query.rows, batches, wait, lambda count: self.select_random(query, generators(count)))
+
+    @lets_go
+    def select_random(self, query: BatchQuery, generators: Sequence[np.random.Generator]) -> Selection:
+        """Random batches, one after the other, each drawn with a generator of its own. As `draw`, but it does not wait."""
+        draw = self._sampling.draw_of(query)
+        with self._row_log.shared:
+            found = self._drawn_format(query)
+            drawn = DrawnRows(draw, query.rows, generators, self._row_log.ring)
+            return self._selection(found, query.rows * len(generators), drawn)
+
+    def _drawn_format(self, query: BatchQuery) -> RowFormat:
+        found = self._format(query.fields)
+        if query.described and query.fields is None and self._has_priorities:
+            return replace(found, fields=(*found.fields, PROBABILITY, PRIORITY))
+        return found
 
     @lets_go
     def select_slots(self, slots: Slots, fields: Sequence[str] | None = None) -> Selection:
@@ -178,7 +260,8 @@ class Table:
         log = self._row_log
         with log.shared:
             log.check_version(selection.version)
-            gathered(log.storage, selection.chosen.ids(log.ring, start, stop), out, threads=threads)
+            ids = selection.chosen.ids(log.ring, start, stop)
+            gathered(log.storage, ids, selection.chosen.drawn(start, stop) if selection.is_described else {}, out, threads=threads)
 
     @lets_go
     def take(self, selection: Selection) -> dict[str, torch.Tensor]:
@@ -190,7 +273,9 @@ class Table:
         log = self._row_log
         with log.shared:
             log.check_version(selection.version)
-            return taken(log.storage, selection.chosen.ids(log.ring, 0, selection.rows), selection.format.fields)
+            ids = selection.chosen.ids(log.ring, 0, selection.rows)
+            drawn = selection.chosen.drawn(0, selection.rows) if selection.is_described else {}
+            return taken(log.storage, ids, drawn, selection.format.fields)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
@@ -204,9 +289,19 @@ class Table:
         return self._row_log.config
 
     @property
+    def counts_draws(self) -> bool:
+        """Whether the table waits for what learners take: its rows leave when they were drawn, or a rate limiter counts them."""
+        return not self._sampling.is_unlimited
+
+    @property
     def durability(self) -> str:
         """What stored rows survive: none, process, interval or power."""
         return self._row_log.durability
+
+    @property
+    def generation_id(self) -> str:
+        """As `RowLog.generation_id`."""
+        return self._row_log.generation_id
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         """As `tdreplay.api.BaseReplayBuffer.reset`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import check_whole
@@ -19,14 +20,15 @@ class Credits:
         first: the credits that came with the query.
         requests: the client's further messages. Each grants more credits, and gives segments of shared memory back.
         segments: the shared memory of the call; None: it has none.
+        note: told of each further message.
 
     Raises:
         InvalidArgumentError: (here and in `take`) the client grants a negative number, or gives back what it does not have.
     """
 
-    def __init__(self, first: int, requests: Iterator[Request], segments: Segments | None) -> None:
+    def __init__(self, first: int, requests: Iterator[Request], segments: Segments | None, note: Callable[[Any], object] = bool) -> None:
         self._left = check_whole(first, "credits", 0)
-        self._requests, self._segments = requests, segments
+        self._requests, self._segments, self._note = requests, segments, note
 
     def take(self, most: int) -> int:
         """Uses up to `most` credits, and gives their number. Waits until there is one; 0: the client will grant no more."""
@@ -36,9 +38,14 @@ class Credits:
                 return 0
             self._left = check_whole(request.head.credits, "credits", 0)
             self._release(request.head.released_slots)
+            self._note(request.head)
         taken = min(most, self._left)
         self._left -= taken
         return taken
+
+    def give_back(self, batches: int) -> None:
+        """Takes back credits that were not used."""
+        self._left += batches
 
     def _release(self, released: Sequence[int]) -> None:
         if self._segments is not None:

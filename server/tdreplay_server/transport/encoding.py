@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from tdreplay.framing import frame
 from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE, check_whole
@@ -13,7 +14,7 @@ from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.shared_memory import Segments, offer
 
-__all__ = ["batches_per_message", "merged", "messages", "streamed"]
+__all__ = ["Outgoing", "batches_per_message", "merged", "messages", "streamed"]
 
 
 MAX_BATCHES = 1024
@@ -29,23 +30,35 @@ def batches_per_message(wanted: int, batch_size: int, row: RowFormat) -> int:
     return max(1, min(check_whole(wanted, "batches_per_message", 0), fitting))
 
 
-def messages(table: Table, selection: Selection, response: Any, batch_rows: int) -> Iterator[bytes]:
-    """The selected rows in messages of the type `response`, each with a block. The rows of a message are gathered when it is asked for.
+class Outgoing(NamedTuple):
+    """Rows to be sent.
 
-    `batch_rows`: the rows of one batch.
+    Attributes:
+        selection: The rows.
+        batch_rows: The rows of one batch.
+        head: Fields of the messages that bring them, beside those that say where the rows are.
     """
+
+    selection: Selection
+    batch_rows: int
+    head: Mapping[str, Any] = MappingProxyType({})
+
+
+def messages(table: Table, outgoing: Outgoing, response: Any) -> Iterator[bytes]:
+    """The selected rows in messages of the type `response`, each with a block. The rows of a message are gathered when it is asked for."""
+    selection, batch_rows, head = outgoing
     row = selection.format
     rows_per_block = -(-selection.rows // max(1, -(-row.row_bytes * selection.rows // BLOCK_BYTES)))
     rows_per_block = min(rows_per_block, MAX_BATCH_SIZE)  # Rows without bytes would all go into one block.
     for start in range(0, selection.rows, rows_per_block):
         stop = min(start + rows_per_block, selection.rows)
         block = row.block(stop - start)
-        message, memory = frame(response(batch_rows=batch_rows, first_row=start), block.size)
+        message, memory = frame(response(batch_rows=batch_rows, first_row=start, **head), block.size)
         table.read(selection, start, stop, block.write_header(memory))
         yield message
 
 
-def streamed(table: Table, selections: Iterator[tuple[Selection, int]], response: Any, segments: Segments | None, *, offered: bool) -> Iterator[Any]:
+def streamed(table: Table, sending: Iterator[Outgoing], response: Any, segments: Segments | None, *, offered: bool) -> Iterator[Any]:
     """The messages of a stream: first the server's offer, where the client asked for shared memory, then those of each selection.
 
     A selection's block goes into a segment of shared memory where one is free and large enough, else into messages. After a reset a table may have
@@ -53,23 +66,24 @@ def streamed(table: Table, selections: Iterator[tuple[Selection, int]], response
 
     Args:
         table: holds the rows.
-        selections: each with the rows of one batch.
+        sending: the batches.
         response: the type of the messages.
         segments: the shared memory of the call; None: it has none.
         offered: whether the client asked for shared memory.
     """
     if offered:
         yield response(shared_memory=offer(segments))
-    for selection, batch_rows in selections:
-        message = None if segments is None else _in_shared_memory(table, selection, response, segments, batch_rows)
+    for outgoing in sending:
+        message = None if segments is None else _in_shared_memory(table, outgoing, response, segments)
         if message is None:
-            yield from messages(table, selection, response, batch_rows)
+            yield from messages(table, outgoing, response)
         else:
             yield message
 
 
-def _in_shared_memory(table: Table, selection: Selection, response: Any, segments: Segments, batch_rows: int) -> Any:
+def _in_shared_memory(table: Table, outgoing: Outgoing, response: Any, segments: Segments) -> Any:
     """The message that says in which segment the selected rows are; None where there is no segment for them."""
+    selection, batch_rows, head = outgoing
     block = selection.format.block(selection.rows)
     lent = segments.lend(block.size)
     if lent is None:
@@ -77,14 +91,14 @@ def _in_shared_memory(table: Table, selection: Selection, response: Any, segment
     segment, memory = lent
     # In several threads: the client, which gets the batch without a copy, leaves a core free.
     table.read(selection, 0, selection.rows, block.write_header(memory), threads=True)
-    return response(batch_rows=batch_rows, slot=segment)
+    return response(batch_rows=batch_rows, slot=segment, **head)
 
 
-def merged(batches: Iterator[Selection], most: int, granted: Credits) -> Iterator[tuple[Selection, int]]:
-    """One selection for each message: up to `most` batches, all with the same number of rows; and that number. No credit is awaited at the end."""
+def merged(batches: Iterator[Selection], most: int, granted: Credits) -> Iterator[Outgoing]:
+    """One selection for each message: up to `most` batches, all with the same number of rows. No credit is awaited at the end."""
     ahead = next(batches, None)
     while ahead is not None and (count := granted.take(most)):
         group = [ahead, *itertools.islice(batches, count - 1)]
         ahead = next(batches, None)
         for rows, run in itertools.groupby(group, key=lambda batch: batch.rows):
-            yield joined(list(run)), rows
+            yield Outgoing(joined(list(run)), rows)

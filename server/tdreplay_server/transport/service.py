@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from tdreplay.api import EpochQuery
-from tdreplay.block import Bytes, checked_places, decode
-from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, TableChangedError, TableNotFoundError
-from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, check_whole
+from tdreplay.block import Block, Bytes, checked_places, decode
+from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, SchemaError, TableChangedError, TableNotFoundError
+from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, check_choice, check_number, check_whole
+from tdreplay.memory import Rows
 from tdreplay.messages import durability_to_message, schema_to_message
+from tdreplay.priorities import checked_priorities
+from tdreplay.samplers import Uniform
+from tdreplay.schema import Schema
+from tdreplay.system_fields import PRIORITY
+from tdreplay.table_messages import table_request_from_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.durability.ledger import InsertKey
-from tdreplay_server.durability.table_config import TableConfig
+from tdreplay_server.durability.row_listeners import Priorities
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.tables.draws import generators_of
+from tdreplay_server.tables.leases import Drawn, SentBatches
+from tdreplay_server.tables.limiters import Wait
 from tdreplay_server.tables.registry import Tables
-from tdreplay_server.tables.selection import RowFormat, Selection
+from tdreplay_server.tables.selection import BatchQuery, RowFormat
 from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.checkpoint_progress import checkpointed
 from tdreplay_server.transport.credits import Credits
-from tdreplay_server.transport.encoding import batches_per_message, merged, messages, streamed
+from tdreplay_server.transport.encoding import Outgoing, batches_per_message, merged, messages, streamed
+from tdreplay_server.transport.sample_call import SampleCall, draw_head, read_ahead, updated
 from tdreplay_server.transport.shared_memory import Segments, SharedMemory, offer
 
 __all__ = ["ReplayBufferService"]
 
 Requests = Iterator[Request]
+
+UNIFORM = Uniform.name
+DEFAULT_WAIT_SECONDS = 10.0
+"""How long a call waits for a rate limiter if its client does not say."""
 
 
 class ReplayBufferService:
@@ -44,7 +59,7 @@ class ReplayBufferService:
         self._tables, self._shared_memory = tables, shared_memory
 
     def Add(self, request: Request, call: Call) -> pb.AddResponse:
-        return pb.AddResponse(**_insert(self._tables, request.head.table, request.head, request.block))
+        return pb.AddResponse(**_insert(self._tables, request.head.table, request.head, _wait(request.head, call), request.block))
 
     def AddBatch(self, requests: Requests, call: Call) -> Iterator[pb.AddBatchResponse]:
         opening = next(requests, None)
@@ -57,36 +72,46 @@ class ReplayBufferService:
             table = opening.head.table
             for request in requests if offered else itertools.chain([opening], requests):
                 table = request.head.table or table
-                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, *_block(request, segments)))
+                wait = _wait(opening.head, call)
+                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, wait, *_block(request, segments)))
 
     def Sample(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
-        table, rows, fields = self._tables[query.table], check_batch_size(query.batch_size), _fields(query.fields)
-        draw = _drawing(table, query, query.first_batch, rows, fields)
-        row = table.row_format(fields)
-        draw = draw if query.standing else _unchanging(draw, row)
-        most = batches_per_message(query.batches_per_message, rows, row)
+        table, asked = self._tables[query.table], _batch_query(query)
+        draw = _drawing(table, query, query.first_batch, asked, call)
+        row = table.row_format(asked)
+        sampled = SampleCall(table, query, draw if query.standing else _unchanging(draw, row))
+        most = batches_per_message(query.batches_per_message, asked.rows, row)
         call.accept()
-        with self._shared_memory.share(call.peer, query.shared_slots, row.block(most * rows).size) as segments:
-            granted = Credits(query.credits, requests, segments)
-            draws = ((draw(batches), rows) for batches in iter(lambda: granted.take(most), 0))
-            yield from streamed(table, draws, pb.SampleResponse, segments, offered=query.shared_slots > 0)
+        with closing(sampled), self._shared_memory.share(call.peer, query.shared_slots, row.block(most * asked.rows).size) as segments:
+            if table.counts_draws:
+                granted = Credits(query.credits, read_ahead(requests, sampled.note), segments)
+            else:
+                granted = Credits(query.credits, requests, segments, sampled.note)
+            batches = sampled.batches(granted, most)
+            yield from streamed(table, batches, pb.SampleResponse, segments, offered=query.shared_slots > 0)
 
     def SampleBatch(self, request: Request, call: Call) -> Iterator[bytes]:
-        table, rows = self._tables[request.head.table], check_batch_size(request.head.batch_size)
-        draw = _drawing(table, request.head, request.head.batch, rows, _fields(request.head.fields))
-        return messages(table, draw(1), pb.SampleBatchResponse, rows)
+        query = request.head
+        table, asked = self._tables[query.table], _batch_query(query)
+        selection, leases = _drawing(table, query, query.batch, asked, call)(1)
+        head = draw_head(selection) if query.knows_priorities else {}
+        sent = SentBatches()
+        sent.sent(leases, 1)
+        with closing(sent):
+            yield from messages(table, Outgoing(selection, asked.rows, head), pb.SampleBatchResponse)
+            sent.all_taken()
 
     def SampleByIndex(self, request: Request, call: Call) -> Iterator[bytes]:
         table, query = self._tables[request.head.table], request.head
         rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
         selection = table.select_slots(np.array(query.index, np.int64), _fields(query.fields))
-        return messages(table, selection, pb.SampleByIndexResponse, rows)
+        return messages(table, Outgoing(selection, rows), pb.SampleByIndexResponse)
 
     def SampleAll(self, request: Request, call: Call) -> Iterator[bytes]:
         table = self._tables[request.head.table]
         selection = table.select_all(_fields(request.head.fields))
-        return messages(table, selection, pb.SampleAllResponse, selection.rows)
+        return messages(table, Outgoing(selection, selection.rows), pb.SampleAllResponse)
 
     def Epoch(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
@@ -101,8 +126,12 @@ class ReplayBufferService:
             batches = merged(chosen, most, Credits(query.credits, requests, segments))
             yield from streamed(table, batches, pb.EpochResponse, segments, offered=query.shared_slots > 0)
 
+    def UpdatePriorities(self, request: Request, call: Call) -> pb.UpdatePrioritiesResponse:
+        return pb.UpdatePrioritiesResponse(**updated(self._tables[request.head.table], request.head.update)._asdict())
+
     def Describe(self, request: Request, call: Call) -> pb.DescribeResponse:
-        state = self._tables[request.head.table].state()
+        table = self._tables[request.head.table]
+        state = table.state()
         return pb.DescribeResponse(
             buffer_size=state.buffer_size,
             size=state.size,
@@ -112,6 +141,7 @@ class ReplayBufferService:
             schema=None if state.schema is None else schema_to_message(state.schema),
             durability=durability_to_message(state.durability),
             insert_count=state.insert_count,
+            generation_id=table.generation_id,
         )
 
     def Checkpoint(self, request: Request, call: Call) -> Iterator[pb.CheckpointResponse]:
@@ -119,8 +149,8 @@ class ReplayBufferService:
 
     def CreateTable(self, request: Request, call: Call) -> pb.CreateTableResponse:
         query = request.head
-        config = TableConfig.of(query.buffer_size, query.storing_device, check_name(query.table, "table"))
-        return pb.CreateTableResponse(created=self._tables.create(config))
+        request_ = table_request_from_message(query, check_name(query.table, "table"))
+        return pb.CreateTableResponse(created=self._tables.create(request_))
 
     def DropTable(self, request: Request, call: Call) -> pb.DropTableResponse:
         self._tables.drop(request.head.table)
@@ -152,19 +182,40 @@ def _block(request: Request, segments: Segments | None) -> tuple[Bytes, bool]:
     return segments[request.head.slot], True
 
 
-def _insert(tables: Tables, name: str, head: Any, block: Bytes, longer: bool = False) -> dict[str, Any]:
+def _insert(tables: Tables, name: str, head: Any, wait: Wait, block: Bytes, longer: bool = False) -> dict[str, Any]:
     """Stores a block in the table of that name, and gives the fields of the answer. `longer`: as `_block` gives it."""
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
         raise InvalidArgumentError(f"batch_shape ({list(decoded.batch_shape)}): a block must hold 1 to {MAX_BATCH_SIZE} rows")
     columns = checked_places(decoded, changing=longer)
     key = InsertKey.of(head.writer_id, head.sequence, columns)
+    schema, priorities = _without_priorities(decoded, columns) if head.has_priorities else (decoded.header.schema, None)
 
     def stored(table: Table) -> dict[str, Any]:
-        first, again = table.insert(columns, decoded.header.schema, decoded.rows, key)
+        first, again = table.insert(columns, schema, decoded.rows, key, priorities, wait)
         return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(table.durability), "already_stored": again}
 
     return tables.write(name, stored)
+
+
+def _without_priorities(block: Block, columns: dict[str, Rows]) -> tuple[Schema, Priorities]:
+    """The schema of rows that come with their priorities, and these, which are taken out of `columns`."""
+    schema = block.header.schema
+    if schema.fields_by_name.get(PRIORITY.name) != PRIORITY:
+        raise SchemaError(f"has_priorities: the block must have a field {PRIORITY.name!r}, {PRIORITY}")
+    priorities = columns.pop(PRIORITY.name).view(np.float64)
+    return schema.without((PRIORITY.name,)), checked_priorities(priorities, block.rows)
+
+
+def _wait(query: Any, call: Call) -> Wait:
+    """How long a call may wait for a rate limiter, from now on."""
+    seconds = query.wait_seconds if query.HasField("wait_seconds") else DEFAULT_WAIT_SECONDS
+    return Wait(time.monotonic() + check_number(seconds, "wait_seconds", 0), lambda: call.is_active)
+
+
+def _batch_query(query: Any) -> BatchQuery:
+    check_choice(query.sampler, "sampler", ("", UNIFORM))
+    return BatchQuery(check_batch_size(query.batch_size), _fields(query.fields), query.sampler == UNIFORM, query.knows_priorities)
 
 
 def _first(requests: Requests) -> Any:
@@ -176,25 +227,25 @@ def _first(requests: Requests) -> Any:
     return request.head
 
 
-def _drawing(table: Table, query: Any, first: int, rows: int, fields: tuple[str, ...] | None) -> Callable[[int], Selection]:
-    """A function that draws so many batches at once. Where the query has a seed, they are its next ones, from number `first` on."""
+def _drawing(table: Table, query: Any, first: int, asked: BatchQuery, call: Call) -> Callable[[int], Drawn]:
+    """A function that draws up to so many batches at once. Where the query has a seed, they are its next ones, from number `first` on."""
     seeded = generators_of(query.seed if query.HasField("seed") else 0, first)  # Checked in any case.
     generators = seeded if query.HasField("seed") else table.unseeded
-    return lambda batches: table.select_random(rows, generators(batches), fields)
+    return lambda batches: table.draw(asked, batches, generators, _wait(query, call))
 
 
-def _unchanging(draw: Callable[[int], Selection], row: RowFormat) -> Callable[[int], Selection]:
+def _unchanging(draw: Callable[[int], Drawn], row: RowFormat) -> Callable[[int], Drawn]:
     """`draw`, which raises TableChangedError once the table's rows have another format, as they may after a reset.
 
     Each batch of a standing call stands for a call of its own, so these need not be alike.
     """
 
-    def drawn(batches: int) -> Selection:
+    def drawn(batches: int) -> Drawn:
         try:
             found = draw(batches)
         except (FieldNotFoundError, TableNotFoundError) as error:
             raise TableChangedError(f"the table was reset or dropped while it was read: {error}") from None
-        if found.format != row:
+        if found.selection.format != row:
             raise TableChangedError("the table was reset while it was read, and its rows have another schema now")
         return found
 

@@ -1,4 +1,4 @@
-"""Rate limiters: what decides who has to wait. A new one is a module here, and an entry in `LIMITERS`.
+"""Rate limiters: what decides who has to wait. A new one is a value in `tdreplay.rate_limiters`, a module here, and an entry in `LIMITERS`.
 
 A limiter knows no rows, no disk and no messages.
 """
@@ -6,21 +6,18 @@ A limiter knows no rows, no disk and no messages.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from tdreplay.limits import check_choice
-from tdreplay_server.tables.limiters.limiter import NO_DEADLINE, RateLimiter
-from tdreplay_server.tables.limiters.unlimited import Unlimited
+from tdreplay import rate_limiters
+from tdreplay_server.tables.limiters.limiter import AT_ONCE, NO_DEADLINE, RateLimiter, Wait, WaitState
+from tdreplay_server.tables.limiters.unlimited import UnlimitedLimiter
 
-__all__ = ["LIMITERS", "NO_DEADLINE", "RateLimiter", "Unlimited", "limiter_of"]
+__all__ = ["AT_ONCE", "LIMITERS", "NO_DEADLINE", "RateLimiter", "UnlimitedLimiter", "Wait", "WaitState", "made_limiter"]
 
-LIMITERS: Mapping[str, Callable[[], RateLimiter]] = {"none": Unlimited}
-"""The name of a limiter, as in `TableConfig` -> what makes one."""
+LIMITERS: Mapping[type[rate_limiters.RateLimiter], Callable[[Any], RateLimiter]] = {rate_limiters.Unlimited: lambda _: UnlimitedLimiter()}
+"""The value that names a rate limiter -> what makes one."""
 
 
-def limiter_of(name: str) -> RateLimiter:
-    """A new limiter of that name.
-
-    Raises:
-        InvalidArgumentError: there is none.
-    """
-    return LIMITERS[check_choice(name, "limiter", LIMITERS)]()
+def made_limiter(value: rate_limiters.RateLimiter) -> RateLimiter:
+    """A new rate limiter, as the value says."""
+    return LIMITERS[type(value)](value)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
-__all__ = ["Unlimited"]
+from tdreplay_server.durability.slot_state import SlotState, StateValue
+from tdreplay_server.storage.ring import Ring
+from tdreplay_server.tables.limiters.limiter import Wait, WaitState
+
+__all__ = ["UnlimitedLimiter"]
 
 
 class _AtOnce:
@@ -22,13 +27,31 @@ class _AtOnce:
 _AT_ONCE = _AtOnce()
 
 
-class Unlimited:
+class UnlimitedLimiter:
     """Lets everybody through at once."""
 
-    def inserting(self, rows: int, until: float) -> _AtOnce:
+    values: Sequence[StateValue] = ()
+
+    def opened(self, state: SlotState, ring: Ring) -> None:
+        """Nothing to note."""
+
+    def sized(self, size: int) -> None:
+        """Nothing to note."""
+
+    def inserting(self, rows: int, wait: Wait) -> _AtOnce:
         """Does not wait."""
         return _AT_ONCE
 
-    def sampling(self, items: int, until: float) -> _AtOnce:
+    def sampling(self, rows: int, batches: int, wait: Wait) -> int:
         """Does not wait."""
-        return _AT_ONCE
+        return batches
+
+    def taken(self, rows: int) -> None:
+        """Nothing to note."""
+
+    def given_back(self, rows: int) -> None:
+        """Nothing to note."""
+
+    def waits(self) -> tuple[WaitState, WaitState]:
+        """Nobody waits."""
+        return WaitState(), WaitState()

@@ -1,26 +1,23 @@
-"""Samplers: what chooses the rows of a batch. A new one is a module here, and an entry in `SAMPLERS`.
+"""Samplers: what chooses the rows of a batch. A new one is a value in `tdreplay.samplers`, a module here, and an entry in `SAMPLERS`.
 
-A sampler may import storage, and of durability only what tells it which rows are live. It knows no locks, no disk and no messages.
+A sampler may import storage, and of durability only what tells it which rows are live and what keeps its state. It knows no disk and no messages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from tdreplay.limits import check_choice
+from tdreplay import samplers
 from tdreplay_server.tables.samplers.sampler import Draw, Sampler
-from tdreplay_server.tables.samplers.uniform import Uniform
+from tdreplay_server.tables.samplers.uniform import UniformSampler
 
-__all__ = ["SAMPLERS", "Draw", "Sampler", "Uniform", "sampler_of"]
+__all__ = ["SAMPLERS", "Draw", "Sampler", "UniformSampler", "made_sampler"]
 
-SAMPLERS: Mapping[str, Callable[[], Sampler]] = {"uniform": Uniform}
-"""The name of a sampler, as in `TableConfig` -> what makes one."""
+SAMPLERS: Mapping[type[samplers.Sampler], Callable[[Any], Sampler]] = {samplers.Uniform: lambda _: UniformSampler()}
+"""The value that names a sampler -> what makes one."""
 
 
-def sampler_of(name: str) -> Sampler:
-    """A new sampler of that name.
-
-    Raises:
-        InvalidArgumentError: there is none.
-    """
-    return SAMPLERS[check_choice(name, "sampler", SAMPLERS)]()
+def made_sampler(value: samplers.Sampler) -> Sampler:
+    """A new sampler, as the value says."""
+    return SAMPLERS[type(value)](value)

@@ -2,37 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay_server.durability.row_listeners import RowListener
+from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
 from tdreplay_server.storage.ring import Ring, RowIds
 
 __all__ = ["Draw", "Sampler"]
 
 
 class Draw(NamedTuple):
-    """The rows of one batch.
+    """The rows of one or more batches.
 
     Attributes:
-        ids: Their row ids, in the order of the batch: int64 of shape [n]. The caller owns the array.
-        probabilities: How probable each row was: float64 of shape [n]. None where all rows were equally probable.
+        ids: Their row ids, batch after batch, in the order of each batch: int64 of shape [n]. The caller owns the array.
+        probabilities: How probable each row was: float64 of shape [n]. None: all rows were equally probable.
+        priorities: The priority of each row, raw: float64 of shape [n]. None: the sampler has no priorities.
+        size: The number of rows among which was drawn.
+        min_probability: The smallest probability above 0 that a row had.
     """
 
     ids: RowIds
-    probabilities: npt.NDArray[np.float64] | None = None
+    probabilities: npt.NDArray[np.float64] | None
+    priorities: Priorities | None
+    size: int
+    min_probability: float
 
 
-class Sampler(RowListener, Protocol):
+class Sampler(Protocol):
     """Chooses the rows of batches. Each table has one of its own.
 
-    `inserted` and `evicted` come from the row log, under the table's exclusive lock. `draw` comes under its shared lock, from several threads at
-    once. So a sampler needs no lock of its own, as long as `draw` changes nothing.
+    `opened`, `written`, `inserted` and `evicted` come from the row log, under the table's exclusive lock: nobody draws meanwhile. `draw`, `update`,
+    `withhold` and `offer` come under its shared lock, from several threads at once. A sampler whose draws or updates share a state has a lock.
 
-    Nothing of a sampler is kept on the disk: when a table is opened, the sampler learns the ids of its rows by `inserted`.
+    Attributes:
+        columns: What is kept of each slot; never changes.
+        values: What is kept of the table; never changes.
     """
 
-    def draw(self, n: int, ring: Ring, rng: np.random.Generator) -> Draw:
-        """`n` rows that are live in `ring`, which has at least one. The same rows and a generator in the same state give the same draw."""
+    columns: Sequence[SlotColumn]
+    values: Sequence[StateValue]
+
+    def opened(self, state: SlotState, buffer_size: int) -> None:
+        """From now on this is the state of the table, of so many slots. No row is live until `inserted` comes."""
+
+    def written(self, ids: range, priorities: Priorities | None) -> None:
+        """The rows of these ids lie in their slots, and are about to be committed. If they are more than the slots, the last ones stay.
+
+        What is written into the state here is of one moment with the rows. `priorities`: what the writer gave; None: the sampler says.
+        """
+
+    def inserted(self, ids: range) -> None:
+        """The rows of these ids are live from now on. They were written, now or before the table was opened."""
+
+    def evicted(self, ids: range) -> None:
+        """The rows of these ids are not live any more."""
+
+    def draw(self, rows: int, generators: Sequence[np.random.Generator], ring: Ring) -> Draw:
+        """One batch of `rows` rows for each generator, each drawn with its generator alone. At least one row can be drawn.
+
+        The same rows and generators in the same state give the same batches, however many are drawn at once.
+        """
+
+    def update(self, ids: RowIds, priorities: Priorities, ring: Ring) -> int:
+        """Gives rows other priorities, and says how many of the ids were live. Of equal ids the last one counts.
+
+        It is called only where the sampler has priorities.
+        """
+
+    def withhold(self, ids: RowIds) -> None:
+        """These live rows are not to be drawn until they are offered again."""
+
+    def offer(self, ids: RowIds) -> None:
+        """These live rows can be drawn again."""

@@ -1,0 +1,157 @@
+"""What a table is made with: one value, from the request that makes it to the directory that keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, SupportsIndex
+
+import torch
+
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import MAX_ROW_ID, check_whole
+from tdreplay.rate_limiters import RateLimiter, Unlimited, rate_limiter_of
+from tdreplay.samplers import Sampler, Uniform, sampler_of
+
+__all__ = ["MAX_TIMES_SAMPLED", "TableConfig", "TableRequest"]
+
+MAX_TIMES_SAMPLED = (1 << 31) - 1
+"""The largest `max_times_sampled`."""
+
+UNIFORM, UNLIMITED = Uniform(), Unlimited()
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """What a table is made with. A reset may give it another capacity; nothing else of it changes.
+
+    Attributes:
+        buffer_size: The capacity, in rows.
+        storing_device: Where the rows lie: ``cpu``, in files that are mapped into memory, or ``cuda:N``.
+        sampler: What chooses the rows of a batch.
+        rate_limiter: What decides who has to wait.
+        max_times_sampled: How often a row is drawn before it leaves; 0: any number of times.
+        name: The table's name; '' for a buffer in process. The directory of a table does not hold it, because it is named after it.
+    """
+
+    buffer_size: int
+    storing_device: str = "cpu"
+    sampler: Sampler = UNIFORM
+    rate_limiter: RateLimiter = UNLIMITED
+    max_times_sampled: int = 0
+    name: str = ""
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> TableConfig:
+        """The settings among the entries that `to_json` gave.
+
+        Raises:
+            InvalidArgumentError: one of them breaks its rule.
+            KeyError: one is missing.
+        """
+        settings = ("buffer_size", "storing_device", "sampler", "rate_limiter", "max_times_sampled")
+        return TableRequest.of(**{setting: entries[setting] for setting in settings}).config("")
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the name."""
+        return {
+            "buffer_size": self.buffer_size,
+            "storing_device": self.storing_device,
+            "sampler": self.sampler.to_json(),
+            "rate_limiter": self.rate_limiter.to_json(),
+            "max_times_sampled": self.max_times_sampled,
+        }
+
+    def resized(self, buffer_size: int) -> TableConfig:
+        """The same table with another capacity."""
+        return replace(self, buffer_size=buffer_size)
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether rows leave when they were drawn often enough."""
+        return self.max_times_sampled > 0
+
+
+@dataclass(frozen=True)
+class TableRequest:
+    """What somebody asks of a table: the settings of `TableConfig`. What is None was not said.
+
+    A new table has the default of a setting that was not said. In a table that is there, it may be anything.
+    """
+
+    buffer_size: int | None = None
+    storing_device: str | None = None
+    sampler: Sampler | None = None
+    rate_limiter: RateLimiter | None = None
+    max_times_sampled: int | None = None
+    name: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        buffer_size: SupportsIndex | None = None,
+        storing_device: torch.device | str | None = None,
+        sampler: object = None,
+        rate_limiter: object = None,
+        max_times_sampled: SupportsIndex | None = None,
+        name: str = "",
+    ) -> TableRequest:
+        """The request of somebody, checked. Whether the device is there is not.
+
+        Args:
+            buffer_size: As in `TableConfig`.
+            storing_device: The same. An empty one was not said.
+            sampler: As in `samplers.sampler_of`.
+            rate_limiter: As in `rate_limiters.rate_limiter_of`.
+            max_times_sampled: As in `TableConfig`.
+            name: The same.
+
+        Raises:
+            InvalidArgumentError: a setting breaks its rule.
+        """
+        return cls(
+            buffer_size=None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID),
+            storing_device=_device(storing_device) if storing_device else None,
+            sampler=None if sampler is None else sampler_of(sampler),
+            rate_limiter=None if rate_limiter is None else rate_limiter_of(rate_limiter),
+            max_times_sampled=None if max_times_sampled is None else check_whole(max_times_sampled, "max_times_sampled", 0, MAX_TIMES_SAMPLED),
+            name=name,
+        )
+
+    @classmethod
+    def of_config(cls, config: TableConfig) -> TableRequest:
+        """The request for a table with all of these settings."""
+        return cls(**vars(config))
+
+    def config(self, storing_device: str) -> TableConfig:
+        """The settings of a new table.
+
+        Args:
+            storing_device: Where its rows lie if that was not said.
+
+        Raises:
+            InvalidArgumentError: the capacity was not said.
+        """
+        if self.buffer_size is None:
+            raise InvalidArgumentError(f"table {self.name!r} needs a buffer_size: the capacity, in rows")
+        said = {setting: value for setting, value in vars(self).items() if value is not None}
+        return TableConfig(**({"storing_device": storing_device} | said))
+
+    def differences(self, found: TableConfig) -> list[str]:
+        """What was said and is not so in a table that is there: '<setting> <found>, not <said>', in the order of the settings."""
+        settings = [setting for setting in vars(self) if setting != "name" and getattr(self, setting) is not None]
+        pairs = ((setting, getattr(found, setting), getattr(self, setting)) for setting in settings)
+        return [f"{setting} {there}, not {said}" for setting, there, said in pairs if there != said]
+
+
+def _device(name: torch.device | str) -> str:
+    """One name for each device: ``cuda`` is the current CUDA device, if there is any."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidArgumentError(f"storing_device ({str(name)[:80]!r}) must be cpu or cuda:N") from None
+    if device.type == "cpu":
+        return "cpu"
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return f"cuda:{torch.cuda.current_device()}"
+    return str(device)

@@ -1,0 +1,105 @@
+"""A Sample call: what the client's messages say while batches are drawn and sent."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tdreplay.limits import check_whole
+from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
+from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_server.tables.leases import Drawn, SentBatches
+from tdreplay_server.tables.table import Table
+from tdreplay_server.transport.call import Request
+from tdreplay_server.transport.credits import Credits
+from tdreplay_server.transport.encoding import Outgoing
+
+__all__ = ["SampleCall", "draw_head", "read_ahead", "updated"]
+
+
+class SampleCall:
+    """The batches of one Sample call, as they are drawn, and what its client says of them.
+
+    Args:
+        table: Where they are drawn.
+        query: The first message of the call.
+        draw: How many batches -> up to so many batches.
+    """
+
+    def __init__(self, table: Table, query: Any, draw: Callable[[int], Drawn]) -> None:
+        self._table, self._query, self._draw = table, query, draw
+        self._sent, self._updated = SentBatches(), Updated(0, 0)
+
+    def note(self, head: Any) -> None:
+        """Acts on a further message: batches that the learner has taken, and updates of priorities.
+
+        Raises:
+            ReplayError: it says what cannot be.
+        """
+        if head.taken:
+            self._sent.taken(head.taken)
+        for update in head.updates:
+            done = updated(self._table, update)
+            self._updated = Updated(self._updated.updated + done.updated, self._updated.stale + done.stale)
+
+    def batches(self, granted: Credits, most: int) -> Iterator[Outgoing]:
+        """The batches, as many at once as are granted, and at most `most`."""
+        rows = self._query.batch_size
+        while count := granted.take(most):
+            selection, leases = self._draw(count)
+            drawn = selection.rows // rows
+            granted.give_back(count - drawn)
+            self._sent.sent(leases, drawn)
+            yield Outgoing(selection, rows, self._head(selection))
+            if not self._query.says_taken:
+                self._sent.all_taken()
+
+    def _head(self, selection: Any) -> dict[str, Any]:
+        if not self._query.knows_priorities:
+            return {}
+        return draw_head(selection) | self._updated._asdict()
+
+    def close(self) -> None:
+        """Gives back what the learner has not taken."""
+        self._sent.close()
+
+
+def draw_head(selection: Any) -> dict[str, Any]:
+    """What a message says of the draw of its batches."""
+    return {"table_size": selection.chosen.size, "min_probability": selection.chosen.min_probability}
+
+
+def updated(table: Table, update: pb.PriorityUpdate) -> Updated:
+    """What became of an update of priorities.
+
+    Raises:
+        ReplayError: it cannot be. No priority changed.
+    """
+    row_ids = checked_row_ids(update.row_ids)
+    check_whole(len(update.priorities), "the number of priorities", len(row_ids), len(row_ids))
+    return table.update_priorities(row_ids, checked_priorities(update.priorities, len(row_ids)))
+
+
+def read_ahead(requests: Iterator[Request], note: Callable[[Any], object]) -> Iterator[Request]:
+    """The same requests, which a thread of its own reads as they come, and notes at once.
+
+    So the client is heard while the call waits: what the call waits for may follow from what the client says.
+    """
+    heard: queue.SimpleQueue[Request | Exception | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests, note, heard), name="tdreplay-requests", daemon=True).start()
+    while (request := heard.get()) is not None:
+        if isinstance(request, Exception):
+            raise request
+        yield request
+
+
+def _read(requests: Iterator[Request], note: Callable[[Any], object], heard: queue.SimpleQueue[Request | Exception | None]) -> None:
+    try:
+        for request in requests:
+            note(request.head)
+            heard.put(request)
+        heard.put(None)
+    except Exception as error:  # noqa: BLE001 - the thread of the call raises it.
+        heard.put(error)

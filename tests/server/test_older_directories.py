@@ -118,8 +118,10 @@ def test_its_table_can_be_resized(data):
 
 def test_verify_reads_it_and_changes_nothing(data):
     before = files_under(data)
-    (_, line) = verified(data)
+    checkpoints = [*data.glob("checkpoints/golden/*")]
+    _, line, *others = verified(data)
     assert "8 rows, ids [2, 10), buffer_size 8" in line
+    assert ["8 rows" in other for other in others] == [True] * len(checkpoints)
     assert files_under(data) == before
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, SupportsFloat, SupportsIndex
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from google.protobuf.message import Message
 from tensordict import TensorDict
@@ -15,7 +17,7 @@ from tdreplay.errors import CodecError, InvalidArgumentError, TableExistsError
 from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, MAX_INT64, check_batch_size, check_flag, check_seconds, check_whole
 from tdreplay.messages import state_from_message
 from tdreplay.metadata import Metadata
-from tdreplay.rows import Row, given_row, given_rows
+from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.selecting import Fields, Slots, as_fields
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
@@ -159,11 +161,14 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
     def add(self, row: Row) -> None:
-        self._known_schema.insert(given_row(row), self._inserts.add)
+        self.insert(given_row(row))
 
     def add_batch(self, batch: Row) -> None:
         """As in `BaseReplayBuffer`. A batch above a few MiB is stored in parts, pipelined; what is refused after the first part leaves it there."""
-        self._known_schema.insert(given_rows(batch), self._inserts.add)
+        self.insert(given_rows(batch))
+
+    def insert(self, rows: Given) -> npt.NDArray[np.int64]:
+        return self._known_schema.insert(rows, self._inserts.add)
 
     def writer(self, *, flush_rows: SupportsIndex = 64, flush_seconds: float = 0.1, max_in_flight: SupportsIndex = 16) -> Writer:
         """A writer that coalesces rows into blocks and does not wait for each: ``with buffer.writer() as writer: writer.append(row)``.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import SupportsIndex
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 from typing_extensions import Self
@@ -17,7 +19,7 @@ from typing_extensions import Self
 from tdreplay.devices import check_device
 from tdreplay.limits import check_batch_size, check_flag, check_whole
 from tdreplay.metadata import Metadata
-from tdreplay.rows import Row
+from tdreplay.rows import Given, Row
 from tdreplay.seeds import derived_seed
 from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
 from tdreplay.state import State
@@ -120,6 +122,14 @@ class BaseReplayBuffer(ABC):
             SchemaError: the rows differ from those before them, or one of the other reasons of `add`.
             CodecError: a field cannot be stored: non-tensor data, a key with '.', an unknown dtype.
             InvalidArgumentError: there is no batch dimension, or no row.
+        """
+
+    @abstractmethod
+    def insert(self, rows: Given) -> npt.NDArray[np.int64]:
+        """Stores rows as `add` and `add_batch` do, and gives their row ids, int64 of shape [n] in the order of the rows.
+
+        Args:
+            rows: What `tdreplay.rows.given_row` makes of a row, or `given_rows` of a batch.
         """
 
     @abstractmethod

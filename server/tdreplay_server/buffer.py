@@ -8,6 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
@@ -103,12 +105,11 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     def add_batch(self, batch: Row) -> None:
         self.insert(given_rows(batch))
 
-    def insert(self, rows: Given) -> int:
-        """Stores rows as `add_batch` does, and gives the id of the first one."""
+    def insert(self, rows: Given) -> npt.NDArray[np.int64]:
         fit = self._table.state().schema if self._cast or not rows.typed else None
         columns = rows.columns(fit, cast=self._cast)
         first, _ = self._table.insert(columns, rows.schema(columns), rows.number)
-        return first
+        return np.arange(first, first + rows.number)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 

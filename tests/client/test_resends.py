@@ -13,6 +13,7 @@ from tensordict import TensorDict
 
 from conftest import freeze, numbers, rows, thaw
 from tdreplay.errors import ClosedError, DeadlineError, EmptyTableError, ReplayError, SchemaError, ServerUnavailableError
+from tdreplay.rows import given_rows
 from tdreplay.schema import Schema
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
 from tdreplay_client.writing.insert_state import Batch, Part
@@ -186,6 +187,18 @@ def test_rows_whose_acknowledgement_was_lost_are_stored_once(phoenix, open_buffe
         phoenix.restart()
         give_again(buffer, how, make(100, 100))
     assert stored(buffer) == list(range(200))
+
+
+def test_rows_that_are_inserted_again_get_the_row_ids_of_the_first_time(phoenix, open_buffer, monkeypatch):
+    monkeypatch.setenv("TDREPLAY_FAILPOINT", "insert-after-commit:5")
+    phoenix.restart()
+    monkeypatch.delenv("TDREPLAY_FAILPOINT")
+    buffer, given = open_buffer(timeout=2), given_rows(wide(0, 500))
+    with pytest.raises(ServerUnavailableError):
+        buffer.insert(given)
+    phoenix.restart()
+    wait_until_reached(buffer)
+    assert buffer.insert(given).tolist() == buffer.sample_all()["row_id"].tolist() == list(range(500))
 
 
 def test_other_rows_may_come_between_a_failure_and_its_repetition(phoenix, short):

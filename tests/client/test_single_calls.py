@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import grpc
+import numpy as np
 import pytest
+import torch
 from tensordict import TensorDict
 
 from conftest import numbers, rows
 from tdreplay.errors import EmptyTableError, SchemaError, ServerUnavailableError, StreamLimitError, TableNotFoundError
+from tdreplay.rows import given_row, given_rows
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
@@ -174,3 +179,21 @@ def append_until_it_fails(writer) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         writer.append(rows(1)[0])
+
+
+def test_an_insert_gives_the_row_ids_of_its_rows(buffer):
+    assert buffer.insert(given_row(rows(1)[0])).tolist() == [0]
+    assert buffer.insert(given_rows(rows(3, 1))).tolist() == [1, 2, 3]
+
+
+def test_an_insert_of_several_blocks_gives_the_row_ids_of_each_while_others_insert(address, table):
+    """The blocks of two writers interleave."""
+    with ExitStack() as stack:
+        buffers = [stack.enter_context(RemoteReplayBuffer(address, table=table, buffer_size=400, timeout=60)) for _ in range(2)]
+        wide = TensorDict({"number": torch.arange(100), "wide": torch.zeros(100, 100_000, dtype=torch.uint8)}, [100])
+        with ThreadPoolExecutor(2) as pool:
+            given = list(pool.map(lambda buffer: [buffer.insert(given_rows(wide)) for _ in range(2)], buffers))
+        ids = np.concatenate([np.stack(inserts) for inserts in given])
+        assert sorted(ids.reshape(-1).tolist()) == list(range(400))
+        stored = buffers[0].sample_by_index_fields(ids.reshape(-1), ["number"])
+        assert stored["number"].reshape(4, 100).tolist() == [list(range(100))] * 4

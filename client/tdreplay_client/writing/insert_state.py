@@ -5,8 +5,12 @@ Rows are inserted in blocks. Each block has an insert id, under which it is stor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
@@ -60,6 +64,7 @@ class Batch(NamedTuple):
         rows: The number of rows.
         done: The number of rows at the front that are acknowledged, or lie in a block that is on its way.
         parts: The rows after those, as far as they have insert ids. The rest is not cut into blocks yet.
+        first_ids: Where each acknowledged block begins in the batch -> the row id of its first row.
     """
 
     columns: Columns
@@ -67,6 +72,14 @@ class Batch(NamedTuple):
     rows: int
     done: int = 0
     parts: tuple[Part, ...] = ()
+    first_ids: Mapping[int, int] = MappingProxyType({})
+
+    @property
+    def row_ids(self) -> npt.NDArray[np.int64]:
+        """The row ids of all rows, int64 of shape [rows], when all are acknowledged. Between two blocks other writers may have inserted rows."""
+        starts = sorted(self.first_ids)
+        lengths = (stop - start for start, stop in zip(starts, [*starts[1:], self.rows], strict=True))
+        return np.concatenate([np.arange(first := self.first_ids[start], first + length) for start, length in zip(starts, lengths, strict=True)])
 
     @property
     def resumed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from tdreplay.errors import SchemaError
 from tdreplay.messages import schema_from_message
@@ -12,6 +13,8 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.connection import Connection
 
 __all__ = ["KnownSchema"]
+
+T = TypeVar("T")
 
 
 class KnownSchema:
@@ -30,29 +33,31 @@ class KnownSchema:
         self._connection, self._request, self.cast = connection, pb.DescribeRequest(table=table), cast
         self._known: Schema | None = None
 
-    def insert(self, rows: Given, store: Callable[[Columns, Schema, int], None]) -> None:
-        """Gives rows to `store`, as columns. Where they do not fit the known schema, the server is asked once: the table may have another one by now.
+    def insert(self, rows: Given, store: Callable[[Columns, Schema, int], T]) -> T:
+        """Gives rows to `store`, as columns, and returns what it returns.
+
+        Where they do not fit the known schema, the server is asked once: the table may have another one by now.
 
         Raises:
             SchemaError: they do not fit the table's schema as it is now.
         """
         if rows.typed and not self.cast:
-            self._store(rows, None, store)
-            return
+            return self._store(rows, None, store)
         known = self._known or self._asked()
         try:
-            self._store(rows, known, store)
+            return self._store(rows, known, store)
         except SchemaError:
             now = self._asked()
             if now == known:
                 raise
-            self._store(rows, now, store)
+            return self._store(rows, now, store)
 
-    def _store(self, rows: Given, schema: Schema | None, store: Callable[[Columns, Schema, int], None]) -> None:
+    def _store(self, rows: Given, schema: Schema | None, store: Callable[[Columns, Schema, int], T]) -> T:
         columns = rows.columns(schema, cast=self.cast)
         stored = rows.schema(columns)
-        store(columns, stored, rows.number)
+        result = store(columns, stored, rows.number)
         self._known = stored
+        return result
 
     def _asked(self) -> Schema | None:
         """The schema as the server has it now; None while there is none."""

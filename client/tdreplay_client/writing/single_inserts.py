@@ -7,6 +7,9 @@ import time
 from collections import deque
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
+
 from tdreplay.errors import InternalError, StreamLimitError
 from tdreplay.limits import BLOCK_BYTES, LEAST_SHARED_BYTES
 from tdreplay.schema import Columns, Schema
@@ -30,7 +33,8 @@ class _Insert(InsertEngine[Part]):
 
     def __init__(self, batch: Batch, unacknowledged: UnacknowledgedInserts) -> None:
         super().__init__(unacknowledged.writer_ids.take())
-        self.given = batch
+        self._first_ids = dict(batch.first_ids)
+        self.given = batch._replace(first_ids=self._first_ids)
         self.begin(batch)
 
     def next_block(self, sending: Sending[Part], block_bytes: int) -> Part | None:
@@ -45,6 +49,15 @@ class _Insert(InsertEngine[Part]):
         """The message, with the rows of a part in it."""
         message.fill(self.given.columns, part.start, part.stop)
         return message
+
+    def stored(self, first_row_id: int, rows: int) -> None:
+        """Notes that the first block is stored, and the row id of its first row.
+
+        After an interrupt in between, the block is sent again, gets the same row ids, and is noted again.
+        """
+        for part in self.state.blocks[:1]:
+            self._first_ids[part.start] = first_row_id
+        self.acknowledge(rows)
 
 
 class SingleInserts:
@@ -66,8 +79,8 @@ class SingleInserts:
         self._largest = 0  # Bytes of the block that it was opened for.
         self._not_before = 0.0
 
-    def add(self, columns: Columns, schema: Schema, rows: int) -> None:
-        """Stores rows, and returns when they are acknowledged."""
+    def add(self, columns: Columns, schema: Schema, rows: int) -> npt.NDArray[np.int64]:
+        """Stores rows, and gives their row ids, int64 of shape [rows], when they are acknowledged."""
         self._connection.check_open()
         insert = _Insert(self._unacknowledged.claim(columns, schema, rows), self._unacknowledged)
         try:
@@ -78,6 +91,7 @@ class SingleInserts:
             if not self._unacknowledged.note(left_of(insert.given, insert), error):
                 self._unacknowledged.writer_ids.give_back(insert.insert_ids)
             raise
+        return insert.given.row_ids
 
     def _attempt(self, insert: _Insert, budget: RetryBudget) -> None:
         if time.monotonic() >= self._not_before and not self._lock.locked():
@@ -125,7 +139,8 @@ class SingleInserts:
         if part is not None:
             head = pb.AddRequest(table=self._table, writer_id=part.insert_id.writer_id, sequence=part.insert_id.sequence)
             message = insert.fill(framed(head, block_layout(insert.given.schema, part.rows), part.insert_id), part)
-            insert.acknowledge(self._connection.unary("Add", message.encoded, budget).rows)
+            answer = self._connection.unary("Add", message.encoded, budget)
+            insert.stored(answer.first_row_id, answer.rows)
 
     def close(self) -> None:
         """Ends the call that is held open. Closing twice is allowed."""
@@ -147,5 +162,5 @@ def _pipelined(call: InsertCall, insert: _Insert) -> None:
         answer = next(call.answers, None)
         if answer is None:
             raise InternalError("the server ended the call before it acknowledged all rows")
-        insert.acknowledge(answer.rows)
+        insert.stored(answer.first_row_id, answer.rows)
         call.messages.release(in_flight.popleft())

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,7 @@ class Record:
     digest: bytes
     done: int
     parts: tuple[Part, ...]
+    first_ids: Mapping[int, int]
 
 
 class UnacknowledgedInserts:
@@ -75,7 +77,7 @@ class UnacknowledgedInserts:
             for record in self._records:
                 if (record.schema, record.rows, record.digest) == (schema, rows, digest):
                     self._records.remove(record)
-                    return Batch(columns, schema, rows, record.done, record.parts)
+                    return Batch(columns, schema, rows, record.done, record.parts, record.first_ids)
         return Batch(columns, schema, rows)
 
     def _has_alike(self, schema: Schema, rows: int) -> bool:
@@ -92,7 +94,7 @@ def record_of(batch: Batch, error: BaseException) -> Record | None:
     """What is to be known of a batch that `error` ended. None where nothing was sent, or the server stored nothing."""
     if not batch.resumed or (isinstance(error, ReplayError) and stored_nothing(error)):
         return None
-    return Record(batch.schema, batch.rows, _digest(batch.columns), batch.done, batch.parts)
+    return Record(batch.schema, batch.rows, _digest(batch.columns), batch.done, batch.parts, batch.first_ids)
 
 
 def handed_back(state: InsertState, given: TensorDict | None) -> tuple[TensorDict, Batch] | None:

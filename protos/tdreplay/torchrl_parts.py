@@ -1,0 +1,151 @@
+"""What TorchRL's storage and writer do over a buffer of tdreplay: the adapters of both ends inherit it beside TorchRL's own classes.
+
+TorchRL itself is imported by those adapters, and not here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from tdreplay.api import BaseReplayBuffer
+from tdreplay.errors import UnimplementedError
+from tdreplay.rows import given_row, given_rows
+from tdreplay.system_fields import INDEX, SYSTEM_NAMES
+
+__all__ = ["IN_PLACE", "PARTS", "StoredRows", "WrittenRows", "refusing", "unchanged"]
+
+IN_PLACE = "a stored row does not change: `extend` stores new ones"
+PARTS = "storage, writer and sampler work on one table and belong together: make a TensorDictReplayBuffer of your own for other ones"
+
+
+def refusing(reason: str) -> Callable[..., NoReturn]:
+    """A method of TorchRL's that a buffer does not have: it raises an UnimplementedError."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise UnimplementedError(reason)
+
+    return refuse
+
+
+def unchanged(batch: Any) -> Any:
+    """The batch: TorchRL's own collate functions would stack it again."""
+    return batch
+
+
+class StoredRows:
+    """Base of storages: the rows of a buffer as TorchRL reads them.
+
+    Args:
+        buffer: The buffer that has the rows.
+        shown: The system fields that rows have here. TorchRL's users know ``index`` alone.
+    """
+
+    ndim = 1
+
+    def __init__(self, buffer: BaseReplayBuffer, shown: Collection[str]) -> None:
+        self._buffer, self._hidden = buffer, SYSTEM_NAMES.difference(shown)
+        self._handed = threading.local()
+
+    @property
+    def max_size(self) -> int:
+        """The capacity, in rows. A reset of the buffer may change it."""
+        return self._buffer.buffer_size
+
+    @max_size.setter
+    def max_size(self, size: int) -> None:
+        """TorchRL sets it to what it is."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return self._buffer.device
+
+    @property
+    def _last_cursor_index(self) -> int | None:
+        """The slot of the newest row. TorchRL asks where trajectories end."""
+        state = self._buffer.state()
+        return (state.pointer - 1) % state.buffer_size if state.size else None
+
+    def __len__(self) -> int:
+        return self._buffer.size
+
+    def hand_over(self, batch: TensorDict) -> torch.Tensor:
+        """Keeps a batch that was drawn for this thread's next `get`, and gives the slots to ask for: int64 of shape [rows].
+
+        TorchRL draws slots first and reads them afterwards. The rows were read when they were drawn.
+        """
+        index: torch.Tensor = batch[INDEX.name].reshape(len(batch), -1)[:, 0]
+        self._handed.over = index, batch.exclude(*self._hidden)
+        return index
+
+    def get(self, index: Any) -> TensorDict:
+        """Copies of the rows in some slots, with the field ``index``.
+
+        Args:
+            index: A slot, a slice of the live slots, or a tensor, an array or a list of slots, also a mask.
+
+        Raises:
+            SlotIndexError: a slot holds no live row.
+            EmptyTableError: there is no row.
+        """
+        handed, self._handed.over = getattr(self._handed, "over", None), None
+        if handed is not None and index is handed[0]:
+            batch: TensorDict = handed[1]
+            return batch
+        everything = isinstance(index, slice) and index == slice(None)
+        found: TensorDict = (self._buffer.sample_all() if everything else self._buffer.sample_by_index(index)).exclude(*self._hidden)
+        return found
+
+    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> NoReturn:
+        """Refuses: a row in a slot that the journal does not know would be lost, or doubled."""
+        raise UnimplementedError(IN_PLACE)
+
+    def contains(self, item: int | torch.Tensor) -> bool | torch.Tensor:
+        """Whether a slot, or each of some slots, holds a row. Negative numbers count from the last row, as in `get`."""
+        state = self._buffer.state()
+        first = state.write_count - state.size
+        return ((item >= 0) & (item < state.buffer_size) & ((item - first) % state.buffer_size < state.size)) | ((item < 0) & (item >= -state.size))
+
+    def _empty(self) -> None:
+        """Nothing is left to do: the writer has reset the buffer."""
+
+
+class WrittenRows:
+    """Base of writers: rows are stored as `BaseReplayBuffer.add_batch` does, in one order with all other inserts, and as durable.
+
+    Args:
+        buffer: Where the rows go.
+    """
+
+    def __init__(self, buffer: BaseReplayBuffer) -> None:
+        self._buffer = buffer
+        self._not_counted = 0
+
+    @property
+    def _write_count(self) -> int:
+        """The rows that were ever inserted into the table, since the last call of `empty` through this buffer."""
+        return self._buffer.state().insert_count - self._not_counted
+
+    def add(self, data: Any) -> int:
+        """Stores a row, and gives its slot."""
+        return int(self._slots(torch.from_numpy(self._buffer.insert(given_row(data)))))
+
+    def extend(self, data: TensorDictBase) -> torch.Tensor:
+        """Stores rows, and gives their slots, int64 of shape [n] on their device. The dimensions of a batch lose their names, as in TorchRL."""
+        if not len(data):
+            return torch.zeros(0, dtype=torch.int64, device=data.device or "cpu")
+        return self._slots(torch.from_numpy(self._buffer.insert(given_rows(data)._replace(dim_names=())))).to(data.device or "cpu")
+
+    def _slots(self, row_ids: torch.Tensor) -> torch.Tensor:
+        """The slots in which rows lie that were just inserted."""
+        return row_ids % self._buffer.buffer_size
+
+    def _empty(self, empty_write_count: bool = True) -> None:
+        self._buffer.reset()
+        if empty_write_count:
+            self._not_counted = self._buffer.state().insert_count

@@ -21,7 +21,7 @@ PLANTED = {
         "import tdreplay_server.transport.guards.running",
     ),
     "gRPC is known to these modules alone": ("server/tdreplay_server/transport/service.py", "import grpc"),
-    "TorchRL is known to its adapter alone": ("server/tdreplay_server/storage/ring.py", "import torchrl.data"),
+    "TorchRL is known to its adapters alone": ("server/tdreplay_server/storage/ring.py", "import torchrl.data"),
 }
 """A contract, and an import that breaks it: where, and which."""
 

@@ -120,20 +120,23 @@ class WrittenRows:
 
     Args:
         buffer: Where the rows go.
+
+    Attributes:
+        not_counted: The rows that had been inserted into the table when `empty` began to count anew.
     """
 
     def __init__(self, buffer: BaseReplayBuffer) -> None:
         self._buffer = buffer
-        self._not_counted = 0
+        self.not_counted = 0
 
     @property
     def _write_count(self) -> int:
         """The rows that were ever inserted into the table, since the last call of `empty` through this buffer."""
-        return self._buffer.state().insert_count - self._not_counted
+        return self._buffer.state().insert_count - self.not_counted
 
     def add(self, data: Any) -> int:
         """Stores a row, and gives its slot."""
-        return int(self._slots(torch.from_numpy(self._buffer.insert(given_row(data)))))
+        return int(self._slots(torch.from_numpy(self._buffer.insert(given_row(data))))[0])
 
     def extend(self, data: TensorDictBase) -> torch.Tensor:
         """Stores rows, and gives their slots, int64 of shape [n] on their device. The dimensions of a batch lose their names, as in TorchRL."""
@@ -148,4 +151,4 @@ class WrittenRows:
     def _empty(self, empty_write_count: bool = True) -> None:
         self._buffer.reset()
         if empty_write_count:
-            self._not_counted = self._buffer.state().insert_count
+            self.not_counted = self._buffer.state().insert_count

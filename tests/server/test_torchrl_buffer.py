@@ -1,4 +1,4 @@
-"""TorchRL's buffer over a `ReplayBuffer`: what TorchRL's users do with theirs, side by side with TorchRL's own storage in files."""
+"""TorchRL's buffer over a `ReplayBuffer`. tests/integration/test_torchrl_side_by_side.py compares it with TorchRL's own."""
 
 from __future__ import annotations
 
@@ -9,32 +9,19 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer
+from torchrl.data import LazyMemmapStorage
 
 from tdreplay.errors import ClosedError, EmptyTableError, SchemaError, UnimplementedError
 from tdreplay_server import ReplayBuffer
 from tdreplay_server.torchrl_buffer import TorchRLReplayBuffer
+from torchrl_steps import steps
 
 SIZE = 50
 BATCH = 16
-
-
-def steps(first: int, rows: int, *shape: int) -> TensorDict:
-    """Rows that know which ones they are, in every field of them."""
-    number = torch.arange(first, first + rows).reshape(rows, *[1] * len(shape)).expand(rows, *shape)
-    return TensorDict(
-        {
-            "obs": number.unsqueeze(-1).expand(rows, *shape, 3).to(torch.float32).clone(),
-            "done": (number % 2 == 0).clone(),
-            "next": TensorDict({"obs": (number + 1).unsqueeze(-1).to(torch.float64).clone()}, [rows, *shape]),
-        },
-        [rows, *shape],
-    )
 
 
 @pytest.fixture
@@ -46,87 +33,6 @@ def buffer() -> Iterator[ReplayBuffer]:
 @pytest.fixture
 def ours(buffer: ReplayBuffer) -> TorchRLReplayBuffer:
     return TorchRLReplayBuffer(buffer, batch_size=BATCH)
-
-
-@pytest.fixture
-def theirs(tmp_path: Path) -> TensorDictReplayBuffer:
-    return TensorDictReplayBuffer(storage=LazyMemmapStorage(SIZE, scratch_dir=tmp_path / "theirs"), batch_size=BATCH)
-
-
-def description(data: TensorDict) -> dict[object, object]:
-    """What two batches have in common whatever was drawn: batch size, names of dimensions, keys, shapes, dtypes, devices."""
-    fields = {key: (value.shape, value.dtype, value.device) for key, value in data.items(include_nested=True, leaves_only=True)}
-    return {"batch": data.batch_size, "names": data.names, **fields}
-
-
-# -- side by side -----------------------------------------------------------------------------------------------------------------------------
-
-CALLS = {
-    "sample": lambda buffer: buffer.sample(),
-    "sample of a size": lambda buffer: buffer.sample(1),
-    "sample with its info": lambda buffer: buffer.sample(return_info=True)[0],
-    "next of the iteration": lambda buffer: next(iter(buffer)),
-    "all": lambda buffer: buffer[:],
-    "a row": lambda buffer: buffer[3],
-    "the last row": lambda buffer: buffer[-1],
-    "a slice": lambda buffer: buffer[2:8:2],
-    "some rows": lambda buffer: buffer[torch.tensor([4, 1, 4])],
-    "a list": lambda buffer: buffer[[4, 1]],
-    "a mask": lambda buffer: buffer[torch.arange(len(buffer)) % 3 == 0],
-    "in order": lambda buffer: buffer.read_all_in_order(5),
-}
-
-
-@pytest.mark.filterwarnings("ignore:Got conflicting batch_sizes")
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize("shape", [(), (4,)], ids=["steps", "trajectories"])
-@pytest.mark.parametrize("rows", [SIZE // 2, SIZE + 7], ids=["filling", "wrapped"])
-def test_a_batch_is_as_torchrl_s_own(ours, theirs, call, shape, rows):
-    for first in range(0, rows, 5):
-        given = [buffer.extend(steps(first, min(5, rows - first), *shape)) for buffer in (ours, theirs)]
-        assert given[0].tolist() == given[1].tolist()
-    mine, wanted = call(ours), call(theirs)
-    assert description(mine) == description(wanted)
-    assert type(mine) is TensorDict
-    if "sample" not in call.__code__.co_names and "iter" not in call.__code__.co_names:
-        assert (mine == wanted).all()
-
-
-def test_add_and_extend_give_slots_and_sampled_rows_may_be_stored_again(ours, theirs):
-    for buffer in (ours, theirs):
-        row, rows = steps(0, 1)[0], steps(1, 3)
-        assert int(buffer.add(row)) == 0
-        assert buffer.extend(rows).tolist() == [1, 2, 3]
-        assert (len(buffer), buffer.write_count) == (4, 4)
-        assert buffer.extend(buffer[[1, 2, 3]]).tolist() == [4, 5, 6]  # With the field index, which says other slots.
-        assert buffer[4:]["index"].tolist() == [4, 5, 6]
-    assert (row.get("index", None) is None, rows.get("index", None) is None) == (True, True)
-
-
-def test_more_rows_than_there_are_slots_leave_the_last_ones(ours, theirs):
-    for buffer in (ours, theirs):
-        buffer.extend(steps(0, 2 * SIZE + 3))
-    assert (ours[:] == theirs[:]).all()
-    assert (len(ours), ours.write_count, ours.stats()["capacity"]) == (SIZE, theirs.write_count, SIZE)
-
-
-def test_info_has_the_slots(ours, theirs):
-    for buffer in (ours, theirs):
-        buffer.extend(steps(0, 20))
-        batch, info = buffer.sample(return_info=True)
-        assert (info["index"] == batch["index"]).all()
-        assert (batch["obs"][:, 0] == info["index"]).all()
-
-
-def test_empty_leaves_no_row_and_the_buffer_goes_on(ours, theirs):
-    for buffer in (ours, theirs):
-        buffer.extend(steps(0, 20))
-        buffer.empty()
-        assert (len(buffer), buffer.write_count) == (0, 0)
-        buffer.extend(steps(100, 5))
-        assert buffer[:]["obs"][:, 0].tolist() == [100, 101, 102, 103, 104]
-        buffer.empty(empty_write_count=False)
-        assert (len(buffer), buffer.write_count) == (0, 5)
 
 
 @pytest.mark.parametrize("prefetch", [None, 3])
@@ -142,19 +48,6 @@ def test_an_inverse_transform_changes_what_is_stored(ours):
     ours.append_transform(lambda data: data.set("obs", data["obs"] + 1), invert=True)
     ours.extend(steps(0, 3))
     assert ours.buffer.sample_all()["obs"][:, 0].tolist() == [1, 2, 3]
-
-
-def test_trajectories_are_found_after_the_ring_wrapped(ours, theirs):
-    from torchrl.data import traj
-
-    for buffer in (ours, theirs):
-        for episode in range(12):
-            data = steps(10 * episode, 6)
-            data["done"] = torch.arange(6).eq(5)
-            data["episode"] = torch.full((6,), episode)
-            buffer.extend(data)
-    mine, wanted = (buffer.query(traj.length >= 6, trajectory_key="episode") for buffer in (ours, theirs))
-    assert [list(one.obs[:, 0]) for one in mine] == [list(one.obs[:, 0]) for one in wanted]
 
 
 # -- what is drawn ----------------------------------------------------------------------------------------------------------------------------

@@ -96,10 +96,12 @@ class Table:
         Raises:
             SchemaError, CodecError, SequenceError, ResourceExhaustedError, StorageError: as `RowLog.insert`.
             NoPrioritiesError: the table has no priorities.
+            InvalidArgumentError: its sampler cannot work with a priority.
             RateLimitedError: the rate limiter did not let the rows in within the time.
         """
         if priorities is not None:
             self._check_priorities()
+            self._sampling.sampler.check(priorities)
         if not DRAWN_NAMES.isdisjoint(schema.fields_by_name):
             columns, schema = self._as_stored(columns, schema)
         insert = Insert(columns, schema, rows, key, priorities)
@@ -130,6 +132,7 @@ class Table:
         Raises:
             NoPrioritiesError: the table has no priorities.
             RowIdError: a row id was never given. No priority changes.
+            InvalidArgumentError: the table's sampler cannot work with a priority. No priority changes.
         """
         self._check_priorities()
         with self._row_log.shared:

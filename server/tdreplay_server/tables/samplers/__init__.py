@@ -9,12 +9,38 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tdreplay import samplers
+from tdreplay_server.tables.samplers.fifo import FifoSampler
+from tdreplay_server.tables.samplers.lifo import LifoSampler
+from tdreplay_server.tables.samplers.max_heap import MaxHeapSampler
+from tdreplay_server.tables.samplers.min_heap import MinHeapSampler
+from tdreplay_server.tables.samplers.prioritized import PrioritizedSampler
 from tdreplay_server.tables.samplers.sampler import Draw, Sampler
 from tdreplay_server.tables.samplers.uniform import UniformSampler
+from tdreplay_server.tables.samplers.without_replacement import WithoutReplacementSampler
 
-__all__ = ["SAMPLERS", "Draw", "Sampler", "UniformSampler", "made_sampler"]
+__all__ = [
+    "SAMPLERS",
+    "Draw",
+    "FifoSampler",
+    "LifoSampler",
+    "MaxHeapSampler",
+    "MinHeapSampler",
+    "PrioritizedSampler",
+    "Sampler",
+    "UniformSampler",
+    "WithoutReplacementSampler",
+    "made_sampler",
+]
 
-SAMPLERS: Mapping[type[samplers.Sampler], Callable[[Any], Sampler]] = {samplers.Uniform: lambda _: UniformSampler()}
+SAMPLERS: Mapping[type[samplers.Sampler], Callable[[Any], Sampler]] = {
+    samplers.Uniform: lambda _: UniformSampler(),
+    samplers.Prioritized: lambda value: PrioritizedSampler(value.alpha),
+    samplers.Fifo: lambda _: FifoSampler(),
+    samplers.Lifo: lambda _: LifoSampler(),
+    samplers.WithoutReplacement: lambda _: WithoutReplacementSampler(),
+    samplers.MaxHeap: lambda _: MaxHeapSampler(),
+    samplers.MinHeap: lambda _: MinHeapSampler(),
+}
 """The value that names a sampler -> what makes one."""
 
 

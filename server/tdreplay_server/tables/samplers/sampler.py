@@ -68,10 +68,20 @@ class Sampler(Protocol):
         The same rows and generators in the same state give the same batches, however many are drawn at once.
         """
 
+    def check(self, priorities: Priorities) -> None:
+        """Passes where rows can have these priorities, which are finite, from 0 up.
+
+        Raises:
+            InvalidArgumentError: the sampler cannot work with one of them.
+        """
+
     def update(self, ids: RowIds, priorities: Priorities, ring: Ring) -> int:
         """Gives rows other priorities, and says how many of the ids were live. Of equal ids the last one counts.
 
         It is called only where the sampler has priorities.
+
+        Raises:
+            InvalidArgumentError: as `check`. No priority changes.
         """
 
     def withhold(self, ids: RowIds) -> None:

@@ -1,48 +1,44 @@
-"""Every live row with the same probability."""
+"""Every row with the same probability."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from tdreplay_server.durability.row_listeners import Priorities
-from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
-from tdreplay_server.storage.ring import Ring, RowIds
+from tdreplay_server.storage.ring import Ring, Slots
+from tdreplay_server.tables.samplers.batches import each_batch
 from tdreplay_server.tables.samplers.sampler import Draw
+from tdreplay_server.tables.samplers.sum_tree import SumTree
+from tdreplay_server.tables.samplers.tree_sampler import TreeSampler
 
 __all__ = ["UniformSampler"]
 
 
-class UniformSampler:
-    """Draws live rows uniformly, with replacement. It needs no memory: the ring says which rows are live."""
+class UniformSampler(TreeSampler[SumTree]):
+    """Draws rows uniformly, with replacement. As long as no row was withheld it needs no memory: the ring says which rows are live.
 
-    columns: Sequence[SlotColumn] = ()
-    values: Sequence[StateValue] = ()
+    Only the number of rows counts, not where their ids start: tables with the same rows draw the same ones.
+    """
 
-    def opened(self, state: SlotState, buffer_size: int) -> None:
-        """Nothing to note."""
+    def _new_tree(self, leaves: int) -> SumTree:
+        return SumTree(leaves, np.uint8)
 
-    def written(self, ids: range, priorities: Priorities | None) -> None:
-        """Nothing to note."""
-
-    def inserted(self, ids: range) -> None:
-        """Nothing to note."""
-
-    def evicted(self, ids: range) -> None:
-        """Nothing to forget."""
+    def _leaves(self, slots: Slots | slice) -> npt.NDArray[np.uint8] | float:
+        return 1
 
     def draw(self, rows: int, generators: Sequence[np.random.Generator], ring: Ring) -> Draw:
-        """Only the number of live rows counts, not where their ids start: tables with the same rows draw the same ones."""
-        draws = [generator.integers(ring.oldest, ring.write_count, rows) for generator in generators]
-        return Draw(draws[0] if len(draws) == 1 else np.concatenate(draws), None, None, ring.size, 1 / ring.size)
+        """As `Sampler.draw`.
 
-    def update(self, ids: RowIds, priorities: Priorities, ring: Ring) -> int:
-        """No row has a priority."""
-        return 0
-
-    def withhold(self, ids: RowIds) -> None:
-        """Nothing is withheld."""
-
-    def offer(self, ids: RowIds) -> None:
-        """Nothing is withheld."""
+        Raises:
+            EmptyTableError: no row can be drawn.
+        """
+        if self._rows.withheld is None:
+            ids = each_batch(generators, lambda generator: generator.integers(ring.oldest, ring.write_count, rows))
+            return Draw(ids, None, None, ring.size, 1 / ring.size)
+        with self._mutex:
+            size, tree = self._rows.check_any(), self._current()
+            ranks = each_batch(generators, lambda generator: generator.integers(0, size, rows))
+            ids = self._rows.ids(tree.at(ranks, self._rows.oldest % self._rows.buffer_size))
+        return Draw(ids, None, None, size, 1 / size)

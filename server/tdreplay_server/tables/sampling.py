@@ -12,7 +12,7 @@ from tdreplay_server.durability.slot_state import Kept, SlotState
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.tables.draws import DrawRows
 from tdreplay_server.tables.leases import Drawn
-from tdreplay_server.tables.limiters import UnlimitedLimiter, Wait, made_limiter
+from tdreplay_server.tables.limiters import Reserved, Supply, UnlimitedLimiter, Wait, made_limiter
 from tdreplay_server.tables.samplers import UniformSampler, made_sampler
 from tdreplay_server.tables.selection import BatchQuery, Selection
 
@@ -30,16 +30,14 @@ class Sampling:
 
     Args:
         config: What the table is made with.
+        ring: The live rows of now. It takes no lock.
     """
 
-    def __init__(self, config: TableConfig) -> None:
-        self.sampler, self.limiter = made_sampler(config.sampler), made_limiter(config.rate_limiter)
+    def __init__(self, config: TableConfig, ring: Callable[[], Ring]) -> None:
+        self.sampler, self.limiter = made_sampler(config.sampler), made_limiter(config, lambda: Supply.of(ring()))
         self.updated = Updated(0, 0)
         self._uniform, self._counting = UniformSampler(), threading.Lock()
         self.kept = Kept(tuple(self.sampler.columns), (*self.sampler.values, *self.limiter.values))
-        self._oldest = self._end = 0
-        ring = Ring(config.buffer_size)
-        self.limiter.opened(SlotState(Kept(values=tuple(self.limiter.values)), ring.buffer_size), ring)
 
     @property
     def is_unlimited(self) -> bool:
@@ -62,14 +60,8 @@ class Sampling:
         Raises:
             RateLimitedError: none can be drawn within the time.
         """
-        count = self.limiter.sampling(rows, batches, wait)
-        leases = [_Lease(self, rows) for _ in range(count)]
-        try:
-            return Drawn(select(count), leases)
-        except BaseException:
-            for lease in leases:
-                lease.give_back()
-            raise
+        with self.limiter.sampling(rows, batches, wait) as reserved:
+            return Drawn(select(reserved.batches), [_Lease(self, reserved) for _ in range(reserved.batches)])
 
     def counted(self, updated: Updated) -> Updated:
         """The same, after it was counted."""
@@ -79,13 +71,12 @@ class Sampling:
 
     def opened(self, state: SlotState, ring: Ring) -> None:
         """As `RowListener.opened`."""
-        self._oldest = self._end = ring.write_count
         self.sampler.opened(state, ring.buffer_size)
         self.limiter.opened(state, ring)
 
     def emptied(self, ring: Ring) -> None:
         """As `RowListener.emptied`."""
-        self.limiter.opened(SlotState(Kept(values=tuple(self.limiter.values)), ring.buffer_size), ring)
+        self.limiter.emptied(ring)
 
     def written(self, ids: range, priorities: Priorities | None) -> None:
         """As `RowListener.written`."""
@@ -94,28 +85,22 @@ class Sampling:
     def inserted(self, ids: range) -> None:
         """As `RowListener.inserted`."""
         self.sampler.inserted(ids)
-        if self._oldest == self._end:
-            self._oldest = ids.start
-        self._sized(self._oldest, ids.stop)
+        self.limiter.changed()
 
     def evicted(self, ids: range) -> None:
         """As `RowListener.evicted`."""
         self.sampler.evicted(ids)
-        self._sized(*((ids.stop, self._end) if ids.start <= self._oldest else (self._oldest, ids.start)))
-
-    def _sized(self, oldest: int, end: int) -> None:
-        self._oldest, self._end = oldest, end
-        self.limiter.sized(end - oldest)
+        self.limiter.changed()
 
 
 class _Lease:
-    """The lease of a batch of so many rows."""
+    """The lease of one of the batches that were reserved."""
 
-    def __init__(self, sampling: Sampling, rows: int) -> None:
-        self._sampling, self._rows = sampling, rows
+    def __init__(self, sampling: Sampling, reserved: Reserved) -> None:
+        self._sampling, self._reserved = sampling, reserved
 
     def taken(self) -> None:
-        self._sampling.limiter.taken(self._rows)
+        self._sampling.limiter.taken(self._reserved)
 
     def give_back(self) -> None:
-        self._sampling.limiter.given_back(self._rows)
+        self._sampling.limiter.given_back(self._reserved)

@@ -31,7 +31,7 @@ from tdreplay_server.system.disk import check_name
 from tdreplay_server.system.interrupts import lets_go
 from tdreplay_server.tables.draws import DrawnRows, Generators
 from tdreplay_server.tables.leases import Drawn
-from tdreplay_server.tables.limiters import AT_ONCE, Wait
+from tdreplay_server.tables.limiters import AT_ONCE, Wait, check_limiter
 from tdreplay_server.tables.reading import gathered, taken
 from tdreplay_server.tables.sampling import Sampling
 from tdreplay_server.tables.selection import BatchQuery, ChosenRows, RowFormat, RowsInSlots, Selection, epoch_orders
@@ -58,7 +58,8 @@ class Table:
         checkpoints: Path | None = None,
         on_failure: Callable[[StorageError], object] | None = None,
     ) -> None:
-        self._sampling = Sampling(config)
+        check_limiter(config)
+        self._sampling = Sampling(config, lambda: self._row_log.ring)
         self._has_priorities = config.sampler.has_priorities
         self._generator = np.random.default_rng()  # Its methods lock it: readers may share it.
         self._checkpointing = threading.Lock()
@@ -67,6 +68,7 @@ class Table:
 
     def let_go(self) -> None:
         """Sees to it that nobody waits for this thread, which was interrupted."""
+        self._sampling.limiter.let_go()
         self._row_log.let_go()
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
@@ -308,10 +310,14 @@ class Table:
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         """As `tdreplay.api.BaseReplayBuffer.reset`."""
-        self._row_log.reset(None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID))
+        capacity = None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID)
+        if capacity is not None:
+            check_limiter(self.config.resized(capacity))
+        self._row_log.reset(capacity)
 
     def rewind(self, buffer_size: int, size: int, write_count: int) -> None:
         """Makes earlier rows the live ones again. Arguments and errors: as `RowLog.rewind`."""
+        check_limiter(self.config.resized(buffer_size))
         self._row_log.rewind(buffer_size, size, write_count)
 
     @lets_go
@@ -328,7 +334,10 @@ class Table:
     def close(self) -> None:
         """Gives the memory back, and the space of rows that lie in no directory. Closing twice is allowed; any other call is then a ClosedError."""
         self._row_log.close()
+        self._sampling.limiter.closed()
 
     def drop(self) -> Path | None:
         """Ends the table for good. What it gives, and errors: as `RowLog.drop`."""
-        return self._row_log.drop()
+        removed = self._row_log.drop()
+        self._sampling.limiter.closed()
+        return removed

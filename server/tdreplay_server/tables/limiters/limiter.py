@@ -10,35 +10,78 @@ from typing import NamedTuple, Protocol
 from tdreplay_server.durability.slot_state import SlotState, StateValue
 from tdreplay_server.storage.ring import Ring
 
-__all__ = ["AT_ONCE", "NO_DEADLINE", "RateLimiter", "Wait", "WaitState"]
+__all__ = ["ANY_NUMBER", "AT_ONCE", "FOR_EVER", "RateLimiter", "Reserved", "Supply", "Wait", "WaitState"]
 
-NO_DEADLINE = math.inf
-"""An `until` that never comes."""
+ANY_NUMBER = 1 << 62
+"""So many draws are left in a table whose rows can be drawn any number of times."""
+
+
+def _always() -> bool:
+    return True
 
 
 class Wait(NamedTuple):
-    """How long somebody may wait.
+    """How long a call may wait.
 
     Attributes:
         until: A time of `time.monotonic`.
-        wanted: Whether somebody is still there to be answered. A waiter looks now and then.
+        wanted: False: nobody wants what the call would give any more, as its client is gone. It is asked every quarter of a second while the call
+            waits, from the thread of another call too. It must be quick, and raise nothing.
     """
 
     until: float
-    wanted: Callable[[], bool] = lambda: True
+    wanted: Callable[[], bool] = _always
 
 
 AT_ONCE = Wait(0.0)
 """Not at all."""
 
+FOR_EVER = Wait(math.inf)
+"""The wait of a call that has no deadline."""
 
-class WaitState(NamedTuple):
-    """How one side waits for the other.
+
+class Supply(NamedTuple):
+    """What a table has to give, at one moment.
 
     Attributes:
-        waiting: How many wait now.
-        seconds: How long all of them have waited until now, those that wait now included.
-        waits_for: What the one that waits longest waits for, in words; '' where none waits.
+        inserted: The rows that were ever inserted: `Ring.insert_count`.
+        size: The rows that are there: those that are live, without those that were drawn as often as a row may be.
+        free: The slots in which no live row lies.
+        draws: How often the rows can still be drawn, together. It includes the draws that are leased, those of rows that were evicted since too.
+    """
+
+    inserted: int
+    size: int
+    free: int
+    draws: int = ANY_NUMBER
+
+    @classmethod
+    def of(cls, ring: Ring) -> Supply:
+        """That of a table whose rows can be drawn any number of times."""
+        return cls(ring.insert_count, ring.size, ring.buffer_size - ring.size)
+
+
+class Reserved(NamedTuple):
+    """Batches that may be drawn. Each is to be taken or given back, once.
+
+    Attributes:
+        batches: The number of batches.
+        rows: The rows of each.
+        generation: Which rows of the table they are about. After a reset the batches of the rows before count for nothing.
+    """
+
+    batches: int
+    rows: int
+    generation: int
+
+
+class WaitState(NamedTuple):
+    """How one side of a table waits for the other.
+
+    Attributes:
+        waiting: The calls that wait now.
+        seconds: How long calls have waited, in seconds: all of them together, those that wait now included.
+        waits_for: What the call that waits longest waits for, in words; '': none waits.
     """
 
     waiting: int = 0
@@ -49,41 +92,65 @@ class WaitState(NamedTuple):
 class RateLimiter(Protocol):
     """Decides who waits: writers that are far ahead of the readers, or readers that are far ahead of the writers. Each table has one of its own.
 
-    The table calls `inserting` and `sampling` outside every lock of its own, from several threads at once.
+    `inserting` and `sampling` wait. They come outside every lock of the table, from several threads at once. The other methods never wait for long,
+    and come at any time. `opened`, `emptied` and `changed` also come while the table's lock is held alone.
+
+    Who waits longest on a side goes first: nobody overtakes, and who is let in is woken alone. An insert that is known already is nothing that a
+    limiter is asked about: it stores nothing, so it always passes.
+
+    A limiter counts the rows that were taken, and keeps the number. How many rows were inserted it asks the table, so the two are of one moment with
+    the rows, also after a kill.
 
     Attributes:
-        values: What is kept of the table; never changes.
+        values: What is kept for the limiter. It never changes.
     """
 
     values: Sequence[StateValue]
 
     def opened(self, state: SlotState, ring: Ring) -> None:
-        """From now on this is the state of the table. Where it is new, the limiter begins anew."""
+        """As `RowListener.opened`: the counts go on as `state` has them. A new generation counts from zero."""
 
-    def sized(self, size: int) -> None:
-        """The table has so many rows that can be drawn. It comes under the table's exclusive lock, and does not wait."""
+    def emptied(self, ring: Ring) -> None:
+        """As `RowListener.emptied`: the counts begin at zero, and what is reserved counts for nothing."""
+
+    def changed(self) -> None:
+        """The table has something else to give: rows were inserted or evicted, taken or given back. To be called after each of these."""
+
+    def closed(self) -> None:
+        """The table is closed or dropped: who waits passes at once, and finds that out. So does who comes later."""
+
+    def let_go(self) -> None:
+        """Sees to it that nobody waits for this thread, which was interrupted, nor for what it was about to do."""
 
     def inserting(self, rows: int, wait: Wait) -> AbstractContextManager[object]:
-        """For ``with``: waits until so many rows may be inserted. They count when the block ends without an error.
+        """For ``with``: waits until so many rows may be inserted. Until the block ends they count as inserted; from then on the table says it.
 
         Raises:
-            RateLimitedError: they may not, within the time.
-            InvalidArgumentError: they never may.
+            InvalidArgumentError: so many rows at once could never be inserted. The message says how many can, or what would let them in.
+            RateLimitedError: they could not be inserted before `wait.until`. The message says what was missing.
+            CancelledError: nobody wants them inserted any more.
         """
 
-    def sampling(self, rows: int, batches: int, wait: Wait) -> int:
-        """Waits until one batch of `rows` rows may be drawn at least, reserves up to `batches` of them, and says how many.
+    def sampling(self, rows: int, batches: int, wait: Wait) -> AbstractContextManager[Reserved]:
+        """For ``with``: waits until a batch of so many rows may be drawn, and reserves up to `batches` of them.
+
+        If the block ends with an error, they are given back. Else each batch is to be taken or given back later.
 
         Raises:
-            RateLimitedError: none may, within the time.
-            InvalidArgumentError: none ever may.
+            InvalidArgumentError: such a batch could never be drawn. The message says how many rows can be, or what would let it be.
+            RateLimitedError: it could not be drawn before `wait.until`. The message says what was missing.
+            CancelledError: nobody wants it any more.
         """
 
-    def taken(self, rows: int) -> None:
-        """A reserved batch of so many rows was taken by a learner: it counts as drawn."""
+    def taken(self, reserved: Reserved, batches: int = 1) -> None:
+        """The learner took so many of the batches: their rows count as drawn from now on."""
 
-    def given_back(self, rows: int) -> None:
-        """A reserved batch of so many rows was not taken."""
+    def given_back(self, reserved: Reserved, batches: int = 1) -> None:
+        """So many of the batches were not taken, and will not be."""
+
+    @property
+    def rows_taken(self) -> int:
+        """The rows that learners took since the table was empty."""
 
     def waits(self) -> tuple[WaitState, WaitState]:
-        """How inserts wait, and how batches wait."""
+        """How inserts wait, and how batches do."""

@@ -7,50 +7,64 @@ from types import TracebackType
 
 from tdreplay_server.durability.slot_state import SlotState, StateValue
 from tdreplay_server.storage.ring import Ring
-from tdreplay_server.tables.limiters.limiter import Wait, WaitState
+from tdreplay_server.tables.limiters.limiter import Reserved, Wait, WaitState
 
 __all__ = ["UnlimitedLimiter"]
 
 
-class _AtOnce:
-    """For ``with``: does nothing. One object serves all threads: it has no state."""
+class _Granted(Reserved):
+    """For ``with``: nothing that anybody has to wait for."""
 
     __slots__ = ()
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> Reserved:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         return None
 
 
-_AT_ONCE = _AtOnce()
+_ALL = _Granted(1, 1, 0)
 
 
 class UnlimitedLimiter:
-    """Lets everybody through at once."""
+    """Lets everybody through at once, and counts nothing. It is for tables whose rows can be drawn any number of times."""
 
     values: Sequence[StateValue] = ()
 
     def opened(self, state: SlotState, ring: Ring) -> None:
         """Nothing to note."""
 
-    def sized(self, size: int) -> None:
-        """Nothing to note."""
+    def emptied(self, ring: Ring) -> None:
+        """Nothing to forget."""
 
-    def inserting(self, rows: int, wait: Wait) -> _AtOnce:
+    def changed(self) -> None:
+        """Nobody waits for it."""
+
+    def closed(self) -> None:
+        """Nobody waits."""
+
+    def let_go(self) -> None:
+        """Nobody waits."""
+
+    def inserting(self, rows: int, wait: Wait) -> _Granted:
         """Does not wait."""
-        return _AT_ONCE
+        return _ALL
 
-    def sampling(self, rows: int, batches: int, wait: Wait) -> int:
+    def sampling(self, rows: int, batches: int, wait: Wait) -> _Granted:
         """Does not wait."""
-        return batches
+        return _Granted(batches, rows, 0)
 
-    def taken(self, rows: int) -> None:
-        """Nothing to note."""
+    def taken(self, reserved: Reserved, batches: int = 1) -> None:
+        """Nothing to count."""
 
-    def given_back(self, rows: int) -> None:
-        """Nothing to note."""
+    def given_back(self, reserved: Reserved, batches: int = 1) -> None:
+        """Nothing to count."""
+
+    @property
+    def rows_taken(self) -> int:
+        """Nobody counts them."""
+        return 0
 
     def waits(self) -> tuple[WaitState, WaitState]:
         """Nobody waits."""

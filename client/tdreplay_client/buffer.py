@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from tensordict import TensorDict
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
+from tdreplay.description_messages import description_from_message
 from tdreplay.devices import parse_device
 from tdreplay.errors import CodecError, InvalidArgumentError, TableExistsError
 from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, MAX_INT64, check_batch_size, check_flag, check_seconds, check_whole
@@ -19,6 +20,7 @@ from tdreplay.messages import state_from_message
 from tdreplay.metadata import Metadata
 from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.selecting import Fields, Slots, as_fields
+from tdreplay.table_description import TableDescription
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
@@ -267,9 +269,14 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._connection.owner.check()
         return self._storing_device or self.state().storing_device
 
+    def describe(self) -> TableDescription:
+        return self._connection.retried(lambda budget: description_from_message(self._answer(budget), self._table))
+
+    def _answer(self, budget: RetryBudget | None) -> Any:
+        return self._connection.unary("Describe", pb.DescribeRequest(table=self._table), budget)
+
     def _described(self, budget: RetryBudget | None = None) -> State:
-        answer = self._connection.unary("Describe", pb.DescribeRequest(table=self._table), budget)
-        state = state_from_message(answer)
+        state = state_from_message(self._answer(budget))
         self._storing_device = state.storing_device
         return state
 

@@ -23,8 +23,9 @@ from tdreplay.rows import Given, Row
 from tdreplay.seeds import derived_seed
 from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
 from tdreplay.state import State
+from tdreplay.table_description import TableDescription
 
-__all__ = ["BaseReplayBuffer", "Checkpoint", "EpochQuery", "Progress", "State"]
+__all__ = ["BaseReplayBuffer", "Checkpoint", "EpochQuery", "Progress", "State", "TableDescription"]
 
 Progress = Callable[[int, int], object]
 """Called with two numbers of bytes: those done so far, and the total."""
@@ -161,6 +162,10 @@ class BaseReplayBuffer(ABC):
     @abstractmethod
     def state(self) -> State:
         """The buffer's state. All of its values are of the same moment."""
+
+    @abstractmethod
+    def describe(self) -> TableDescription:
+        """The buffer's state, what it was made with, and how it is used. All of it is of the same moment."""
 
     @abstractmethod
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:

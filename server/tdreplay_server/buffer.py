@@ -27,6 +27,7 @@ from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.samplers import Sampler
 from tdreplay.selecting import Slots
 from tdreplay.table_config import TableRequest
+from tdreplay.table_description import TableDescription
 from tdreplay_server.tables.draws import DrawnRows, generators_of
 from tdreplay_server.tables.leases import Drawn, SentBatches
 from tdreplay_server.tables.limiters import Wait
@@ -167,6 +168,9 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
 
     def state(self) -> State:
         return self._table.state()
+
+    def describe(self) -> TableDescription:
+        return self._table.describe()
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         self._table.reset(buffer_size)

@@ -932,6 +932,8 @@ class DescribeResponse(google.protobuf.message.Message):
     STALE_FIELD_NUMBER: builtins.int
     INSERTS_FIELD_NUMBER: builtins.int
     SAMPLES_FIELD_NUMBER: builtins.int
+    INSERT_RATE_FIELD_NUMBER: builtins.int
+    SAMPLE_RATE_FIELD_NUMBER: builtins.int
     buffer_size: builtins.int
     """The capacity, in rows."""
     size: builtins.int
@@ -955,11 +957,17 @@ class DescribeResponse(google.protobuf.message.Message):
     leased: builtins.int
     """The rows of batches that were sent to learners, and not taken yet."""
     sample_count: builtins.int
-    """The rows that learners have taken in random batches since the table was empty."""
+    """The rows that learners have taken in random batches: since the table was empty, where a rate limiter or `max_times_sampled` counts them, else since
+    the server started.
+    """
     updated: builtins.int
     """The rows whose priority was updated since the server started."""
     stale: builtins.int
     """The rows of updates that were not stored any more, since the server started."""
+    insert_rate: builtins.float
+    """The rows that were inserted in the last ten seconds, a second."""
+    sample_rate: builtins.float
+    """The rows that learners took in random batches in the last ten seconds, a second."""
     @property
     def schema(self) -> global___Schema:
         """Unset while no row was ever stored."""
@@ -996,9 +1004,11 @@ class DescribeResponse(google.protobuf.message.Message):
         stale: builtins.int = ...,
         inserts: global___Waits | None = ...,
         samples: global___Waits | None = ...,
+        insert_rate: builtins.float = ...,
+        sample_rate: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "config", b"config", "insert_count", b"insert_count", "inserts", b"inserts", "samples", b"samples", "schema", b"schema"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "available", b"available", "buffer_size", b"buffer_size", "config", b"config", "durability", b"durability", "generation_id", b"generation_id", "insert_count", b"insert_count", "inserts", b"inserts", "leased", b"leased", "pointer", b"pointer", "sample_count", b"sample_count", "samples", b"samples", "schema", b"schema", "size", b"size", "stale", b"stale", "storing_device", b"storing_device", "updated", b"updated", "write_count", b"write_count"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "available", b"available", "buffer_size", b"buffer_size", "config", b"config", "durability", b"durability", "generation_id", b"generation_id", "insert_count", b"insert_count", "insert_rate", b"insert_rate", "inserts", b"inserts", "leased", b"leased", "pointer", b"pointer", "sample_count", b"sample_count", "sample_rate", b"sample_rate", "samples", b"samples", "schema", b"schema", "size", b"size", "stale", b"stale", "storing_device", b"storing_device", "updated", b"updated", "write_count", b"write_count"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_insert_count", b"_insert_count"]) -> typing.Literal["insert_count"] | None: ...
 
 global___DescribeResponse = DescribeResponse

@@ -178,9 +178,13 @@ class RowLog:
     def state(self) -> State:
         """The table's state, all of it at the same moment."""
         with self.shared:
-            self.check_open()
-            ring, device = self.ring, self.storage.device
-            return State(ring.buffer_size, ring.size, ring.pointer, ring.write_count, device, self.schema, self.durability, ring.insert_count)
+            return self.state_now()
+
+    def state_now(self) -> State:
+        """The table's state. The caller holds `shared`."""
+        self.check_open()
+        ring, device = self.ring, self.storage.device
+        return State(ring.buffer_size, ring.size, ring.pointer, ring.write_count, device, self.schema, self.durability, ring.insert_count)
 
     def check_version(self, version: int) -> None:
         """Passes where row ids of that version are still the same rows.

@@ -22,6 +22,7 @@ from tdreplay.errors import (
 )
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay.table_config import TableConfig, TableRequest
+from tdreplay.table_description import TableDescription
 from tdreplay_server.durability.data_directory import CHECKPOINTS, TABLES, table_directory
 from tdreplay_server.durability.journal_state import JournalState
 from tdreplay_server.durability.levels import NO_DURABILITY, Durability
@@ -275,6 +276,10 @@ class _Unmade(Table):
     def state(self) -> State:
         """As of an empty table, with what its rows will survive."""
         return replace(super().state(), durability=self._promised)
+
+    def describe(self) -> TableDescription:
+        """The same, with all that is known of a table."""
+        return replace(super().describe(), durability=self._promised)
 
     @property
     def durability(self) -> str:

@@ -13,6 +13,7 @@ from tdreplay_server.storage.ring import Ring
 from tdreplay_server.tables.draws import DrawRows
 from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import Reserved, Supply, UnlimitedLimiter, Wait, made_limiter
+from tdreplay_server.tables.rates import RowRate
 from tdreplay_server.tables.samplers import UniformSampler, made_sampler
 from tdreplay_server.tables.selection import BatchQuery, Selection
 
@@ -26,6 +27,8 @@ class Sampling:
         sampler: Chooses the rows.
         limiter: Decides who waits.
         updated: What became of all updates of priorities.
+        rows_inserted: The rows that were inserted.
+        rows_drawn: The rows that learners took in random batches.
         kept: As in `RowListener`.
 
     Args:
@@ -36,6 +39,7 @@ class Sampling:
     def __init__(self, config: TableConfig, ring: Callable[[], Ring]) -> None:
         self.sampler, self.limiter = made_sampler(config.sampler), made_limiter(config, lambda: Supply.of(ring()))
         self.updated = Updated(0, 0)
+        self.rows_inserted, self.rows_drawn = RowRate(), RowRate()
         self._uniform, self._counting = UniformSampler(), threading.Lock()
         self.kept = Kept(tuple(self.sampler.columns), (*self.sampler.values, *self.limiter.values))
 
@@ -81,6 +85,7 @@ class Sampling:
     def written(self, ids: range, priorities: Priorities | None) -> None:
         """As `RowListener.written`."""
         self.sampler.written(ids, priorities)
+        self.rows_inserted.add(len(ids))
 
     def inserted(self, ids: range) -> None:
         """As `RowListener.inserted`."""
@@ -101,6 +106,7 @@ class _Lease:
 
     def taken(self) -> None:
         self._sampling.limiter.taken(self._reserved)
+        self._sampling.rows_drawn.add(self._reserved.rows)
 
     def give_back(self) -> None:
         self._sampling.limiter.given_back(self._reserved)

@@ -19,6 +19,7 @@ from tdreplay.priorities import Updated
 from tdreplay.schema import Schema
 from tdreplay.system_fields import DRAWN_NAMES, PRIORITY, PROBABILITY
 from tdreplay.table_config import TableConfig
+from tdreplay.table_description import TableDescription
 from tdreplay_server.checkpoints.checkpoint import write_checkpoint
 from tdreplay_server.durability.data_directory import CHECKPOINTS
 from tdreplay_server.durability.insert import Insert
@@ -29,6 +30,7 @@ from tdreplay_server.storage.ring import RowIds, Slots
 from tdreplay_server.storage.rows import Inserts
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.system.interrupts import lets_go
+from tdreplay_server.tables.description import described
 from tdreplay_server.tables.draws import DrawnRows, Generators
 from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import AT_ONCE, Wait, check_limiter
@@ -185,7 +187,9 @@ class Table:
             FailedPreconditionError: uniform batches are asked of a table from which rows leave.
         """
         if self._sampling.is_unlimited:
-            return Drawn(self.select_random(query, generators(batches)), ())
+            selection = self.select_random(query, generators(batches))
+            self._sampling.rows_drawn.add(selection.rows)
+            return Drawn(selection, ())
         return self._sampling.leased(query.rows, batches, wait, lambda count: self.select_random(query, generators(count)))
 
     @lets_go
@@ -287,6 +291,11 @@ class Table:
     def state(self) -> State:
         """The table's state, all of it at the same moment."""
         return self._row_log.state()
+
+    @lets_go
+    def describe(self) -> TableDescription:
+        """As `tdreplay.api.BaseReplayBuffer.describe`."""
+        return described(self._row_log, self._sampling)
 
     @property
     def config(self) -> TableConfig:

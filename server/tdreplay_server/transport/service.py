@@ -12,10 +12,11 @@ import numpy as np
 
 from tdreplay.api import EpochQuery
 from tdreplay.block import Block, Bytes, checked_places, decode
+from tdreplay.description_messages import description_to_message
 from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, SchemaError, TableChangedError, TableNotFoundError
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, check_choice, check_number, check_whole
 from tdreplay.memory import Rows
-from tdreplay.messages import durability_to_message, schema_to_message
+from tdreplay.messages import durability_to_message
 from tdreplay.priorities import checked_priorities
 from tdreplay.samplers import Uniform
 from tdreplay.schema import Schema
@@ -130,19 +131,7 @@ class ReplayBufferService:
         return pb.UpdatePrioritiesResponse(**updated(self._tables[request.head.table], request.head.update)._asdict())
 
     def Describe(self, request: Request, call: Call) -> pb.DescribeResponse:
-        table = self._tables[request.head.table]
-        state = table.state()
-        return pb.DescribeResponse(
-            buffer_size=state.buffer_size,
-            size=state.size,
-            pointer=state.pointer,
-            write_count=state.write_count,
-            storing_device=str(state.storing_device),
-            schema=None if state.schema is None else schema_to_message(state.schema),
-            durability=durability_to_message(state.durability),
-            insert_count=state.insert_count,
-            generation_id=table.generation_id,
-        )
+        return description_to_message(self._tables[request.head.table].describe())
 
     def Checkpoint(self, request: Request, call: Call) -> Iterator[pb.CheckpointResponse]:
         return checkpointed(self._tables[request.head.table], request.head.name)

@@ -32,7 +32,7 @@ class TableDescription(State):
     Attributes:
         config: What the table was made with, with the capacity that it has now.
         generation_id: Another text after a reset, a rewind or a drop: row ids of an older one may be other rows now.
-        available: The rows that can be drawn now: those that were not drawn `max_times_sampled` times, and are not with a learner.
+        available: How many rows batches can take now: a row that may be drawn n more times counts n times. Without `max_times_sampled`: `size`.
         leased: The rows of batches that were sent to learners, and not taken yet.
         sample_count: The rows that learners have taken in random batches: since the table was empty, where a rate limiter or `max_times_sampled`
             counts them, else since the server started.

@@ -953,7 +953,7 @@ class DescribeResponse(google.protobuf.message.Message):
     generation_id: builtins.str
     """Another one after a reset, a rewind or a drop: row ids of an older one may be other rows now."""
     available: builtins.int
-    """The rows that can be drawn now: those that were not drawn `max_times_sampled` times, and are not with a learner."""
+    """How many rows batches can take now: a row that may be drawn n more times counts n times. Without `max_times_sampled`: the rows stored."""
     leased: builtins.int
     """The rows of batches that were sent to learners, and not taken yet."""
     sample_count: builtins.int

@@ -163,9 +163,8 @@ class RowLog:
     def advance(self, oldest: int) -> None:
         """Takes the rows below `oldest` out of the ring, because they were drawn often enough. Whoever draws rows knows that after a restart, too."""
         with self._inserts.alone(), self._lock.write():
-            self._check_not_closed()
             ring = self.ring
-            if oldest > ring.oldest:
+            if oldest > ring.oldest and not self._closed:
                 self.storage.ring = replace(ring, oldest=min(oldest, ring.write_count))
                 self._told.tell(self.ring)
 

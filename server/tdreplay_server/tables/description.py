@@ -15,6 +15,7 @@ def described(log: RowLog, sampling: Sampling) -> TableDescription:
     Raises:
         StorageError, TableNotFoundError, ClosedError: as `RowLog.check_open`.
     """
+    counts = sampling.consumption
     inserted, drawn = sampling.rows_inserted, sampling.rows_drawn
     with log.shared:
         state = log.state_now()
@@ -23,7 +24,8 @@ def described(log: RowLog, sampling: Sampling) -> TableDescription:
             **vars(state),
             config=log.config,
             generation_id=log.generation_id,
-            available=state.size,
+            available=state.size if counts is None else counts.available,
+            leased=0 if counts is None else counts.leased,
             sample_count=drawn.total if sampling.is_unlimited else sampling.limiter.rows_taken,
             updated=sampling.updated.updated,
             stale=sampling.updated.stale,

@@ -53,19 +53,25 @@ class DrawnRows:
     Attributes:
         size: The number of rows among which was drawn.
         min_probability: The smallest probability above 0 that a row had.
+        moment: What the ids mean: as `Consumption.moment`.
 
     Args:
         draw: Draws them.
         rows: The number of rows of each batch.
         generators: One for each batch.
         ring: The live rows, of which there is at least one.
+        moment: What the ids mean.
     """
 
-    def __init__(self, draw: DrawRows, rows: int, generators: Sequence[np.random.Generator], ring: Ring) -> None:
+    def __init__(self, draw: DrawRows, rows: int, generators: Sequence[np.random.Generator], ring: Ring, moment: int = 0) -> None:
         self._draw, self._rows, self._generators, self._oldest = draw, rows, generators, ring.oldest
         drawn = draw(rows, generators, ring)
         self._ids, self._probabilities, self._priorities = drawn.ids, drawn.probabilities, drawn.priorities
-        self.size, self.min_probability = drawn.size, drawn.min_probability
+        self.size, self.min_probability, self.moment = drawn.size, drawn.min_probability, moment
+
+    def batch(self, number: int) -> RowIds:
+        """The ids of the rows of one batch, in order."""
+        return self._ids[number * self._rows : (number + 1) * self._rows]
 
     def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
         """The ids of the rows from start to stop, counted over all batches. All of them are live in `ring`."""

@@ -1,16 +1,21 @@
-"""How the batches of a table are drawn: its sampler and its rate limiter, and what both have to know of its rows."""
+"""How the batches of a table are drawn: its sampler, its rate limiter and what counts draws, and what they have to know of its rows."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from tdreplay.errors import FailedPreconditionError
 from tdreplay.priorities import Updated
 from tdreplay.table_config import TableConfig
 from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.durability.slot_state import Kept, SlotState
-from tdreplay_server.storage.ring import Ring
-from tdreplay_server.tables.draws import DrawRows
+from tdreplay_server.storage.ring import Ring, RowIds
+from tdreplay_server.tables.consumption import Consumption, TooFewDrawsError
+from tdreplay_server.tables.draws import DrawnRows
 from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import Reserved, Supply, UnlimitedLimiter, Wait, made_limiter
 from tdreplay_server.tables.rates import RowRate
@@ -21,10 +26,11 @@ __all__ = ["Sampling"]
 
 
 class Sampling:
-    """The sampler and the rate limiter of one table, as a `RowListener`.
+    """The sampler and the rate limiter of one table, and its limit of draws, as a `RowListener`.
 
     Attributes:
         sampler: Chooses the rows.
+        consumption: Counts how often each row is drawn; None: it may be drawn any number of times.
         limiter: Decides who waits.
         updated: What became of all updates of priorities.
         rows_inserted: The rows that were inserted.
@@ -33,39 +39,85 @@ class Sampling:
 
     Args:
         config: What the table is made with.
-        ring: The live rows of now. It takes no lock.
+        log: The rows.
     """
 
-    def __init__(self, config: TableConfig, ring: Callable[[], Ring]) -> None:
-        self.sampler, self.limiter = made_sampler(config.sampler), made_limiter(config, lambda: Supply.of(ring()))
+    def __init__(self, config: TableConfig, log: Callable[[], RowLog]) -> None:
+        self._log = log
+        self.sampler = made_sampler(config.sampler)
+        self.consumption = Consumption(self.sampler, config.max_times_sampled) if config.is_consuming else None
+        supply = Supply.of if self.consumption is None else self.consumption.supply
+        self.limiter = made_limiter(config, lambda: supply(log().ring))
         self.updated = Updated(0, 0)
         self.rows_inserted, self.rows_drawn = RowRate(), RowRate()
         self._uniform, self._counting = UniformSampler(), threading.Lock()
-        self.kept = Kept(tuple(self.sampler.columns), (*self.sampler.values, *self.limiter.values))
+        self._counts = () if self.consumption is None else (self.consumption,)
+        columns = [column for part in (self.sampler, *self._counts) for column in part.columns]
+        self.kept = Kept(tuple(columns), (*self.sampler.values, *self.limiter.values))
 
     @property
     def is_unlimited(self) -> bool:
         """Whether nobody waits, and nobody counts what is drawn."""
         return isinstance(self.limiter, UnlimitedLimiter)
 
-    def draw_of(self, query: BatchQuery) -> DrawRows:
-        """What draws the rows of a query."""
-        return self._uniform.draw if query.uniform else self.sampler.draw
+    def drawn(self, query: BatchQuery, generators: Sequence[np.random.Generator], ring: Ring) -> DrawnRows:
+        """The rows of random batches, one batch for each generator. To be called under the table's shared lock.
 
-    def leased(self, rows: int, batches: int, wait: Wait, select: Callable[[int], Selection]) -> Drawn:
+        Raises:
+            FailedPreconditionError: uniform batches are asked of a table whose rows leave when they were drawn.
+            TooFewDrawsError: the rows cannot be drawn so often.
+        """
+        if self.consumption is None:
+            return DrawnRows(self._uniform.draw if query.uniform else self.sampler.draw, query.rows, generators, ring)
+        if query.uniform:
+            raise FailedPreconditionError("uniform batches cannot be had of this table: its max_times_sampled counts every draw")
+        return DrawnRows(self.consumption.draw, query.rows, generators, ring, self.consumption.moment)
+
+    def leased(self, rows: int, batches: int, wait: Wait, select: Callable[[int], tuple[Selection, DrawnRows]]) -> Drawn:
         """As many batches of `rows` rows as the limiter lets through, one at least and `batches` at most, each with its lease.
 
         Args:
             rows: The number of rows of a batch.
             batches: How many batches.
             wait: How long it may wait.
-            select: Draws so many batches.
+            select: Draws so many batches: what is to be read, and its rows.
 
         Raises:
             RateLimitedError: none can be drawn within the time.
         """
-        with self.limiter.sampling(rows, batches, wait) as reserved:
-            return Drawn(select(reserved.batches), [_Lease(self, reserved) for _ in range(reserved.batches)])
+        while True:
+            try:
+                with self.limiter.sampling(rows, batches, wait) as reserved:
+                    selection, drawn = select(reserved.batches)
+                    return Drawn(selection, [_Lease(self, reserved, drawn, number) for number in range(reserved.batches)])
+            except TooFewDrawsError:  # Rows were overwritten since the limiter looked: it waits for others.
+                continue
+
+    def taken(self, reserved: Reserved, ids: RowIds, moment: int) -> None:
+        """A learner took a batch with these rows. Those that were drawn often enough leave."""
+        log, front = self._log(), 0
+        with log.shared:
+            if self.consumption is not None:
+                self.consumption.taken(ids, moment)
+                front = self.consumption.front(log.ring)
+            self.limiter.taken(reserved)
+        self.rows_drawn.add(reserved.rows)
+        self.advance(front)
+
+    def advance(self, front: int) -> None:
+        """Takes the rows below `front` out of the ring: they have left."""
+        log = self._log()
+        if front > log.ring.oldest:
+            log.advance(front)
+        self.limiter.changed()
+
+    def give_back(self, reserved: Reserved, ids: RowIds, moment: int) -> None:
+        """Nobody took a batch with these rows."""
+        with self._log().shared:
+            if self.consumption is not None:
+                self.consumption.give_back(ids, moment)
+            self.limiter.given_back(reserved)
+        self.limiter.changed()
 
     def counted(self, updated: Updated) -> Updated:
         """The same, after it was counted."""
@@ -76,37 +128,41 @@ class Sampling:
     def opened(self, state: SlotState, ring: Ring) -> None:
         """As `RowListener.opened`."""
         self.sampler.opened(state, ring.buffer_size)
-        self.limiter.opened(state, ring)
+        for part in (*self._counts, self.limiter):
+            part.opened(state, ring)
 
     def emptied(self, ring: Ring) -> None:
         """As `RowListener.emptied`."""
-        self.limiter.emptied(ring)
+        for part in (*self._counts, self.limiter):
+            part.emptied(ring)
 
     def written(self, ids: range, priorities: Priorities | None) -> None:
         """As `RowListener.written`."""
-        self.sampler.written(ids, priorities)
+        for part in (self.sampler, *self._counts):
+            part.written(ids, priorities)
         self.rows_inserted.add(len(ids))
 
     def inserted(self, ids: range) -> None:
         """As `RowListener.inserted`."""
-        self.sampler.inserted(ids)
+        for part in (self.sampler, *self._counts):
+            part.inserted(ids)
         self.limiter.changed()
 
     def evicted(self, ids: range) -> None:
         """As `RowListener.evicted`."""
-        self.sampler.evicted(ids)
+        for part in (self.sampler, *self._counts):
+            part.evicted(ids)
         self.limiter.changed()
 
 
 class _Lease:
-    """The lease of one of the batches that were reserved."""
+    """The lease of one of the batches that were reserved together. Rows that were overwritten before they were read have others in their place."""
 
-    def __init__(self, sampling: Sampling, reserved: Reserved) -> None:
-        self._sampling, self._reserved = sampling, reserved
+    def __init__(self, sampling: Sampling, reserved: Reserved, drawn: DrawnRows, number: int) -> None:
+        self._sampling, self._reserved, self._drawn, self._number = sampling, reserved, drawn, number
 
     def taken(self) -> None:
-        self._sampling.limiter.taken(self._reserved)
-        self._sampling.rows_drawn.add(self._reserved.rows)
+        self._sampling.taken(self._reserved, self._drawn.batch(self._number), self._drawn.moment)
 
     def give_back(self) -> None:
-        self._sampling.limiter.given_back(self._reserved)
+        self._sampling.give_back(self._reserved, self._drawn.batch(self._number), self._drawn.moment)

@@ -61,12 +61,14 @@ class Table:
         on_failure: Callable[[StorageError], object] | None = None,
     ) -> None:
         check_limiter(config)
-        self._sampling = Sampling(config, lambda: self._row_log.ring)
+        self._sampling = Sampling(config, lambda: self._row_log)
         self._has_priorities = config.sampler.has_priorities
         self._generator = np.random.default_rng()  # Its methods lock it: readers may share it.
         self._checkpointing = threading.Lock()
         self._checkpoints = checkpoints or (None if directory is None else directory / CHECKPOINTS)
         self._row_log = RowLog(config, self._sampling, directory=directory, durability=durability, on_failure=on_failure)
+        if self._sampling.consumption is not None:
+            self._sampling.advance(self._sampling.consumption.front(self._row_log.ring))  # A kill may have left rows in the ring that have left.
 
     def let_go(self) -> None:
         """Sees to it that nobody waits for this thread, which was interrupted."""
@@ -163,7 +165,7 @@ class Table:
             FieldNotFoundError: a field is not there.
         """
         with self._row_log.shared:
-            return self._drawn_format(query)
+            return self._drawn_format(query, self._format(query.fields, or_empty=self.counts_draws))
 
     def unseeded(self, batches: int) -> Sequence[np.random.Generator]:
         """The generators of so many random batches that nobody wants to draw again."""
@@ -190,19 +192,21 @@ class Table:
             selection = self.select_random(query, generators(batches))
             self._sampling.rows_drawn.add(selection.rows)
             return Drawn(selection, ())
-        return self._sampling.leased(query.rows, batches, wait, lambda count: self.select_random(query, generators(count)))
+        return self._sampling.leased(query.rows, batches, wait, lambda count: self._drawn(query, generators(count)))
 
     @lets_go
     def select_random(self, query: BatchQuery, generators: Sequence[np.random.Generator]) -> Selection:
-        """Random batches, one after the other, each drawn with a generator of its own. As `draw`, but it does not wait."""
-        draw = self._sampling.draw_of(query)
-        with self._row_log.shared:
-            found = self._drawn_format(query)
-            drawn = DrawnRows(draw, query.rows, generators, self._row_log.ring)
-            return self._selection(found, query.rows * len(generators), drawn)
+        """Random batches, one after the other, each drawn with a generator of its own, of a table in which nobody waits."""
+        return self._drawn(query, generators)[0]
 
-    def _drawn_format(self, query: BatchQuery) -> RowFormat:
-        found = self._format(query.fields)
+    @lets_go
+    def _drawn(self, query: BatchQuery, generators: Sequence[np.random.Generator]) -> tuple[Selection, DrawnRows]:
+        with self._row_log.shared:
+            found = self._drawn_format(query, self._format(query.fields))
+            drawn = self._sampling.drawn(query, generators, self._row_log.ring)
+            return self._selection(found, query.rows * len(generators), drawn), drawn
+
+    def _drawn_format(self, query: BatchQuery, found: RowFormat) -> RowFormat:
         if query.described and query.fields is None and self._has_priorities:
             return replace(found, fields=(*found.fields, PROBABILITY, PRIORITY))
         return found
@@ -246,10 +250,11 @@ class Table:
             none = self._selection(self._format(query.fields), 0, RowsInSlots.listed(np.empty(0, np.int64)))
         return (replace(none, rows=len(slots), chosen=RowsInSlots.listed(slots)) for slots in epoch_orders(query, ring))
 
-    def _format(self, fields: Sequence[str] | None) -> RowFormat:
+    def _format(self, fields: Sequence[str] | None, *, or_empty: bool = False) -> RowFormat:
+        """What is read of each row. `or_empty`: it is known where rows have been there as well."""
         self._row_log.check_open()
         schema = self._row_log.schema
-        if schema is None or not self._row_log.ring.size:
+        if schema is None or not (self._row_log.ring.size or or_empty):
             raise EmptyTableError("the table is empty: there is no row to sample yet")
         return RowFormat(schema.select(fields), schema.row_shape, schema.dim_names)
 

@@ -190,7 +190,8 @@ def _insert(tables: Tables, name: str, head: Any, wait: Wait, block: Bytes, long
 def _without_priorities(block: Block, columns: dict[str, Rows]) -> tuple[Schema, Priorities]:
     """The schema of rows that come with their priorities, and these, which are taken out of `columns`."""
     schema = block.header.schema
-    if schema.fields_by_name.get(PRIORITY.name) != PRIORITY:
+    given = schema.fields_by_name.get(PRIORITY.name)
+    if given is None or (given.dtype, given.shape) != (PRIORITY.dtype, PRIORITY.shape):
         raise SchemaError(f"has_priorities: the block must have a field {PRIORITY.name!r}, {PRIORITY}")
     priorities = columns.pop(PRIORITY.name).view(np.float64)
     return schema.without((PRIORITY.name,)), checked_priorities(priorities, block.rows)

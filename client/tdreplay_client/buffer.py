@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch
 from google.protobuf.message import Message
 from tensordict import TensorDict
 
-from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
+from tdreplay.api import BaseReplayBuffer, Checkpoint, Progress, State
 from tdreplay.description_messages import description_from_message
 from tdreplay.devices import parse_device
-from tdreplay.errors import CodecError, InvalidArgumentError, TableExistsError
+from tdreplay.epochs import EpochPlan, EpochQuery
+from tdreplay.errors import CodecError, EmptyTableError, InvalidArgumentError, TableExistsError, UnimplementedError
 from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, MAX_INT64, check_batch_size, check_flag, check_seconds, check_whole
 from tdreplay.messages import state_from_message
 from tdreplay.metadata import Metadata
@@ -24,6 +25,7 @@ from tdreplay.table_description import TableDescription
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
+from tdreplay_client.reading.epochs import EpochStream, RemoteEpochs
 from tdreplay_client.reading.single_batches import Draw, SingleBatches
 from tdreplay_client.reading.stream import BatchStream
 from tdreplay_client.transport.connection import Connection
@@ -58,8 +60,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         seed: makes random batches, streams and shuffled epochs reproducible, as in `BaseReplayBuffer`.
         cast: whether `add`, `add_batch` and writers convert values of another dtype than the table's field; see `BaseReplayBuffer`.
 
-    When the connection is lost, calls, writers and streams wait for the server and go on by themselves. Each row is stored once, however often it had
-    to be sent. `reset`, `drop` and `checkpoint` are not repeated, and epochs cannot be continued.
+    When the connection is lost, calls, writers, streams and epochs wait for the server and go on by themselves. Each row is stored once, however
+    often it had to be sent. `reset`, `drop` and `checkpoint` are not repeated.
 
     A buffer can be pickled and copied. The copy has the same arguments, and opens a connection of its own at its first call. It creates no table, and
     begins its seed anew.
@@ -218,17 +220,18 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         finally:
             answers.close()
 
-    def _open_epochs(self, query: EpochQuery) -> Iterator[TensorDict]:
-        request: Any = pb.EpochRequest(
-            table=self._table,
-            batch_size=query.batch_size,
-            fields=query.fields,
-            n_epochs=query.n_epochs,
-            shuffle=query.shuffle,
-            seed=query.seed,
-            drop_last=query.drop_last,
-        )
-        return self._stream(request, READ_AHEAD)
+    def _open_epochs(self, query: EpochQuery, seed: int | None) -> RemoteEpochs:
+        plan = self._connection.retried(lambda budget: self._planned(query, seed, budget))
+        return RemoteEpochs(plan, partial(EpochStream, self._connection, self._transfer, READ_AHEAD, self._sharing))
+
+    def _planned(self, query: EpochQuery, seed: int | None, budget: RetryBudget) -> EpochPlan:
+        """Epochs over the rows that are stored now."""
+        table: pb.DescribeResponse = self._connection.unary("Describe", pb.DescribeRequest(table=self._table), budget)
+        if not table.generation_id:
+            raise UnimplementedError(f"server {self.address} is of an older version, whose epochs cannot go on")
+        if not table.size:
+            raise EmptyTableError("the table is empty: there is no row to read yet")
+        return EpochPlan.over(query, self._table, table.generation_id, range(table.write_count - table.size, table.write_count), seed)
 
     def stream(
         self,

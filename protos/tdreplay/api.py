@@ -17,7 +17,9 @@ from tensordict import TensorDict
 from typing_extensions import Self
 
 from tdreplay.devices import check_device
-from tdreplay.limits import check_batch_size, check_flag, check_whole
+from tdreplay.epochs import ON_OVERWRITE, EpochQuery, Epochs
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import check_batch_size, check_choice, check_flag, check_whole
 from tdreplay.metadata import Metadata
 from tdreplay.rows import Given, Row
 from tdreplay.seeds import derived_seed
@@ -25,7 +27,7 @@ from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
 from tdreplay.state import State
 from tdreplay.table_description import TableDescription
 
-__all__ = ["BaseReplayBuffer", "Checkpoint", "EpochQuery", "Progress", "State", "TableDescription"]
+__all__ = ["BaseReplayBuffer", "Checkpoint", "Progress", "State", "TableDescription"]
 
 Progress = Callable[[int, int], object]
 """Called with two numbers of bytes: those done so far, and the total."""
@@ -46,28 +48,6 @@ class Checkpoint:
     rows: int
     write_count: int
     bytes: int
-
-
-@dataclass(frozen=True)
-class EpochQuery:
-    """The arguments of `create_epoch_iterator`, checked on construction.
-
-    Raises:
-        InvalidArgumentError: batch_size, n_epochs or seed is out of its range.
-    """
-
-    batch_size: int
-    n_epochs: int = 1
-    shuffle: bool = False
-    seed: int | None = None
-    drop_last: bool = False
-    fields: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
-        check_whole(self.n_epochs, "n_epochs", 1)
-        if self.seed is not None:
-            check_whole(self.seed, "seed", 0)
 
 
 class BaseReplayBuffer(ABC):
@@ -189,8 +169,8 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def _open_epochs(self, query: EpochQuery) -> Iterator[TensorDict]:
-        """Iterates over the batches of `query`, of the rows that are stored now."""
+    def _open_epochs(self, query: EpochQuery, seed: int | None) -> Epochs:
+        """Iterates over the batches of `query`, of the rows that are stored now. `seed`: of their order; None: a random one."""
 
     @abstractmethod
     def _rewind(self, metadata: Metadata) -> None:
@@ -256,14 +236,16 @@ class BaseReplayBuffer(ABC):
         seed: SupportsIndex | None = None,
         drop_last: bool = False,
         fields: Fields | None = None,
-    ) -> Iterator[TensorDict]:
+    ) -> Epochs:
         """Iterates `n_epochs` times over the rows that are stored now. `get_next_batch` takes its batches from this iterator, too.
+
+        It is what `epochs` gives, for one learner, with ``on_overwrite="replace"``.
 
         Args:
             batch_size: rows per batch; the last batch of an epoch has the rest.
             n_epochs: how often each row comes, at least 1.
             shuffle: whether every epoch has a new random order. False: slot order.
-            seed: the same seed gives the same random orders for the same number of rows. None: the buffer's own seed, if it has one.
+            seed: as in `epochs`.
             drop_last: leaves out the last batch of an epoch if it is smaller than the others.
             fields: as in `sample_by_index_fields`; None: all of them.
 
@@ -274,11 +256,63 @@ class BaseReplayBuffer(ABC):
             InvalidArgumentError: an argument is out of its range.
             TableChangedError: (while iterating) the buffer was reset or rewound.
         """
-        size, epochs = check_batch_size(batch_size), check_whole(n_epochs, "n_epochs", 1)
+        made = self.epochs(batch_size, n_epochs, shuffle=shuffle, seed=seed, drop_last=drop_last, fields=fields, on_overwrite="replace")
+        self._iterator = made
+        return made
+
+    def epochs(
+        self,
+        batch_size: SupportsIndex,
+        n_epochs: SupportsIndex = 1,
+        *,
+        shuffle: bool = False,
+        seed: SupportsIndex | None = None,
+        drop_last: bool = False,
+        rank: SupportsIndex = 0,
+        world_size: SupportsIndex = 1,
+        fields: Fields | None = None,
+        on_overwrite: str = "skip",
+    ) -> Epochs:
+        """Iterates over the rows that are stored now, each once an epoch, alone or together with other learners, and can go on after a crash.
+
+        `state_dict` of the iterator says where it stands, and `load_state_dict` of another one goes on there: in another process, after the buffer
+        or its server was restarted, in the middle of an epoch. A remote iterator whose server is lost goes on by itself when it is back.
+
+        The learners are told apart by `rank`. Each makes its iterator with the same other arguments, and all of them while the same rows are stored.
+        Where that is not sure, one of them makes it, and the others load its `state_dict()`, with their own ``rank`` in it, before the first batch.
+        The learner of a rank gets the rows at the places rank, rank + world_size, ... of each epoch's order.
+
+        Args:
+            batch_size: rows per batch; the last batch of an epoch has the rest.
+            n_epochs: how often each row comes, at least 1.
+            shuffle: whether every epoch has a new random order. False: slot order.
+            seed: the same seed gives the same orders for the same number of rows: of their row ids, from the oldest on. None: the buffer's own
+                seed, if it has one; else a random one, which the token has. Several learners that shuffle need one.
+            drop_last: gives every learner the same number of batches, all of `batch_size` rows. The rows after them, fewer than world_size *
+                batch_size, are left out of the epoch. False: all rows come, and a learner may have one row, and so one batch, more than another.
+            rank: which learner this is, from 0 to world_size - 1.
+            world_size: the number of learners.
+            fields: as in `sample_by_index_fields`; None: all of them.
+            on_overwrite: what becomes of a row that was overwritten before its batch is read, or left the buffer. ``skip``: it is left out, and a
+                batch of which nothing is left, too. ``raise``: an error in place of its batch. ``replace``: the newer row of its slot comes. In
+                the first and the last case `overwritten` of the iterator counts it. No row is torn.
+
+        Raises:
+            EmptyTableError: there is no row.
+            InvalidArgumentError: an argument is out of its range.
+            OverwrittenError: (while iterating) a row was overwritten, and on_overwrite is raise.
+            TableChangedError: (while iterating) the buffer was reset or rewound.
+        """
+        size, number = check_batch_size(batch_size), check_whole(n_epochs, "n_epochs", 1)
         shuffled, whole = check_flag(shuffle, "shuffle"), check_flag(drop_last, "drop_last")
-        order = check_whole(seed, "seed", 0) if seed is not None else self._next_order() if shuffled else None
-        self._iterator = self._open_epochs(EpochQuery(size, epochs, shuffled, order, whole, as_fields(fields)))
-        return self._iterator
+        order = check_whole(seed, "seed", 0) if seed is not None else None
+        learners = check_whole(world_size, "world_size", 1)
+        learner, names = check_whole(rank, "rank", 0, learners - 1), as_fields(fields)
+        query = EpochQuery(size, number, shuffled, order, whole, names, learner, learners, check_choice(on_overwrite, "on_overwrite", ON_OVERWRITE))
+        own = self._next_order() if order is None and shuffled else order
+        if own is None and shuffled and learners > 1:
+            raise InvalidArgumentError(f"seed (None) must be given: {learners} learners (world_size) that shuffle must have the same orders")
+        return self._open_epochs(query, own)
 
     def get_next_batch(self, batch_size: SupportsIndex) -> TensorDict:
         """The next batch of the current epoch iterator, which has its own batch size; where there is none, a random batch.

@@ -30,6 +30,7 @@ __all__ = [
     "MessageTooLargeError",
     "MissingRowsError",
     "NoPrioritiesError",
+    "OverwrittenError",
     "RateLimitedError",
     "ReplayError",
     "ResourceExhaustedError",
@@ -43,6 +44,7 @@ __all__ = [
     "TableChangedError",
     "TableExistsError",
     "TableNotFoundError",
+    "TokenError",
     "UnauthorizedError",
     "UnimplementedError",
     "error_class",
@@ -85,6 +87,10 @@ class FieldNotFoundError(InvalidArgumentError, KeyError):
     """``fields`` names a field that the table does not have."""
 
 
+class TokenError(InvalidArgumentError):
+    """A token for ``load_state_dict`` is none, or is one of another table, or of an iterator with other arguments."""
+
+
 class SlotIndexError(ReplayError, IndexError):
     """An index names a slot that holds no live row."""
 
@@ -120,7 +126,11 @@ class EmptyTableError(FailedPreconditionError):
 
 
 class MissingRowsError(FailedPreconditionError):
-    """``load`` needs rows that are not stored, or no longer."""
+    """Rows are needed that are not stored, or no longer: by ``load``, or by epochs."""
+
+
+class OverwrittenError(MissingRowsError):
+    """A row that was to come is not stored any more."""
 
 
 class NoPrioritiesError(FailedPreconditionError):

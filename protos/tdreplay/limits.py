@@ -175,6 +175,8 @@ def shown(value: object, most: int = 80) -> str:
         text = repr(value)
     except ValueError:  # Python refuses to write integers of thousands of digits.
         text = f"{type(value).__name__} of too many digits"
+    except RecursionError:
+        text = f"{type(value).__name__} of too many levels"
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
-from tdreplay.api import BaseReplayBuffer, Checkpoint, EpochQuery, Progress, State
-from tdreplay.columns import drawn_columns, to_tensordict
+from tdreplay.api import BaseReplayBuffer, Checkpoint, Progress, State
+from tdreplay.columns import drawn_columns
 from tdreplay.copying import OfOneProcess
 from tdreplay.devices import parse_device
+from tdreplay.epochs import EpochQuery, Epochs
 from tdreplay.errors import EmptyTableError, StorageError, TableChangedError
 from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_flag
 from tdreplay.metadata import Metadata
@@ -28,11 +29,13 @@ from tdreplay.samplers import Sampler
 from tdreplay.selecting import Slots
 from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
+from tdreplay_server.tables.batches import as_batch
 from tdreplay_server.tables.draws import DrawnRows, generators_of
 from tdreplay_server.tables.leases import Drawn, SentBatches
 from tdreplay_server.tables.limiters import Wait
 from tdreplay_server.tables.selection import BatchQuery, Selection
 from tdreplay_server.tables.table import Table
+from tdreplay_server.tables.table_epochs import TableEpochs
 
 __all__ = ["ReplayBuffer"]
 
@@ -148,16 +151,16 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     def sample_all(self) -> TensorDict:
         return self._take(self._table.select_all())
 
-    def _open_epochs(self, query: EpochQuery) -> Iterator[TensorDict]:
-        return map(self._take, self._table.select_epochs(query))
+    def _open_epochs(self, query: EpochQuery, seed: int | None) -> Epochs:
+        table = self._table
+        return TableEpochs(table, table.plan_epochs(query, seed), self._owner, self._device)
 
     def _take(self, selection: Selection) -> TensorDict:
         """The selected rows as a TensorDict on `device`, in memory of its own."""
         columns = self._table.take(selection)
         if isinstance(selection.chosen, DrawnRows) and selection.is_described:
             columns |= drawn_columns(selection.rows, selection.chosen.size, selection.chosen.min_probability)
-        columns = {name: column.to(self._device) for name, column in columns.items()}
-        return to_tensordict(columns, (selection.rows, *selection.format.row_shape), self._device, selection.format.dim_names)
+        return as_batch(columns, selection, self._device)
 
     @property
     def storing_device(self) -> torch.device:

@@ -34,7 +34,7 @@ def block(rows: int, *fields: Field, row_shape: tuple[int, ...] = ()) -> bytes:
 
 
 def describe(_request: pb.DescribeRequest, _context: grpc.ServicerContext) -> pb.DescribeResponse:
-    return pb.DescribeResponse(buffer_size=10, size=5, write_count=5, storing_device="cpu")
+    return pb.DescribeResponse(buffer_size=10, size=5, write_count=5, storing_device="cpu", generation_id="a")
 
 
 @contextmanager
@@ -89,6 +89,8 @@ WRONG_BATCHES: dict[str, list[dict[str, Any]]] = {
     "a later part first": [{"batch_rows": 4, "first_row": 2, "block": block(2)}],
     "another dtype": [{"batch_rows": 4, "block": block(2, A)}, {"batch_rows": 4, "first_row": 2, "block": block(2, Field("a", torch.float64, (2,)))}],
     "another shape": [{"batch_rows": 4, "block": block(2, A)}, {"batch_rows": 4, "first_row": 2, "block": block(2, Field("a", torch.float32, (9,)))}],
+    "a part that makes the batch larger": [{"batch_rows": 3, "block": block(2, A)}, {"batch_rows": 4, "first_row": 2, "block": block(2, A)}],
+    "a part after the end": [{"batch_rows": 4, "block": block(2, A)}, {"batch_rows": 1, "first_row": 2, "block": block(2, A)}],
     "no fields": [{"batch_rows": 4, "block": layout((), 4, ()).header}],
     "a parent that is a field": [{"batch_rows": 4, "block": block(4, A, Field("a.b", torch.float32, ()))}],
     "empty names": [{"batch_rows": 4, "block": block(4, Field("..", torch.float32, ()))}],

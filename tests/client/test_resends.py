@@ -12,7 +12,7 @@ from restarts import Phoenix, add_until_stored, give_again, small, stored, wait_
 from tensordict import TensorDict
 
 from conftest import freeze, numbers, rows, thaw
-from tdreplay.errors import ClosedError, DeadlineError, EmptyTableError, ReplayError, SchemaError, ServerUnavailableError
+from tdreplay.errors import ClosedError, DeadlineError, EmptyTableError, ReplayError, SchemaError, ServerUnavailableError, TableChangedError
 from tdreplay.rows import given_rows
 from tdreplay.schema import Schema
 from tdreplay_client import RemoteReplayBuffer, ReplayDataset
@@ -297,12 +297,27 @@ def test_a_stream_over_a_table_that_came_back_empty_says_so(phoenix, open_buffer
         list(batches)
 
 
-def test_an_epoch_does_not_go_on_over_another_server(phoenix, buffer):
+@pytest.mark.parametrize("begin", ["epochs", "create_epoch_iterator"])
+def test_epochs_go_on_where_they_stood_when_the_server_is_back(phoenix, buffer, begin):
     buffer.add_batch(rows(1000))
-    batches = buffer.create_epoch_iterator(1)
+    batches = getattr(buffer, begin)(7, 2, shuffle=True)
+    taken = [numbers(next(batches)) for _ in range(30)]
+    starting = phoenix.restart_meanwhile()
+    taken += map(numbers, batches)
+    starting.join()
+    for epoch in (taken[:143], taken[143:]):
+        assert sorted(number for batch in epoch for number in batch) == list(range(1000))
+
+
+def test_epochs_over_a_table_that_was_reset_meanwhile_say_so(phoenix, buffer):
+    buffer.add_batch(rows(1000))
+    batches = buffer.epochs(1)
     next(batches)
     phoenix.restart()
-    with pytest.raises(ServerUnavailableError, match=phoenix.address):
+    with RemoteReplayBuffer(phoenix.address, table=buffer.table) as other:
+        other.reset()
+        other.add_batch(rows(1000))
+    with pytest.raises(TableChangedError):
         list(batches)
 
 

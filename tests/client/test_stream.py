@@ -16,7 +16,6 @@ from tensordict import TensorDict
 from children import server_process
 from conftest import freeze, numbers, rows, thaw
 from tdreplay.errors import (
-    CancelledError,
     ClosedError,
     DeadlineError,
     EmptyTableError,
@@ -211,20 +210,19 @@ def test_a_stream_that_is_closed_while_another_thread_waits_stays_closed():
                 next(batches)
 
 
-def test_an_interrupted_stream_goes_on_and_an_interrupted_epoch_says_so(buffer):
+@pytest.mark.parametrize("kind", ["stream", "epochs"])
+def test_an_interrupted_stream_goes_on_where_it_was(buffer, kind):
     buffer.add_batch(rows(10))
-    for batches, next_one in [(buffer.stream(4), None), (buffer.create_epoch_iterator(1, 100_000), CancelledError)]:
-        interrupted = 0
-        with interrupting(type(batches).__next__.__code__, 0.002, 1) as hits:
-            while not interrupted:
-                try:
-                    next(batches)
-                except KeyboardInterrupt:
-                    interrupted = hits[0]
-        if next_one is None:
-            assert len(next(batches)) == 4
-        else:
-            with pytest.raises(next_one, match="interrupted"):
-                next(batches)
-            assert not list(batches)
-        batches.close()
+    batches = buffer.stream(4, seed=1) if kind == "stream" else buffer.epochs(1, 100_000)
+    expected = buffer.stream(4, seed=1) if kind == "stream" else buffer.epochs(1, 100_000)
+    interrupted, taken = 0, []
+    with interrupting(type(batches).__next__.__code__, 0.002, 1) as hits:
+        while not interrupted:
+            try:
+                taken.append(next(batches))
+            except KeyboardInterrupt:
+                interrupted = hits[0]
+    taken += [next(batches) for _ in range(20)]
+    assert [numbers(batch) for batch in taken] == [numbers(next(expected)) for _ in taken]
+    batches.close()
+    expected.close()

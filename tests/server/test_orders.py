@@ -1,33 +1,34 @@
-"""Random orders: every position once, no order the same, and each the same for its seed."""
+"""Random orders: every number once, no order the same, and each the same for its seed and number."""
 
 from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from tdreplay.api import EpochQuery
-from tdreplay_server.storage.ring import Ring
-from tdreplay_server.tables.orders import LISTED, random_order
-from tdreplay_server.tables.selection import epoch_orders
+from tdreplay_server.tables.orders import RandomOrder
 
-SIZES = (1, 2, 1000, LISTED, LISTED + 1, 3 * LISTED + 7, 4 * LISTED, 4 * LISTED + 1)
+SIZES = (1, 2, 3, 17, 1000, 1 << 20, (1 << 20) + 1, (3 << 20) + 7, 1 << 22, (1 << 22) + 1)
 
 
-def order(size: int, seed: int) -> np.ndarray:
-    drawn = random_order(size, np.random.default_rng(seed))
-    return np.concatenate([drawn(start, min(start + 50_000, size)) for start in range(0, size, 50_000)])
+def order(size: int, seed: int, number: int = 0) -> np.ndarray:
+    return RandomOrder.keyed(size, seed, number).at(np.arange(size))
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_position_comes_once_in_an_order_of_its_seed(size):
+def test_every_number_comes_once_in_an_order_of_its_seed_and_number(size):
     found = order(size, 1)
     assert np.array_equal(np.sort(found), np.arange(size))
-    if size > 2:
+    if size > 16:
         assert not np.array_equal(found, order(size, 2))
+        assert not np.array_equal(found, order(size, 1, 1))
     assert np.array_equal(found, order(size, 1))
 
 
-@pytest.mark.parametrize("size", [LISTED, LISTED + 1, 3 * LISTED + 7])
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, (3 << 20) + 7])
 def test_an_order_looks_random(size):
     found = order(size, 3).astype(float)
     assert abs(np.corrcoef(found, np.arange(size))[0, 1]) < 0.01
@@ -38,20 +39,30 @@ def test_an_order_looks_random(size):
     assert 0.7 < np.mean(np.abs(np.diff(found)) > size / 10) < 0.9  # 0.81 of random pairs.
 
 
-def test_an_order_of_more_positions_than_any_memory_holds():
-    drawn = random_order(1 << 61, np.random.default_rng(0))
-    found = drawn((1 << 60) - 500, (1 << 60) + 500)
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_the_orders_of_few_rows_are_all_about_as_frequent(size):
+    counts = Counter(tuple(order(size, seed)) for seed in range(6000))
+    all_orders = list(itertools.permutations(range(size)))
+    expected = 6000 / len(all_orders)
+    assert len(counts) == len(all_orders)
+    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 2 * len(all_orders) + 25
+
+
+def test_an_order_of_more_numbers_than_any_memory_holds():
+    drawn = RandomOrder.keyed(1 << 61, 0, 0)
+    middle = 1 << 60
+    found = drawn.at(np.arange(middle - 500, middle + 500))
     assert len(set(found.tolist())) == 1000
     assert found.min() >= 0
     assert found.max() < 1 << 61
-    assert np.array_equal(found[500:], drawn(1 << 60, (1 << 60) + 500))
+    assert np.array_equal(found[500:], drawn.at(np.arange(middle, middle + 500)))
 
 
-@pytest.mark.parametrize("size", [7, LISTED + 5])
-@pytest.mark.parametrize("batch_size", [3, 40_000])
-def test_the_batches_of_an_epoch_hold_every_row_once(size, batch_size):
-    batches = list(epoch_orders(EpochQuery(batch_size, 1, shuffle=True, seed=5), Ring(size + 2, 4, size + 4)))
-    assert {len(batch) for batch in batches[:-1]} <= {batch_size}
-    assert len(batches) == -(-size // batch_size)
-    live = np.arange(4, size + 4) % (size + 2)
-    assert np.array_equal(np.sort(np.concatenate(batches)), np.sort(live))
+def test_an_order_of_many_numbers_starts_as_soon_as_one_of_few():
+    def seconds(size: int, seed: int) -> float:
+        start = time.perf_counter()
+        RandomOrder.keyed(size, seed, 0).at(np.arange(4096))
+        return time.perf_counter() - start
+
+    few, many = (np.median([seconds(size, seed) for seed in range(200)]) for size in (10**4, 10**7))
+    assert many < 1.5 * few

@@ -5,7 +5,6 @@ It is checked and not run. The lines that are wrong on purpose carry the error t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import assert_type
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint, State
+from tdreplay.epochs import Epochs
 from tdreplay.errors import DeadlineError, EmptyTableError, ReplayError, SchemaError, ServerUnavailableError
 from tdreplay_client import BatchStream, RemoteReplayBuffer, ReplayDataset, Writer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, ServerProcess, spawn_server
@@ -28,7 +28,7 @@ def train(buffer: BaseReplayBuffer, model: torch.nn.Module) -> None:
     buffer.add_batch({"obs": np.zeros((2, 4)), "next": {"obs": np.zeros((2, 4))}, "reward": [0.5, 1.0]})
     batch = assert_type(buffer.sample_batch(256), TensorDict)
     model(batch["obs"].float()).mean().backward()
-    for batch in assert_type(buffer.create_epoch_iterator(64, n_epochs=2, shuffle=True, seed=1, drop_last=True), Iterator[TensorDict]):
+    for batch in assert_type(buffer.create_epoch_iterator(64, n_epochs=2, shuffle=True, seed=1, drop_last=True), Epochs):
         model(batch["obs"])
     steps = assert_type(buffer.get_steps_and_iterator(n_epochs=2, max_iter=0, batch_size=64), int)
     for _ in range(steps):

@@ -41,16 +41,23 @@ def assemble(
     """
     for message in messages:
         head, block = _decoded(message, message_type, loans)
-        if head.batch_rows not in sizes:
-            raise CodecError(f"a batch of {head.batch_rows} rows came, and {_shown(sizes)} were asked for")
+        if block is None:
+            continue
+        _check_size(head, sizes)
         columns, batch_size, names = block.columns, (head.batch_rows, *block.batch_shape[1:]), block.header.dim_names
         lent = loans if loans is not None and transfer.on_host and head.HasField("slot") else None
         if head.first_row == 0 and block.rows and block.rows % head.batch_rows == 0:
             parts = _parts(columns, block.rows // head.batch_rows, head.batch_rows)
-            yield from (replace(transfer.bring(part, batch_size, names), segment=0 if lent is None else head.slot, loans=lent) for part in parts)
+            segment = 0 if lent is None else head.slot
+            for number, part in enumerate(parts):
+                yield replace(transfer.bring(part, batch_size, names), segment=segment, loans=lent, head=head, number=number)
+                del part
             del parts
         else:
-            yield transfer.bring(_joined(head, columns, messages, message_type, transfer), batch_size, names)
+            joined, last = _joined(head, columns, messages, message_type, transfer)
+            _check_size(last, sizes)
+            yield replace(transfer.bring(joined, (last.batch_rows, *batch_size[1:]), names), head=last)
+            del joined
         del message, block, columns  # While the next message is awaited, this one's memory is its batches' alone.
 
 
@@ -62,31 +69,39 @@ def _parts(columns: Columns, count: int, rows: int) -> Iterator[Columns]:
     return ({name: views[n] for name, views in parts.items()} for n in range(count))
 
 
-def _decoded(message: bytes, message_type: type[Message], loans: SegmentLoans | None) -> tuple[Any, Block]:
-    """The fields of a message, and its block."""
+def _decoded(message: bytes, message_type: type[Message], loans: SegmentLoans | None) -> tuple[Any, Block | None]:
+    """The fields of a message, and its block; None where it only says how far an epoch is that leaves out many rows."""
     head: Any
     head, memory = split(message, message_type)
+    if not head.batch_rows and not len(memory) and getattr(head, "progress", None):
+        return head, None
     shared = loans is not None and head.HasField("slot")
     block = decode(loans.borrow(head.slot), longer=True) if loans is not None and shared else decode(memory)
     block.header.check_fields()
     return head, block
 
 
+def _check_size(head: Any, sizes: range) -> None:
+    if head.batch_rows not in sizes:
+        raise CodecError(f"a batch of {head.batch_rows} rows came, and {_shown(sizes)} were asked for")
+
+
 def _shown(sizes: range) -> str:
     return f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
 
 
-def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer) -> Columns:
-    rows = head.batch_rows
-    columns = _memory(part, rows, transfer)
-    done = _place(columns, head, part, 0, rows)
-    while done < rows:
+def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer) -> tuple[Columns, Any]:
+    """A batch of several blocks, of which `part` is the first, and the fields of its last message. A later message may say that fewer rows come."""
+    columns = _memory(part, head.batch_rows, transfer)
+    done = _place(columns, head, part, 0, head.batch_rows)
+    while done < head.batch_rows:
         message = next(messages, None)
         if message is None:
-            raise CodecError(f"the stream ended after {done} of {rows} rows of a batch")
+            raise CodecError(f"the stream ended after {done} of {head.batch_rows} rows of a batch")
+        before = head.batch_rows
         head, block = _decoded(message, message_type, None)
-        done = _place(columns, head, block.columns, done, rows)
-    return columns
+        done = _place(columns, head, {} if block is None else block.columns, done, before)
+    return {name: column[:done] for name, column in columns.items()}, head
 
 
 def _memory(part: Columns, rows: int, transfer: DeviceTransfer) -> Columns:
@@ -98,10 +113,12 @@ def _memory(part: Columns, rows: int, transfer: DeviceTransfer) -> Columns:
 
 
 def _place(columns: Columns, head: Any, part: Columns, done: int, rows: int) -> int:
-    """Copies the rows of a block to their place, and gives the place of the next ones."""
-    count = min((len(column) for column in part.values()), default=0)
-    if head.first_row != done or head.batch_rows != rows or not 0 < count <= rows - done or _kinds(part) != _kinds(columns):
-        raise CodecError(f"a block of rows {head.first_row} to {head.first_row + count} of {head.batch_rows} came, {done} of {rows} was next")
+    """Copies the rows of a block to their place, and gives the place of the next ones. So many rows the batch had before this block."""
+    count, total = min((len(column) for column in part.values()), default=0), head.batch_rows
+    no_more = total == done < rows and not count  # The rest was overwritten.
+    fits = no_more or 0 < count <= total - done
+    if head.first_row != done or total > rows or not fits or _kinds(part) != _kinds(columns):
+        raise CodecError(f"a block of rows {head.first_row} to {head.first_row + count} of {total} came, {done} of {rows} was next")
     for name, column in part.items():
         copy_rows(column, columns[name][done : done + count])
     return done + count

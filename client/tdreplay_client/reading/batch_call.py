@@ -48,7 +48,7 @@ class BatchCall:
     def __init__(self, connection: Connection, query: Any, window: int, shared: bool, budget: RetryBudget) -> None:
         call, self._response = _CALLS[type(query)]
         self._request = type(query)
-        self._sizes = range(query.batch_size if call == "Sample" else 1, query.batch_size + 1)  # The last batch of an epoch may have fewer rows.
+        self._sizes = range(query.batch_size if call == "Sample" else 1, query.batch_size + 1)  # A batch of an epoch may have fewer rows.
         query.batches_per_message = max(1, window // 2)
         query.shared_slots = window + SPARE_SEGMENTS if shared else 0
         self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()

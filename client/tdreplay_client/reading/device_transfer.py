@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -24,12 +25,16 @@ class PendingBatch:
         copied: tells when the copy to CUDA is done; None where there is none.
         segment: the segment of shared memory in which the batch lies.
         loans: the memory of that segment; None where the batch lies in a message.
+        head: the fields of the message that completed the batch.
+        number: which batch of that message it is, from 0 up.
     """
 
     batch: TensorDict
     copied: torch.cuda.Event | None = None
     segment: int = 0
     loans: SegmentLoans | None = None
+    head: Any = None
+    number: int = 0
 
     def take(self) -> TensorDict:
         """The batch, in memory that nobody else uses: where it lies in a segment that cannot be spared while the batch lives, a copy.

@@ -65,6 +65,34 @@ DURABILITY_POWER: Durability.ValueType  # 4
 """The death of the server's process, and a loss of power."""
 global___Durability = Durability
 
+class _OnOverwrite:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _OnOverwriteEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_OnOverwrite.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ON_OVERWRITE_UNSPECIFIED: _OnOverwrite.ValueType  # 0
+    """As ON_OVERWRITE_REPLACE."""
+    ON_OVERWRITE_SKIP: _OnOverwrite.ValueType  # 1
+    """It is left out: its batch is smaller. A batch of which nothing is left is left out."""
+    ON_OVERWRITE_RAISE: _OnOverwrite.ValueType  # 2
+    """The call ends with FAILED_PRECONDITION, in place of the batch."""
+    ON_OVERWRITE_REPLACE: _OnOverwrite.ValueType  # 3
+    """The row that lies in its slot now comes in its place. Where there is none, as ON_OVERWRITE_SKIP."""
+
+class OnOverwrite(_OnOverwrite, metaclass=_OnOverwriteEnumTypeWrapper):
+    """What becomes of a row that is to come in an epoch, and is not stored any more."""
+
+ON_OVERWRITE_UNSPECIFIED: OnOverwrite.ValueType  # 0
+"""As ON_OVERWRITE_REPLACE."""
+ON_OVERWRITE_SKIP: OnOverwrite.ValueType  # 1
+"""It is left out: its batch is smaller. A batch of which nothing is left is left out."""
+ON_OVERWRITE_RAISE: OnOverwrite.ValueType  # 2
+"""The call ends with FAILED_PRECONDITION, in place of the batch."""
+ON_OVERWRITE_REPLACE: OnOverwrite.ValueType  # 3
+"""The row that lies in its slot now comes in its place. Where there is none, as ON_OVERWRITE_SKIP."""
+global___OnOverwrite = OnOverwrite
+
 @typing.final
 class FieldSpec(google.protobuf.message.Message):
     """One field of a table's rows."""
@@ -798,6 +826,14 @@ class EpochRequest(google.protobuf.message.Message):
     BATCHES_PER_MESSAGE_FIELD_NUMBER: builtins.int
     SHARED_SLOTS_FIELD_NUMBER: builtins.int
     RELEASED_SLOTS_FIELD_NUMBER: builtins.int
+    ON_OVERWRITE_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
+    WORLD_SIZE_FIELD_NUMBER: builtins.int
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    FIRST_ROW_ID_FIELD_NUMBER: builtins.int
+    END_ROW_ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -818,6 +854,26 @@ class EpochRequest(google.protobuf.message.Message):
     """Above 0: the client may be on the server's host, and would read batches from memory that it maps, in at most this many slots. The first response
     is then the server's offer, and the client grants no credit before it. First message only.
     """
+    on_overwrite: global___OnOverwrite.ValueType
+    """What becomes of a row of the window that is not stored any more when its batch is read. First message only."""
+    rank: builtins.int
+    """Which of the learners this is that share the rows: from 0 to `world_size` - 1. Learner r has the places r, r + world_size, ... of each epoch's
+    order. First message only.
+    """
+    world_size: builtins.int
+    """The number of learners that share the rows; 0 means 1. First message only."""
+    generation_id: builtins.str
+    """The generation of the table to which the window belongs, as Describe says it. The responses then have `progress`. Empty: the rows that are live
+    when the call opens are the window, and the two ids below are ignored. First message only.
+    """
+    first_row_id: builtins.int
+    """The window: the row ids `[first_row_id, end_row_id)`, at least one and at most `buffer_size` of them. First message only."""
+    end_row_id: builtins.int
+    """As above."""
+    epoch: builtins.int
+    """The epoch with which the call begins, from 0 to `n_epochs`. First message only."""
+    position: builtins.int
+    """The number of this learner's places of that epoch that are left out because they came before: a multiple of `batch_size`. First message only."""
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`. First message only."""
@@ -840,12 +896,46 @@ class EpochRequest(google.protobuf.message.Message):
         batches_per_message: builtins.int = ...,
         shared_slots: builtins.int = ...,
         released_slots: collections.abc.Iterable[builtins.int] | None = ...,
+        on_overwrite: global___OnOverwrite.ValueType = ...,
+        rank: builtins.int = ...,
+        world_size: builtins.int = ...,
+        generation_id: builtins.str = ...,
+        first_row_id: builtins.int = ...,
+        end_row_id: builtins.int = ...,
+        epoch: builtins.int = ...,
+        position: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "drop_last", b"drop_last", "fields", b"fields", "n_epochs", b"n_epochs", "released_slots", b"released_slots", "seed", b"seed", "shared_slots", b"shared_slots", "shuffle", b"shuffle", "table", b"table"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "drop_last", b"drop_last", "end_row_id", b"end_row_id", "epoch", b"epoch", "fields", b"fields", "first_row_id", b"first_row_id", "generation_id", b"generation_id", "n_epochs", b"n_epochs", "on_overwrite", b"on_overwrite", "position", b"position", "rank", b"rank", "released_slots", b"released_slots", "seed", b"seed", "shared_slots", b"shared_slots", "shuffle", b"shuffle", "table", b"table", "world_size", b"world_size"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___EpochRequest = EpochRequest
+
+@typing.final
+class EpochProgress(google.protobuf.message.Message):
+    """Where a learner stands after a batch of an epoch."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    OVERWRITTEN_FIELD_NUMBER: builtins.int
+    epoch: builtins.int
+    """The epoch of the next batch. After the last batch: `n_epochs`."""
+    position: builtins.int
+    """Its place, as `position` of EpochRequest."""
+    overwritten: builtins.int
+    """The rows that were not stored any more since the call opened: left out or replaced, up to this batch."""
+    def __init__(
+        self,
+        *,
+        epoch: builtins.int = ...,
+        position: builtins.int = ...,
+        overwritten: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "overwritten", b"overwritten", "position", b"position"]) -> None: ...
+
+global___EpochProgress = EpochProgress
 
 @typing.final
 class EpochResponse(google.protobuf.message.Message):
@@ -857,10 +947,14 @@ class EpochResponse(google.protobuf.message.Message):
     FIRST_ROW_FIELD_NUMBER: builtins.int
     SHARED_MEMORY_FIELD_NUMBER: builtins.int
     SLOT_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
-    """The number of rows of one batch. A block of a multiple of these rows holds several batches, one after the other."""
+    """The number of rows of one batch. A block of a multiple of these rows holds several batches, one after the other. Where a batch has several blocks,
+    a later one may say fewer than those before it: rows were overwritten meanwhile. Its block may then be empty. 0, with `progress`: there is neither
+    block nor batch. The server says so now and then while it leaves out many rows.
+    """
     first_row: builtins.int
     """The place of this block's first row in the batch. The batch is whole when its last row came."""
     slot: builtins.int
@@ -875,6 +969,12 @@ class EpochResponse(google.protobuf.message.Message):
     def shared_memory(self) -> global___SharedMemory:
         """The server's answer to `shared_slots`. First response only."""
 
+    @property
+    def progress(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EpochProgress]:
+        """One for each batch of the message: where the learner stands after it. Of a batch with several blocks, that of its last one counts. Set where the
+        query has a `generation_id`.
+        """
+
     def __init__(
         self,
         *,
@@ -882,11 +982,12 @@ class EpochResponse(google.protobuf.message.Message):
         first_row: builtins.int = ...,
         shared_memory: global___SharedMemory | None = ...,
         slot: builtins.int | None = ...,
+        progress: collections.abc.Iterable[global___EpochProgress] | None = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_slot", b"_slot", "shared_memory", b"shared_memory", "slot", b"slot"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "padding", b"padding", "shared_memory", b"shared_memory", "slot", b"slot"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "padding", b"padding", "progress", b"progress", "shared_memory", b"shared_memory", "slot", b"slot"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_slot", b"_slot"]) -> typing.Literal["slot"] | None: ...
 
 global___EpochResponse = EpochResponse

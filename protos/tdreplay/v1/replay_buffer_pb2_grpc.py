@@ -161,8 +161,10 @@ class ReplayBufferServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Epoch(self, request_iterator, context):
-        """Streams every row that is live when the call opens, `n_epochs` times, on credit as in Sample. The initial metadata is sent once the query
-        was accepted. Ends after the last batch.
+        """Streams the rows of a window, `n_epochs` times, each once an epoch, on credit as in Sample. The window is what is live when the call opens, or
+        what the query says: the server keeps nothing between calls, so epochs go on over another call, and in another server process. Several learners
+        may share the rows. The initial metadata is sent once the query was accepted. Ends after the last batch. INVALID_ARGUMENT if the window, the
+        place or the share cannot be, ABORTED if the table has another generation than the query says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

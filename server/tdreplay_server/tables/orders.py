@@ -1,13 +1,11 @@
-"""Random orders of any number of rows, in memory that does not grow with it.
+"""Random orders of any number of rows, computed where they are asked for, in memory that does not grow with the rows.
 
-Up to `LISTED` positions are shuffled in a list. A longer order is computed where it is asked for. A Feistel network (Luby and Rackoff, How to
-Construct Pseudorandom Permutations, 1988) permutes all numbers of so many bits. A number that leaves the range is permuted again until it is back in
-it. That is no slower than a list which does not fit into the processor's cache.
+A Feistel network (Luby and Rackoff, How to Construct Pseudorandom Permutations, 1988) permutes all numbers of so many bits. A number that leaves the
+range is permuted again until it is back in it (cycle walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,29 +14,19 @@ import numpy.typing as npt
 
 from tdreplay.selecting import Slots
 
-__all__ = ["Order", "random_order"]
+__all__ = ["RandomOrder"]
 
-Order: TypeAlias = "Callable[[int, int], Slots]"
-"""(start, stop) -> the positions from start to stop of the order."""
+ROUNDS, MORE_ROUNDS, FEW_BITS = 6, 16, 9
+"""How often a number is mixed, and how often one of so few bits: its halves hold little to mix."""
 
-LISTED = 1 << 20
-ROUNDS = 6
 FACTORS: dict[int, tuple[int, int]] = {32: (0x9E3779B1, 0x85EBCA77), 64: (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)}
 """Bits of a word -> odd numbers whose multiples look random: the golden ratio's, and one of MurmurHash3's or SplitMix's kind."""
 
 Words: TypeAlias = "npt.NDArray[np.unsignedinteger[Any]]"
 
 
-def random_order(size: int, generator: np.random.Generator) -> Order:
-    """A random order of the positions from 0 to `size` - 1."""
-    if size > LISTED:
-        return Network.drawn(size, generator).positions
-    listed = generator.permutation(np.arange(size, dtype=np.int32))
-    return lambda start, stop: listed[start:stop].astype(np.int64)
-
-
 @dataclass(frozen=True)
-class Network:
+class RandomOrder:
     """A permutation of the numbers below `size`.
 
     Attributes:
@@ -54,16 +42,16 @@ class Network:
     keys: Words
 
     @classmethod
-    def drawn(cls, size: int, generator: np.random.Generator) -> Network:
-        """A random permutation."""
+    def keyed(cls, size: int, seed: int, number: int) -> RandomOrder:
+        """The order number `number` of a seed: the same for the same three numbers, always."""
         bits = (size - 1).bit_length()
-        word = 32 if bits <= 32 else 64
-        keys = generator.integers(0, 1 << word, ROUNDS, dtype=np.dtype(f"u{word // 8}").type)
-        return cls(size, bits // 2, bits - bits // 2, keys)
+        word: type[np.unsignedinteger[Any]] = np.uint32 if bits <= 32 else np.uint64
+        rounds = ROUNDS if bits > FEW_BITS else MORE_ROUNDS
+        return cls(size, bits // 2, bits - bits // 2, np.random.SeedSequence((seed, number)).generate_state(rounds, word))
 
-    def positions(self, start: int, stop: int) -> Slots:
-        """The positions from start to stop of the order."""
-        found = self._permuted(np.arange(start, stop, dtype=self.keys.dtype))
+    def at(self, places: Slots) -> Slots:
+        """The numbers at some places of the order, each from 0 to `size` - 1."""
+        found = self._permuted(places.astype(self.keys.dtype))
         outside = np.flatnonzero(found >= self.size)
         while len(outside):
             found[outside] = again = self._permuted(found[outside])

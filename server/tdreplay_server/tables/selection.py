@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -10,18 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay.api import EpochQuery
 from tdreplay.block import Layout, layout
 from tdreplay.fields import Field
 from tdreplay.schema import DimNames
 from tdreplay.system_fields import PRIORITY, PROBABILITY
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
-from tdreplay_server.tables.orders import random_order
 
-__all__ = ["BatchQuery", "ChosenRows", "RowFormat", "RowsInSlots", "Selection", "epoch_orders", "joined"]
-
-POSITIONS = 1 << 15
-"""So many positions of an order are computed at once."""
+__all__ = ["BatchQuery", "ChosenRows", "RowFormat", "RowsInSlots", "Selection", "joined"]
 
 
 @dataclass(frozen=True)
@@ -137,16 +132,3 @@ def joined(selections: Sequence[Selection]) -> Selection:
     if len(selections) == 1:
         return selections[0]
     return replace(selections[0], rows=sum(part.rows for part in selections), chosen=_Joined(selections))
-
-
-def epoch_orders(query: EpochQuery, ring: Ring) -> Iterator[Slots]:
-    """The slots of each batch of `query` over the live rows of `ring`: batch_size of them, or fewer at an epoch's end."""
-    generator = np.random.default_rng(query.seed)
-    whole = ring.size // query.batch_size * query.batch_size
-    end = whole if query.drop_last else ring.size
-    step = query.batch_size * max(1, POSITIONS // query.batch_size)
-    for _ in range(query.n_epochs if end else 0):
-        order = random_order(ring.size, generator) if query.shuffle else np.arange
-        for start in range(0, end, step):
-            slots = ring.in_slot_order(order(start, min(start + step, end)))
-            yield from (slots[first : first + query.batch_size] for first in range(0, len(slots), query.batch_size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import SupportsIndex
@@ -11,7 +11,8 @@ from typing import SupportsIndex
 import numpy as np
 import torch
 
-from tdreplay.api import Checkpoint, EpochQuery, Progress, State
+from tdreplay.api import Checkpoint, Progress, State
+from tdreplay.epochs import EpochPlace, EpochPlan, EpochQuery
 from tdreplay.errors import EmptyTableError, FailedPreconditionError, NoPrioritiesError, RowIdError, StorageError
 from tdreplay.limits import MAX_ROW_ID, check_whole
 from tdreplay.memory import Rows
@@ -32,11 +33,12 @@ from tdreplay_server.system.disk import check_name
 from tdreplay_server.system.interrupts import lets_go
 from tdreplay_server.tables.description import described
 from tdreplay_server.tables.draws import DrawnRows, Generators
+from tdreplay_server.tables.epochs import EpochBatches, plan_of
 from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import AT_ONCE, Wait, check_limiter
 from tdreplay_server.tables.reading import gathered, taken
 from tdreplay_server.tables.sampling import Sampling
-from tdreplay_server.tables.selection import BatchQuery, ChosenRows, RowFormat, RowsInSlots, Selection, epoch_orders
+from tdreplay_server.tables.selection import BatchQuery, ChosenRows, RowFormat, RowsInSlots, Selection
 
 __all__ = ["Table"]
 
@@ -238,17 +240,20 @@ class Table:
             return self._selection(self._format(fields), ring.size, rows)
 
     @lets_go
-    def select_epochs(self, query: EpochQuery) -> Iterator[Selection]:
-        """The batches of `query`, over the rows that are live now.
+    def plan_epochs(self, query: EpochQuery, seed: int | None) -> EpochPlan:
+        """Epochs over the rows that are live now, with random orders of that seed; None: of a random one.
 
         Raises:
             EmptyTableError: there is no row.
-            FieldNotFoundError: a field is not there.
         """
         with self._row_log.shared:
-            ring = self._row_log.ring
-            none = self._selection(self._format(query.fields), 0, RowsInSlots.listed(np.empty(0, np.int64)))
-        return (replace(none, rows=len(slots), chosen=RowsInSlots.listed(slots)) for slots in epoch_orders(query, ring))
+            self._row_log.check_open()
+            return plan_of(self._row_log, query, seed)
+
+    @lets_go
+    def epochs(self, plan: EpochPlan, place: EpochPlace) -> EpochBatches:
+        """The batches of `plan`, of which that at `place` is the first. Errors: as `EpochBatches`."""
+        return EpochBatches(self._row_log, plan, place)
 
     def _format(self, fields: Sequence[str] | None, *, or_empty: bool = False) -> RowFormat:
         """What is read of each row. `or_empty`: it is known where rows have been there as well."""

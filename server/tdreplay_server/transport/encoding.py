@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tdreplay.framing import frame
 from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE, check_whole
-from tdreplay_server.tables.selection import RowFormat, Selection, joined
+from tdreplay_server.tables.selection import RowFormat, Selection
 from tdreplay_server.tables.table import Table
-from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.shared_memory import Segments, offer
 
-__all__ = ["Outgoing", "batches_per_message", "merged", "messages", "streamed"]
+__all__ = ["Outgoing", "batches_per_message", "in_segment", "messages", "streamed"]
 
 
 MAX_BATCHES = 1024
@@ -74,14 +72,14 @@ def streamed(table: Table, sending: Iterator[Outgoing], response: Any, segments:
     if offered:
         yield response(shared_memory=offer(segments))
     for outgoing in sending:
-        message = None if segments is None else _in_shared_memory(table, outgoing, response, segments)
+        message = None if segments is None else in_segment(table, outgoing, response, segments)
         if message is None:
             yield from messages(table, outgoing, response)
         else:
             yield message
 
 
-def _in_shared_memory(table: Table, outgoing: Outgoing, response: Any, segments: Segments) -> Any:
+def in_segment(table: Table, outgoing: Outgoing, response: Any, segments: Segments) -> Any:
     """The message that says in which segment the selected rows are; None where there is no segment for them."""
     selection, batch_rows, head = outgoing
     block = selection.format.block(selection.rows)
@@ -89,16 +87,10 @@ def _in_shared_memory(table: Table, outgoing: Outgoing, response: Any, segments:
     if lent is None:
         return None
     segment, memory = lent
-    # In several threads: the client, which gets the batch without a copy, leaves a core free.
-    table.read(selection, 0, selection.rows, block.write_header(memory), threads=True)
+    try:
+        # In several threads: the client, which gets the batch without a copy, leaves a core free.
+        table.read(selection, 0, selection.rows, block.write_header(memory), threads=True)
+    except BaseException:
+        segments.release([segment])
+        raise
     return response(batch_rows=batch_rows, slot=segment, **head)
-
-
-def merged(batches: Iterator[Selection], most: int, granted: Credits) -> Iterator[Outgoing]:
-    """One selection for each message: up to `most` batches, all with the same number of rows. No credit is awaited at the end."""
-    ahead = next(batches, None)
-    while ahead is not None and (count := granted.take(most)):
-        group = [ahead, *itertools.islice(batches, count - 1)]
-        ahead = next(batches, None)
-        for rows, run in itertools.groupby(group, key=lambda batch: batch.rows):
-            yield Outgoing(joined(list(run)), rows)

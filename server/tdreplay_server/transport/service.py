@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tdreplay.api import EpochQuery
 from tdreplay.block import Block, Bytes, checked_places, decode
 from tdreplay.description_messages import description_to_message
+from tdreplay.epoch_messages import epoch_query_from_message, place_from_message, plan_from_message
 from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, SchemaError, TableChangedError, TableNotFoundError
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, check_choice, check_number, check_whole
 from tdreplay.memory import Rows
@@ -35,7 +35,8 @@ from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.checkpoint_progress import checkpointed
 from tdreplay_server.transport.credits import Credits
-from tdreplay_server.transport.encoding import Outgoing, batches_per_message, merged, messages, streamed
+from tdreplay_server.transport.encoding import Outgoing, batches_per_message, messages, streamed
+from tdreplay_server.transport.epoch_stream import EpochStream
 from tdreplay_server.transport.sample_call import SampleCall, draw_head, read_ahead, updated
 from tdreplay_server.transport.shared_memory import Segments, SharedMemory, offer
 
@@ -116,16 +117,19 @@ class ReplayBufferService:
 
     def Epoch(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
-        table, epochs = self._tables[query.table], _epoch_query(query)
-        whole = table.select_all(epochs.fields)
-        most = batches_per_message(query.batches_per_message, epochs.batch_size, whole.format)
+        table, asked = self._tables[query.table], epoch_query_from_message(query, _fields(query.fields))
+        plan = plan_from_message(query, asked) if query.generation_id else table.plan_epochs(asked, asked.seed)
+        place = place_from_message(query)
+        batches = table.epochs(plan, place)
+        most = batches_per_message(query.batches_per_message, asked.batch_size, batches.format)
         check_whole(query.credits, "credits", 0)
-        chosen = table.select_epochs(epochs)
         call.accept()
-        block = whole.format.block(most * min(epochs.batch_size, whole.rows))
+        block = batches.format.block(most * min(asked.batch_size, plan.rows))
         with self._shared_memory.share(call.peer, query.shared_slots, block.size) as segments:
-            batches = merged(chosen, most, Credits(query.credits, requests, segments))
-            yield from streamed(table, batches, pb.EpochResponse, segments, offered=query.shared_slots > 0)
+            if query.shared_slots > 0:
+                yield pb.EpochResponse(shared_memory=offer(segments))
+            granted = Credits(query.credits, requests, segments)
+            yield from EpochStream(table, batches, segments, says_progress=bool(query.generation_id)).messages(place, granted, most)
 
     def UpdatePriorities(self, request: Request, call: Call) -> pb.UpdatePrioritiesResponse:
         return pb.UpdatePrioritiesResponse(**updated(self._tables[request.head.table], request.head.update)._asdict())
@@ -245,8 +249,3 @@ def _unchanging(draw: Callable[[int], Drawn], row: RowFormat) -> Callable[[int],
 def _fields(names: Sequence[str]) -> tuple[str, ...] | None:
     check_whole(len(names), "the number of names in fields", 0, MAX_FIELD_NAMES)
     return tuple(names) or None
-
-
-def _epoch_query(query: Any) -> EpochQuery:
-    seed = query.seed if query.HasField("seed") else None
-    return EpochQuery(query.batch_size, query.n_epochs or 1, query.shuffle, seed, query.drop_last, _fields(query.fields))

@@ -1,0 +1,226 @@
+"""Epochs over a table: which rows each batch has, decided when it is read, from numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tdreplay.epochs import START, EpochPlace, EpochPlan, EpochQuery
+from tdreplay.errors import EmptyTableError, OverwrittenError, TableChangedError, TableNotFoundError, TokenError
+from tdreplay_server.durability.row_log import RowLog
+from tdreplay_server.storage.ring import Ring, RowIds
+from tdreplay_server.system.interrupts import lets_go
+from tdreplay_server.tables.orders import RandomOrder
+from tdreplay_server.tables.reading import taken
+from tdreplay_server.tables.selection import RowFormat, Selection
+
+__all__ = ["EpochBatch", "EpochBatches", "EpochPart", "PinnedRows", "plan_of"]
+
+PLACES = 1 << 12
+"""So many places of an order are computed at once: enough that one costs little, and few enough that the first batch comes at once."""
+
+
+class PinnedRows:
+    """Rows of these ids and no others.
+
+    Args:
+        ids: Of the rows, all of which are live in `ring`.
+        ring: The live rows.
+    """
+
+    def __init__(self, ids: RowIds, ring: Ring) -> None:
+        self._ids, self._oldest = ids, ring.oldest
+
+    def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
+        """The ids of the rows from start to stop.
+
+        Raises:
+            OverwrittenError: one of them is not live in `ring`.
+        """
+        some = self._ids[start:stop]
+        if ring.oldest > self._oldest and len(some) and some.min() < ring.oldest:
+            raise OverwrittenError(f"row {some.min()} was overwritten before it was read")
+        return some
+
+    def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
+        """Nothing: nobody drew them."""
+        return {}
+
+
+@dataclass(frozen=True)
+class EpochBatch:
+    """One batch of an epoch, as it was at one moment.
+
+    Attributes:
+        place: Where it begins.
+        after: The place after it, with the rows that were overwritten up to there.
+        rows: Those that come. There may be none.
+    """
+
+    place: EpochPlace
+    after: EpochPlace
+    rows: Selection
+
+
+class EpochPart(NamedTuple):
+    """A part of a batch, at one moment.
+
+    Attributes:
+        rows: Those that come.
+        gone: How many rows of it were overwritten: left out or replaced.
+        left: How many rows of the batch come after the part.
+        gone_later: How many rows of the batch after the part were overwritten.
+    """
+
+    rows: Selection
+    gone: int
+    left: int
+    gone_later: int
+
+
+def plan_of(log: RowLog, query: EpochQuery, seed: int | None) -> EpochPlan:
+    """Epochs over the rows that are live now, with random orders of that seed. To be called under the table's lock.
+
+    Raises:
+        EmptyTableError: there is none.
+    """
+    ring = log.ring
+    if log.schema is None or not ring.size:
+        raise EmptyTableError("the table is empty: there is no row to read yet")
+    return EpochPlan.over(query, log.config.name, log.generation_id, range(ring.oldest, ring.write_count), seed)
+
+
+class EpochBatches:
+    """The batches of a plan. It keeps nothing but a part of an order that it computed: any batch may be asked for, in any order.
+
+    Attributes:
+        plan: What comes.
+        format: What is read of each row.
+
+    Args:
+        log: Has the rows.
+        plan: What comes.
+        place: The first batch that is asked for.
+
+    Raises:
+        TableChangedError: the table has another generation than the plan.
+        TokenError: its window or `place` cannot be.
+        FieldNotFoundError: a field is not there.
+    """
+
+    def __init__(self, log: RowLog, plan: EpochPlan, place: EpochPlace = START) -> None:
+        self._log, self.plan = log, plan
+        plan.check_place(place)
+        with log.shared:
+            self._check_generation()
+            ring, schema = log.ring, log.schema
+            if schema is None:
+                raise EmptyTableError("the table is empty: there is no row to read yet")
+            if not 0 <= plan.first_row_id < plan.end_row_id <= ring.write_count or plan.rows > ring.buffer_size:
+                window = f"[{plan.first_row_id}, {plan.end_row_id})"
+                raise TokenError(f"the window of row ids {window} must be 1 to {ring.buffer_size} of those below {ring.write_count}")
+            self.format = RowFormat(schema.select(plan.query.fields), schema.row_shape, schema.dim_names)
+            self._buffer_size = ring.buffer_size
+        self._known: tuple[int, int, RowIds] | None = None
+
+    def at(self, place: EpochPlace) -> EpochBatch:
+        """The batch at a place before the end.
+
+        Where no row of the window is left, it is the last one, without rows.
+
+        Raises:
+            TableChangedError: the table was reset, rewound or dropped.
+            OverwrittenError: a row of it was overwritten, and on_overwrite is raise.
+        """
+        ids = self._ids(place)
+        with self._log.shared:
+            return self._batch(ids, place)
+
+    def let_go(self) -> None:
+        """Sees to it that nobody waits for this thread, which was interrupted."""
+        self._log.let_go()
+
+    @lets_go
+    def take(self, place: EpochPlace) -> tuple[EpochBatch, dict[str, torch.Tensor]]:
+        """The batch at a place before the end, and copies of its rows: field name -> tensor. Errors: as `at`."""
+        ids, log = self._ids(place), self._log
+        with log.shared:
+            batch = self._batch(ids, place)
+            found = batch.rows
+            return batch, taken(log.storage, found.chosen.ids(log.ring, 0, found.rows), {}, self.format.fields) if found.rows else {}
+
+    def places(self, batch: EpochBatch) -> int:
+        """How many rows a batch has where none is overwritten."""
+        return len(self._ids(batch.place))
+
+    def part(self, batch: EpochBatch, start: int, stop: int, most: int) -> EpochPart:
+        """What comes at the places from start to stop of a batch, at this moment: at most so many rows. Errors: as `at`."""
+        ids = self._ids(batch.place)
+        part, later = ids[start:stop], ids[stop:]
+        with self._log.shared:
+            self._check_generation()
+            rows = self._living(part)[:most]
+            left = min(len(self._living(later)), most - len(rows))
+            return EpochPart(self._selection(rows), self._gone(part), left, self._gone(later))
+
+    def _gone(self, ids: RowIds) -> int:
+        return int(np.count_nonzero(ids < self._log.ring.oldest))
+
+    def _batch(self, ids: RowIds, place: EpochPlace) -> EpochBatch:
+        self._check_generation()
+        query, ring = self.plan.query, self._log.ring
+        if ring.oldest >= self.plan.end_row_id and query.on_overwrite == "skip":
+            return EpochBatch(place, self.plan.end(place), self._selection(ids[:0]))
+        living = self._living(ids)
+        return EpochBatch(place, self.plan.after(place, self._gone(ids)), self._selection(living))
+
+    def _selection(self, ids: RowIds) -> Selection:
+        return Selection(self.format, len(ids), PinnedRows(ids, self._log.ring), self._log.version)
+
+    def _living(self, ids: RowIds) -> RowIds:
+        """The rows that come where these ids are to come."""
+        ring, query = self._log.ring, self.plan.query
+        if ring.oldest <= self.plan.first_row_id:
+            return ids
+        gone = ids < ring.oldest
+        if not gone.any():
+            return ids
+        if query.on_overwrite == "raise":
+            raise OverwrittenError(f"row {ids[gone][0]} was overwritten before it came in its epoch: the oldest that is stored is {ring.oldest}")
+        if query.on_overwrite == "replace":
+            ids = np.where(gone, ring.row_ids(ids % ring.buffer_size), ids)
+        return ids[ids >= ring.oldest]
+
+    def _check_generation(self) -> None:
+        try:
+            self._log.check_open()
+        except TableNotFoundError as error:
+            raise TableChangedError(str(error)) from None
+        if self._log.generation_id != self.plan.generation_id:
+            raise TableChangedError("the table was reset, rewound or lost rows since the epochs began")
+
+    # -- the order ----------------------------------------------------------------------------------------------------------------------------
+
+    def _ids(self, place: EpochPlace) -> RowIds:
+        """The ids of the batch at `place`, whatever became of the rows."""
+        size = self.plan.query.batch_size
+        first = place.position // (step := size * max(1, PLACES // size)) * step
+        known = self._known
+        if known is None or known[:2] != (place.epoch, first):
+            self._known = known = (place.epoch, first, self._computed(place.epoch, first, min(first + step, self.plan.share)))
+        return known[2][place.position - first :][:size]
+
+    def _computed(self, epoch: int, start: int, stop: int) -> RowIds:
+        """The ids at the learner's places from start to stop of an epoch."""
+        plan, query = self.plan, self.plan.query
+        places = np.arange(start, stop, dtype=np.int64) * query.world_size + query.rank
+        if query.shuffle:
+            return RandomOrder.keyed(plan.rows, plan.seed, epoch).at(places) + plan.first_row_id
+        # In slot order the window is rotated: the rows that the ring wrapped around to come first.
+        wrapped = max(0, plan.first_row_id % self._buffer_size + plan.rows - self._buffer_size)
+        return (places - wrapped) % plan.rows + plan.first_row_id

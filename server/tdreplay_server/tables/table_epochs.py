@@ -1,0 +1,54 @@
+"""Epochs over a table of this process."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+
+from tdreplay.epochs import START, EpochPlace, EpochPlan, Epochs
+from tdreplay.processes import Owner
+from tdreplay_server.tables.batches import as_batch
+from tdreplay_server.tables.table import Table
+
+__all__ = ["TableEpochs"]
+
+
+class TableEpochs(Epochs):
+    """The batches of some epochs over a table. Each is read when it is asked for.
+
+    Args:
+        table: Has the rows.
+        plan: Which rows come.
+        owner: The process that may use the table.
+        device: Where the batches go.
+
+    Raises:
+        FieldNotFoundError: a field is not there.
+    """
+
+    def __init__(self, table: Table, plan: EpochPlan, owner: Owner, device: torch.device) -> None:
+        super().__init__(plan)
+        self._table, self._owner, self._device = table, owner, device
+        self._closed = False
+        self._batches = table.epochs(plan, START)
+
+    def _go_to(self, plan: EpochPlan, place: EpochPlace) -> None:
+        self._owner.check()
+        self._batches, self._closed = self._table.epochs(plan, place), False
+
+    def _next(self) -> tuple[TensorDict | None, EpochPlace]:
+        self._owner.check()
+        place = self._place
+        while not self._closed and not self._plan.is_over(place):
+            batch, columns = self._batches.take(place)
+            place = batch.after
+            if columns:
+                return as_batch(columns, batch.rows, self._device), place
+        return None, place
+
+    def _break_off(self) -> None:
+        """Nothing was read ahead."""
+
+    def close(self) -> None:
+        """Ends it."""
+        self._closed = True

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, SupportsIndex
-
-import torch
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import MAX_ROW_ID, check_whole
+from tdreplay.named_settings import NamedSetting
 from tdreplay.rate_limiters import RateLimiter, Unlimited, rate_limiter_of
 from tdreplay.samplers import Sampler, Uniform, sampler_of
 
-__all__ = ["MAX_TIMES_SAMPLED", "TableConfig", "TableRequest"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MAX_TIMES_SAMPLED", "SETTINGS", "TableConfig", "TableRequest"]
+
+SETTINGS = ("buffer_size", "storing_device", "sampler", "rate_limiter", "max_times_sampled")
+"""The settings of a table, in order."""
 
 MAX_TIMES_SAMPLED = (1 << 31) - 1
 """The largest `max_times_sampled`."""
@@ -49,18 +54,11 @@ class TableConfig:
             InvalidArgumentError: one of them breaks its rule.
             KeyError: one is missing.
         """
-        settings = ("buffer_size", "storing_device", "sampler", "rate_limiter", "max_times_sampled")
-        return TableRequest.of(**{setting: entries[setting] for setting in settings}).config("")
+        return TableRequest.of(**{setting: entries[setting] for setting in SETTINGS}).config("")
 
     def to_json(self) -> dict[str, Any]:
         """All but the name."""
-        return {
-            "buffer_size": self.buffer_size,
-            "storing_device": self.storing_device,
-            "sampler": self.sampler.to_json(),
-            "rate_limiter": self.rate_limiter.to_json(),
-            "max_times_sampled": self.max_times_sampled,
-        }
+        return _to_json(self, SETTINGS)
 
     def resized(self, buffer_size: int) -> TableConfig:
         """The same table with another capacity."""
@@ -137,15 +135,34 @@ class TableRequest:
         said = {setting: value for setting, value in vars(self).items() if value is not None}
         return TableConfig(**({"storing_device": storing_device} | said))
 
+    def to_json(self) -> dict[str, Any]:
+        """The settings that were said."""
+        return _to_json(self, self._said)
+
+    def differing(self, found: TableConfig) -> list[str]:
+        """The settings that were said and are others in a table that is there, in their order."""
+        return [setting for setting in self._said if getattr(found, setting) != getattr(self, setting)]
+
     def differences(self, found: TableConfig) -> list[str]:
-        """What was said and is not so in a table that is there: '<setting> <found>, not <said>', in the order of the settings."""
-        settings = [setting for setting in vars(self) if setting != "name" and getattr(self, setting) is not None]
-        pairs = ((setting, getattr(found, setting), getattr(self, setting)) for setting in settings)
-        return [f"{setting} {there}, not {said}" for setting, there, said in pairs if there != said]
+        """Each of them in words: '<setting> <found>, not <said>'."""
+        return [f"{setting} {getattr(found, setting)}, not {getattr(self, setting)}" for setting in self.differing(found)]
+
+    @property
+    def _said(self) -> list[str]:
+        return [setting for setting in SETTINGS if getattr(self, setting) is not None]
+
+
+def _to_json(settings: TableConfig | TableRequest, names: Iterable[str]) -> dict[str, Any]:
+    values = ((name, getattr(settings, name)) for name in names)
+    return {name: value.to_json() if isinstance(value, NamedSetting) else value for name, value in values}
 
 
 def _device(name: torch.device | str) -> str:
     """One name for each device: ``cuda`` is the current CUDA device, if there is any."""
+    if name == "cpu":
+        return name
+    import torch  # Here: it takes a second, and most settings name no other device.
+
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,7 @@ from pydantic_settings import EnvSettingsSource
 
 from tdreplay.command import command_line, failures_in_one_line, one_line
 from tdreplay.environment import environment_name
-from tdreplay.errors import ReplayError
+from tdreplay.errors import FailedPreconditionError, ReplayError
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay_server.config import ServerConfig, not_empty
 from tdreplay_server.settings_file import line_of
@@ -45,7 +47,8 @@ def serve(*, until_stdin_closes: bool, **given: str | None) -> None:
     is not set.
     """
     log_to_stderr()
-    settings = _settings({name: value for name, value in given.items() if value})
+    said = {name: value for name, value in given.items() if value}
+    settings = _settings(said)
     keep_freed_memory()
     raise_file_limit()
     # Blocked in all threads, and awaited: a handler runs in the main thread alone, and a signal that another thread takes does not wake that one.
@@ -55,7 +58,7 @@ def serve(*, until_stdin_closes: bool, **given: str | None) -> None:
     with loading():
         from tdreplay_server.server import ReplayServer
 
-    with ReplayServer(settings, on_failure=_stop) as server:
+    with _origins_of_tables(said), ReplayServer(settings, on_failure=_stop) as server:
         typer.echo(f"{READY}{server.address}")
         sys.stdout.flush()
         signal.sigwait(STOP_SIGNALS)
@@ -67,7 +70,7 @@ def _setting_option(name: str) -> inspect.Parameter:
     """The option of a setting, whose text is the setting's own."""
     field = ServerConfig.model_fields[name]
     default = "" if field.default is None else f" [default: {field.default}]"
-    kinds = {"int": "INTEGER", "float": "SECONDS", "Path": "PATH"}
+    kinds = {"int": "INTEGER", "float": "SECONDS", "Path": "PATH", "Mapping": "JSON"}
     kind = next((word for of, word in kinds.items() if of in str(field.annotation)), "TEXT")
     option = typer.Option(f"--{name.replace('_', '-')}", help=f"{field.description} [env: {environment_name(name)}]{default}", metavar=kind)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
@@ -99,19 +102,30 @@ def _problem(given: dict[str, Any], problem: Any) -> str:
     reason = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return str(reason)
-    setting = str(problem["loc"][0])
-    return f"{setting} ({str(problem['input'])[:80]!r}) from {_origin(given, setting)}: {reason}"
+    return f"{'.'.join(map(str, problem['loc']))} ({str(problem['input'])[:80]!r}) from {_origin(given, *map(str, problem['loc']))}: {reason}"
 
 
-def _origin(given: dict[str, Any], setting: str) -> str:
-    """Where a setting comes from, in words."""
+def _origin(given: dict[str, Any], setting: str, *below: str) -> str:
+    """Where a setting comes from, in words. `below`: where in it, if it has names of its own."""
     if setting in given:
         return f"--{setting.replace('_', '-')}"
     environment = not_empty(EnvSettingsSource(ServerConfig)())
     if setting in environment:
         return environment_name(setting)
     file = Path(given.get("config") or environment["config"]).expanduser()
-    return f"{file}{line_of(file, setting)}"
+    return f"{file}{line_of(file, setting, *below)}"
+
+
+@contextmanager
+def _origins_of_tables(given: dict[str, Any]) -> Iterator[None]:
+    """Within this context, the error that a table has other settings says where the settings come from."""
+    from tdreplay_server.tables.wanted import OtherSettingsError
+
+    try:
+        yield
+    except OtherSettingsError as error:
+        place = ("tables", error.table, error.settings[0])
+        raise FailedPreconditionError(f"{'.'.join(place)} from {_origin(given, *place)}: {error}") from None
 
 
 def _stop_at_end_of_input() -> None:

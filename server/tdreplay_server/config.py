@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import Self
 
 from tdreplay.addresses import check_address
 from tdreplay.environment import ENV_PREFIX, environment_name, unknown_names
+from tdreplay.limits import DEFAULT_TABLE
+from tdreplay.table_config import TableRequest
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.settings_file import read_settings
 from tdreplay_server.system.logs import log
+from tdreplay_server.table_settings import tables_of, tables_to_json
 
 __all__ = ["ServerConfig", "not_empty"]
 
@@ -68,6 +80,13 @@ class ServerConfig(BaseSettings):
     ] = None
     buffer_size: Annotated[
         Whole | None, Field(ge=1, lt=1 << 63, description="Creates the table 'default' at the start, with room for so many rows.")
+    ] = None
+    tables: Annotated[
+        Mapping[str, TableRequest] | None,
+        NoDecode,
+        PlainValidator(tables_of),
+        PlainSerializer(tables_to_json),
+        Field(description="Tables that are there from the start: in a file as [tables.NAME], elsewhere as JSON."),
     ] = None
     storing_device: Annotated[str, Field(description="Where the rows of new tables lie: cpu, or cuda:N.")] = "cpu"
     durability: Annotated[
@@ -127,6 +146,14 @@ class ServerConfig(BaseSettings):
     def _durability_is_one(cls, text: str) -> str:
         Durability.parse(text)
         return text
+
+    @model_validator(mode="after")
+    def _the_default_table_is_named_once(self) -> Self:
+        if self.buffer_size is not None and DEFAULT_TABLE in (self.tables or {}):
+            raise ValueError(
+                f"buffer_size ({self.buffer_size}) and tables.{DEFAULT_TABLE} both make the table '{DEFAULT_TABLE}': leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _what_is_to_survive_has_a_place(self) -> Self:

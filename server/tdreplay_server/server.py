@@ -75,9 +75,16 @@ class ReplayServer:
         keep_in_forks(self)
         config = self._config
         check_free(config.address)
-        check_device(torch.device(config.storing_device))
+        for device in {config.storing_device, *(table.storing_device or "cpu" for table in (config.tables or {}).values())}:
+            check_device(torch.device(device))
         self._tables = Tables(
-            config.data_dir, config.storing_device, config.buffer_size, config.max_tables, durability=config.durability, on_failure=self._failed
+            config.data_dir,
+            config.storing_device,
+            config.buffer_size,
+            config.max_tables,
+            durability=config.durability,
+            on_failure=self._failed,
+            wanted=tuple((config.tables or {}).values()),
         )
         shared_memory = SharedMemory(config.shared_memory_dir and config.shared_memory_dir.resolve())
         shared_memory.sweep()

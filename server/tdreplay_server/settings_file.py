@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Collection
@@ -17,6 +18,8 @@ else:
     import tomli as tomllib
 
 __all__ = ["line_of", "read_settings"]
+
+KEY = re.compile(r"""(?:[\w-]+|"[^"]*"|'[^']*')""")
 
 
 def read_settings(path: Path, settings: Collection[str]) -> dict[str, Any]:
@@ -62,9 +65,17 @@ def _taken_apart(error: str, text: str) -> tuple[str, str]:
     return error.replace(at[0], ""), f", line {line}"
 
 
-def line_of(path: Path, key: str) -> str:
-    """``, line N`` where the file has that key; nothing where it is not seen."""
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if re.match(rf"""\s*\[*\s*["']?{re.escape(key)}["']?\s*[=.\]]""", line):
-            return f", line {number}"
-    return ""
+def line_of(path: Path, *keys: str) -> str:
+    """``, line N`` where the file has the most of these keys, each below the one before; nothing where it has none of them."""
+    line, known = 0, 0
+    section: tuple[str, ...] = ()
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        found = re.match(rf"\s*(\[*)\s*({KEY.pattern}(?:\s*\.\s*{KEY.pattern})*)\s*[=\]]", text)
+        if found is None:
+            continue
+        names = tuple(key.strip("\"'") for key in KEY.findall(found[2]))
+        section, here = (names, names) if found[1] else (section, (*section, *names))
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(here, keys, strict=False)))
+        if shared > known:
+            line, known = number, shared
+    return f", line {line}" if line else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from tdreplay_server.system.logs import log
 from tdreplay_server.system.private_files import check_directory, check_no_link, make_directories
 from tdreplay_server.tables.busy_names import BusyNames
 from tdreplay_server.tables.table import Table
+from tdreplay_server.tables.wanted import check_wanted
 
 __all__ = ["DEFAULT_BUFFER_SIZE", "Tables"]
 
@@ -58,8 +59,10 @@ class Tables:
         max_tables: How many tables there may be.
         durability: What acknowledged rows survive, given a data_dir.
         on_failure: Called when the disk failed.
+        wanted: Tables that are there from the start: those that are not are made.
 
     Raises:
+        OtherSettingsError: a table has other settings than it is wanted with. Nothing in the directory changes.
         FailedPreconditionError: the table 'default' has another capacity, a newer version wrote the directory, or links are in it. Nothing in it
             changes.
         DirectoryInUseError: another server has the directory.
@@ -75,6 +78,7 @@ class Tables:
         max_tables: int,
         durability: str = "process",
         on_failure: Callable[[StorageError], object] | None = None,
+        wanted: Sequence[TableRequest] = (),
     ) -> None:
         self._storing_device, self._max_tables = storing_device, max_tables
         self._durability, self._on_failure = durability, on_failure
@@ -88,16 +92,18 @@ class Tables:
         try:
             if data_dir is not None:
                 with disk_errors(str(data_dir)):
-                    self._open_all(data_dir, default_buffer_size)
+                    self._open_all(data_dir, default_buffer_size, wanted)
             else:
                 log.warning("rows end with this process; name a data_dir to keep them")
             if default_buffer_size is not None:
                 self.create(TableRequest.of(default_buffer_size, name=DEFAULT_TABLE))
+            for request in wanted:
+                self.create(request)
         except BaseException:
             self.close()
             raise
 
-    def _open_all(self, data_dir: Path, default_buffer_size: int | None) -> None:
+    def _open_all(self, data_dir: Path, default_buffer_size: int | None, wanted: Sequence[TableRequest]) -> None:
         make_directories(data_dir)
         self._held = DirectoryLock(data_dir)
         for path in (data_dir / TABLES, data_dir / CHECKPOINTS, *_visible(data_dir / TABLES)):
@@ -106,6 +112,7 @@ class Tables:
             check_no_link(path)
         found = {path.name: read_table(path, torn_end=True) for path in _visible(data_dir / TABLES)}  # All of them, before anything is changed.
         _check_default(data_dir, found, default_buffer_size)
+        check_wanted(data_dir, {name: state.settings.config for name, state in found.items()}, wanted)
         check_descriptors(sum(map(_descriptors, found.values())), f"{data_dir}, with {len(found)} tables,")
         self._held.sign()
         for parent in (data_dir / TABLES, *_visible(data_dir / CHECKPOINTS), data_dir / CHECKPOINTS):

@@ -198,6 +198,7 @@ class Epochs(OfOneProcess, Iterator[TensorDict]):
 
     `state_dict` says where the iterator stands: after the batch that it gave last. Save it when the batch was used, and a learner that starts again
     gets every row exactly once: what was read ahead and not taken does not count. After an interrupt (Ctrl-C) during `next` it goes on at its place.
+    An error is raised in place of the batch that it concerns. No batches come after it, until a token is loaded; its own is as good as any.
 
     One thread may use it at a time; `close` may be called from any.
 
@@ -209,6 +210,7 @@ class Epochs(OfOneProcess, Iterator[TensorDict]):
 
     def __init__(self, plan: EpochPlan) -> None:
         self._plan, self._place = plan, START
+        self._stopped = False
 
     @property
     def epoch(self) -> int:
@@ -240,7 +242,7 @@ class Epochs(OfOneProcess, Iterator[TensorDict]):
         """
         plan, place = self._plan.at_token(token)
         self._go_to(plan, place)
-        self._plan, self._place = plan, place
+        self._plan, self._place, self._stopped = plan, place, False
 
     @abstractmethod
     def _go_to(self, plan: EpochPlan, place: EpochPlace) -> None:
@@ -255,16 +257,24 @@ class Epochs(OfOneProcess, Iterator[TensorDict]):
         """After an interrupt: sees to it that the next batch is the one at `_place`."""
 
     @abstractmethod
+    def _end(self) -> None:
+        """Gives back what it holds."""
+
     def close(self) -> None:
-        """Ends it; `next` is a StopIteration from then on. Closing twice is allowed."""
+        """Ends it: no batch comes any more, unless a token is loaded. Closing twice is allowed."""
+        self._stopped = True
+        self._end()
 
     def __next__(self) -> TensorDict:
+        if self._stopped:
+            raise StopIteration
         before = self._place
         try:
             batch, self._place = self._next()
             if batch is not None:
                 return batch
         except Exception:
+            self._stopped = True
             raise
         except BaseException:
             self._place = before  # An interrupt: nobody got the batch.

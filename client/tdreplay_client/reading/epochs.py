@@ -68,8 +68,7 @@ class EpochStream(BatchStream):
 class RemoteEpochs(Epochs):
     """The batches of some epochs over a table of a server. The next ones are on their way while one is used.
 
-    Where the server is lost, the iterator waits for it and goes on, for as long as the connection's timeout. After an error no more batches come,
-    and `load_state_dict`, with its own token as well, makes it go on.
+    Where the server is lost, the iterator waits for it and goes on, for as long as the connection's timeout.
 
     Args:
         plan: Which rows come.
@@ -81,7 +80,7 @@ class RemoteEpochs(Epochs):
 
     def __init__(self, plan: EpochPlan, open_stream: Callable[[EpochPlan, EpochPlace], EpochStream]) -> None:
         super().__init__(plan)
-        self._open_stream, self._stopped = open_stream, False
+        self._open_stream = open_stream
         self._stream = open_stream(plan, START)
 
     @property
@@ -93,14 +92,9 @@ class RemoteEpochs(Epochs):
         self._stream.break_off()  # First: the server may have room for one stream alone. Where the other cannot be opened, this one goes on.
         self._stream, before = self._open_stream(plan, place), self._stream
         before.close()
-        self._stopped = False
 
     def _next(self) -> tuple[TensorDict | None, EpochPlace]:
-        try:
-            batch = next(self._stream, None)
-        except Exception:
-            self._stopped = True
-            raise
+        batch = next(self._stream, None)
         if batch is not None:
             return batch, self._stream.place
         return None, self._place if self._stopped else self._plan.end(self._place)
@@ -108,7 +102,5 @@ class RemoteEpochs(Epochs):
     def _break_off(self) -> None:
         self._stream.go_back(self._place)
 
-    def close(self) -> None:
-        """Ends it, and its call."""
-        self._stopped = True
+    def _end(self) -> None:
         self._stream.close()

@@ -29,17 +29,16 @@ class TableEpochs(Epochs):
     def __init__(self, table: Table, plan: EpochPlan, owner: Owner, device: torch.device) -> None:
         super().__init__(plan)
         self._table, self._owner, self._device = table, owner, device
-        self._closed = False
         self._batches = table.epochs(plan, START)
 
     def _go_to(self, plan: EpochPlan, place: EpochPlace) -> None:
         self._owner.check()
-        self._batches, self._closed = self._table.epochs(plan, place), False
+        self._batches = self._table.epochs(plan, place)
 
     def _next(self) -> tuple[TensorDict | None, EpochPlace]:
         self._owner.check()
         place = self._place
-        while not self._closed and not self._plan.is_over(place):
+        while not self._plan.is_over(place):
             batch, columns = self._batches.take(place)
             place = batch.after
             if columns:
@@ -49,6 +48,5 @@ class TableEpochs(Epochs):
     def _break_off(self) -> None:
         """Nothing was read ahead."""
 
-    def close(self) -> None:
-        """Ends it."""
-        self._closed = True
+    def _end(self) -> None:
+        """It holds nothing."""

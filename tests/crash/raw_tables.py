@@ -35,7 +35,7 @@ class RawTable:
         request = pb.CreateTableRequest(table=self.name, buffer_size=buffer_size, **settings)
         again(lambda: self.stub.CreateTable(request, timeout=SECONDS, wait_for_ready=True))
 
-    def add(self, numbers: np.ndarray, priorities: np.ndarray | None = None) -> int:
+    def add(self, numbers: np.ndarray, priorities: np.ndarray | None = None, wait_seconds: float = SECONDS) -> int:
         """Stores rows once, and gives the first one's id."""
         tensors = {"number": torch.from_numpy(numbers)} | ({} if priorities is None else {"priority": torch.from_numpy(priorities)})
         self._sequence += 1
@@ -43,7 +43,7 @@ class RawTable:
             table=self.name,
             writer_id=f"writer of {self.name}",
             sequence=self._sequence,
-            wait_seconds=SECONDS,
+            wait_seconds=wait_seconds,
             has_priorities=priorities is not None,
             block=block(tensors),
         )

@@ -114,6 +114,7 @@ def test_draws_have_the_exact_probabilities_after_inserts_updates_wraps_and_rest
     print(f"{ROUNDS} times {DRAWS // ROUNDS} draws, standard deviations off: {[round(one, 1) for one in deviations]}")
     assert model.write_count > 3 * SLOTS
     assert max(deviations) < MOST_DEVIATIONS
+    assert sum(deviations) / ROUNDS**0.5 < MOST_DEVIATIONS  # What is a little off each time.
 
 
 def play(table: Played, model: PrioritiesModel, random: np.random.Generator, has_priorities: bool) -> None:

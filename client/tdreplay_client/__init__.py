@@ -5,14 +5,42 @@ from typing import TYPE_CHECKING
 from tdreplay.lazy import imported_when_asked
 
 if TYPE_CHECKING:
+    from tdreplay.priorities import Updated, importance_weights
+    from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
+    from tdreplay.samplers import Fifo, Lifo, MaxHeap, MinHeap, Prioritized, Uniform, WithoutReplacement
+    from tdreplay.table_config import TableConfig
     from tdreplay_client.buffer import RemoteReplayBuffer
     from tdreplay_client.dataset import ReplayDataset
     from tdreplay_client.reading.stream import BatchStream
     from tdreplay_client.writing.writer import Writer
 
-__all__ = ["BatchStream", "RemoteReplayBuffer", "ReplayDataset", "Writer"]
+__all__ = [
+    "BatchStream",
+    "Fifo",
+    "Lifo",
+    "MaxHeap",
+    "MinHeap",
+    "MinSize",
+    "Prioritized",
+    "Queue",
+    "RemoteReplayBuffer",
+    "ReplayDataset",
+    "SamplesPerInsert",
+    "TableConfig",
+    "Uniform",
+    "Updated",
+    "WithoutReplacement",
+    "Writer",
+    "importance_weights",
+]
+
+_OWN = {"BatchStream": ".reading.stream", "RemoteReplayBuffer": ".buffer", "ReplayDataset": ".dataset", "Writer": ".writing.writer"}
+_SHARED = {
+    "tdreplay.priorities": ("Updated", "importance_weights"),
+    "tdreplay.rate_limiters": ("MinSize", "Queue", "SamplesPerInsert"),
+    "tdreplay.samplers": ("Fifo", "Lifo", "MaxHeap", "MinHeap", "Prioritized", "Uniform", "WithoutReplacement"),
+    "tdreplay.table_config": ("TableConfig",),
+}
 
 # ``tdreplay health``, which runs every few seconds, does without torch.
-__getattr__, __dir__ = imported_when_asked(
-    __name__, {"BatchStream": "reading.stream", "RemoteReplayBuffer": "buffer", "ReplayDataset": "dataset", "Writer": "writing.writer"}
-)
+__getattr__, __dir__ = imported_when_asked(__name__, _OWN | {name: module for module, names in _SHARED.items() for name in names})

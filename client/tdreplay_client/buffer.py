@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, SupportsFloat, SupportsIndex
 
@@ -13,20 +14,25 @@ from tensordict import TensorDict
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint, Progress, State
 from tdreplay.description_messages import description_from_message
-from tdreplay.devices import parse_device
 from tdreplay.epochs import EpochPlan, EpochQuery
 from tdreplay.errors import CodecError, EmptyTableError, InvalidArgumentError, TableExistsError, UnimplementedError
 from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, MAX_INT64, check_batch_size, check_flag, check_seconds, check_whole
 from tdreplay.messages import state_from_message
 from tdreplay.metadata import Metadata
+from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
+from tdreplay.rate_limiters import RateLimiter, Unlimited
 from tdreplay.rows import Given, Row, given_row, given_rows
+from tdreplay.samplers import Sampler, Uniform
 from tdreplay.selecting import Fields, Slots, as_fields
+from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
+from tdreplay.table_messages import create_table_request, table_config_from_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.reading.epochs import EpochStream, RemoteEpochs
-from tdreplay_client.reading.single_batches import Draw, SingleBatches
+from tdreplay_client.reading.priority_updates import update_priorities
+from tdreplay_client.reading.single_batches import Asked, Draw, SingleBatches
 from tdreplay_client.reading.stream import BatchStream
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget
@@ -53,6 +59,11 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         table: the table's name.
         storing_device: where the table's rows lie. None: wherever the server has them.
         buffer_size: the capacity in rows. It creates the table, or checks that the existing one has this capacity. None: the table exists already.
+        sampler: what chooses the rows of a batch: a value as `Prioritized(alpha=0.6)`, a name as "fifo", or a mapping of ``name`` and its numbers.
+            None: `Uniform` in a new table, any in one that exists.
+        rate_limiter: what decides who has to wait, as `SamplesPerInsert(4.0, min_size=1000, error_buffer=100)`, in the same forms. None: nobody waits
+            in a new table; any in one that exists.
+        max_times_sampled: how often a row is drawn before it leaves; 0: any number of times. None: 0 in a new table, any in one that exists.
         timeout: the most seconds that a call waits for an answer, that a stream waits for its next message, and that either waits for a server which
             is not there. None, inf: without a limit (a year).
         transport: how rows travel, both ways. "grpc": in gRPC messages. "auto" and "shared_memory": large batches through memory that server and
@@ -63,6 +74,9 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     When the connection is lost, calls, writers, streams and epochs wait for the server and go on by themselves. Each row is stored once, however
     often it had to be sent. `reset`, `drop` and `checkpoint` are not repeated.
 
+    Where a rate limiter makes a call wait, or rows that leave, it waits as long as `timeout`, and then raises `RateLimitedError`, which says what it
+    waited for.
+
     A buffer can be pickled and copied. The copy has the same arguments, and opens a connection of its own at its first call. It creates no table, and
     begins its seed anew.
 
@@ -72,7 +86,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     Raises:
         TableNotFoundError: buffer_size is None, and there is no such table.
-        TableExistsError: it is there with another capacity or storing device.
+        TableExistsError: it is there with other settings; the message says which.
         InvalidArgumentError: an argument breaks its rule.
     """
 
@@ -84,16 +98,18 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         table: str = DEFAULT_TABLE,
         storing_device: torch.device | str | None = None,
         buffer_size: SupportsIndex | None = None,
+        sampler: Sampler | str | Mapping[str, Any] | None = None,
+        rate_limiter: RateLimiter | str | Mapping[str, Any] | None = None,
+        max_times_sampled: SupportsIndex | None = None,
         timeout: SupportsFloat | None = DEFAULT_TIMEOUT,
         transport: Literal["auto", "shared_memory", "grpc"] = "auto",
         cast: bool = False,
         seed: SupportsIndex | None = None,
     ) -> None:
-        where = None if storing_device is None else parse_device(storing_device, "storing_device")
-        size = None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)
-        self._open(address, device, table, where, timeout, transport, cast, seed)
+        request = TableRequest.of(buffer_size, storing_device, sampler, rate_limiter, max_times_sampled, table)
+        self._open(address, device, request, timeout, transport, cast, seed)
         try:
-            self._connection.retried(lambda budget: self._agree(size, budget))
+            self._connection.retried(self._agree)
         except BaseException:
             self._connection.close()
             raise
@@ -102,8 +118,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self,
         address: str,
         device: torch.device | str,
-        table: str,
-        storing_device: torch.device | None,
+        request: TableRequest,
         timeout: SupportsFloat | None,
         transport: Literal["auto", "shared_memory", "grpc"],
         cast: bool,
@@ -113,28 +128,32 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         if transport not in ("auto", "shared_memory", "grpc"):
             raise InvalidArgumentError(f"transport ({transport!r}) must be auto, shared_memory or grpc")
         self._connection = Connection(address, timeout)
-        self._table, self._transport = table, transport
-        self._wanted_device = storing_device
+        self._request, self._table, self._transport = request, request.name, transport
+        self._config: pb.TableConfig | None = None  # Of the table, once it is known.
         self._storing_device: torch.device | None = None  # Of the table, once it is known.
         self._sharing = Sharing(self.address, wanted=transport != "grpc")
         self._transfer = DeviceTransfer(self._device)
         self._unacknowledged = UnacknowledgedInserts()
-        self._known_schema = KnownSchema(self._connection, table, cast=check_flag(cast, "cast"))
-        self._inserts = SingleInserts(self._connection, table, self._sharing, self._unacknowledged)
-        self._single_batches = SingleBatches(self._connection, table, self._transfer, self._sharing)
+        self._known_schema = KnownSchema(self._connection, self._table, cast=check_flag(cast, "cast"))
+        self._inserts = SingleInserts(self._connection, self._table, self._sharing, self._unacknowledged)
+        self._single_batches = SingleBatches(self._connection, self._table, self._transfer, self._sharing)
 
-    def _agree(self, buffer_size: int | None, budget: RetryBudget) -> None:
-        wanted = self._wanted_device
-        if buffer_size is not None:
-            where = "" if wanted is None else str(wanted)
-            self._connection.unary("CreateTable", pb.CreateTableRequest(table=self._table, buffer_size=buffer_size, storing_device=where), budget)
-        there = self._described(budget).storing_device
-        if buffer_size is None and wanted not in (None, there):
-            raise TableExistsError(f"table {self._table!r} is there with storing_device {there}, not {wanted}")
+    def _agree(self, budget: RetryBudget) -> None:
+        if self._request.buffer_size is not None:
+            self._connection.unary("CreateTable", create_table_request(self._request), budget)
+            self._described(budget)
+            return
+        there = str(self._described(budget).storing_device)
+        said, message = self._request, self._config
+        if message is None:  # An older server does not say more.
+            said, message = TableRequest(storing_device=said.storing_device), pb.TableConfig(buffer_size=1, storing_device=there)
+        differing = said.differences(table_config_from_message(message, self._table))
+        if differing:
+            raise TableExistsError(f"table {self._table!r} is there with {', '.join(differing)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The address, the table and the other arguments. The copy connects at its first call, and creates no table."""
-        arguments = (self._device, self._table, self._wanted_device, self._connection.timeout, self._transport, self._known_schema.cast, self._seed)
+        arguments = (self._device, self._request, self._connection.timeout, self._transport, self._known_schema.cast, self._seed)
         return _opened, (type(self), self.address, *arguments)
 
     @property
@@ -159,7 +178,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     def drop(self) -> None:
         """Removes the table and its rows from the server."""
         self._connection.unary("DropTable", pb.DropTableRequest(table=self._table))
-        self._storing_device = None
+        self._storing_device = self._config = None
         self._begin_anew()
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
@@ -188,17 +207,26 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
-    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
-        size, draw, rows = check_batch_size(batch_size), self._next_draw(seed), check_flag(wait, "wait")
-        return self._connection.retried(lambda budget: self._random_batch(size, draw, seed is None, budget), for_rows=rows)
+    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False, uniform: bool = False) -> TensorDict:
+        asked, rows = Asked(check_batch_size(batch_size), _sampler(uniform)), check_flag(wait, "wait")
+        draw = self._next_draw(seed)
+        return self._connection.retried(lambda budget: self._random_batch(asked, draw, seed is None, budget), for_rows=rows)
 
-    def _random_batch(self, size: int, draw: Draw, standing: bool, budget: RetryBudget) -> TensorDict:
-        batch = self._single_batches.take(size, draw, budget) if standing else None
-        if batch is None:
-            numbers: Any = {} if draw is None else {"seed": draw[0], "batch": draw[1]}
-            request = pb.SampleBatchRequest(table=self._table, batch_size=size, **numbers)
-            return self._one("SampleBatch", request, pb.SampleBatchResponse, range(size, size + 1), budget)
-        return batch
+    def _random_batch(self, asked: Asked, draw: Draw, standing: bool, budget: RetryBudget) -> TensorDict:
+        batch = self._single_batches.take(asked, draw, budget) if standing else None
+        if batch is not None:
+            return batch
+        request = pb.SampleBatchRequest(
+            table=self._table, batch_size=asked.rows, sampler=asked.sampler, knows_priorities=True, wait_seconds=budget.server_wait
+        )
+        if draw is not None:
+            request.seed, request.batch = draw
+        return self._one("SampleBatch", request, pb.SampleBatchResponse, range(asked.rows, asked.rows + 1), budget)
+
+    def update_priorities(self, row_ids: Any, priorities: Any) -> Updated:
+        """As in `BaseReplayBuffer`. It is sent again where the connection was lost: the same priorities again change nothing more."""
+        ids = checked_row_ids(row_ids)
+        return update_priorities(self._connection, self._table, ids, checked_priorities(priorities, len(ids)))
 
     def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
         request, sizes = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields), range(len(slots), len(slots) + 1)
@@ -241,26 +269,40 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         fields: Fields | None = None,
         seed: SupportsIndex | None = None,
         wait: bool = True,
+        uniform: bool = False,
     ) -> BatchStream:
         """Random batches without end, the next ones already on their way and on `device`. It goes on by itself after the server was lost.
 
         Args:
-            batch_size: rows per batch, drawn uniformly with replacement.
+            batch_size: rows per batch, which the table's sampler chooses. What a batch has beside its rows is said at `sample_batch`.
             prefetch: the most batches that are on their way. So a batch that is taken was drawn at most that many batches ago.
             fields: as in `sample_by_index_fields`; None: all of them.
             seed: batch number k of the stream is batch number k of the seed, after a lost connection too: the same seed gives the same batches, as
                 long as the table holds the same rows. None: where the buffer has a seed, each of its streams gets one that follows from it.
             wait: whether the first batch waits while the table is empty, at most `timeout` seconds; the stream itself opens at once. False: an empty
                 table is an EmptyTableError at once.
+            uniform: as in `sample_batch`.
+
+        Where a rate limiter or missing rows make a batch wait for longer than `timeout`, it is a RateLimitedError. Whoever asks for the next batch
+        then waits again.
         """
         size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
         names, rows = as_fields(fields), check_flag(wait, "wait")
         number = self._next_order() if seed is None else check_whole(seed, "seed", 0)
-        query = pb.SampleRequest(table=self._table, batch_size=size, fields=names, seed=number)
+        query = pb.SampleRequest(
+            table=self._table,
+            batch_size=size,
+            fields=names,
+            seed=number,
+            sampler=_sampler(uniform),
+            knows_priorities=True,
+            says_taken=True,
+        )
         return self._stream(query, ahead, wait=rows)
 
     def _stream(self, query: Any, prefetch: int, *, wait: bool = False) -> BatchStream:
-        return BatchStream(self._connection, query, self._transfer, prefetch, self._sharing, wait=wait)
+        counted = isinstance(query, pb.SampleRequest) and self._counts_draws
+        return BatchStream(self._connection, query, self._transfer, prefetch, self._sharing, wait=wait, counted=counted)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
@@ -278,9 +320,24 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     def _answer(self, budget: RetryBudget | None) -> Any:
         return self._connection.unary("Describe", pb.DescribeRequest(table=self._table), budget)
 
+    @property
+    def _known_config(self) -> pb.TableConfig | None:
+        """What the table was made with; None where the server is an older one, which does not say it."""
+        if self._config is None:
+            self.state()
+        return self._config
+
+    @property
+    def _counts_draws(self) -> bool:
+        """Whether rows leave when they were drawn, or a rate limiter counts what is drawn."""
+        config = self._known_config
+        return config is None or config.max_times_sampled > 0 or config.rate_limiter.name not in ("", Unlimited.name)
+
     def _described(self, budget: RetryBudget | None = None) -> State:
-        state = state_from_message(self._answer(budget))
+        answer = self._answer(budget)
+        state = state_from_message(answer)
         self._storing_device = state.storing_device
+        self._config = answer.config if answer.HasField("config") else None
         return state
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
@@ -324,6 +381,11 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._connection.close()
         self._inserts.close()
         self._single_batches.close()
+
+
+def _sampler(uniform: object) -> str:
+    """What is to choose the rows, in a request: '' stands for the sampler of the table."""
+    return Uniform.name if check_flag(uniform, "uniform") else ""
 
 
 def _opened(kind: type[RemoteReplayBuffer], address: str, *arguments: Any) -> RemoteReplayBuffer:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,10 @@ from typing_extensions import Self
 
 from tdreplay.devices import check_device
 from tdreplay.epochs import ON_OVERWRITE, EpochQuery, Epochs
-from tdreplay.errors import InvalidArgumentError
-from tdreplay.limits import check_batch_size, check_choice, check_flag, check_whole
+from tdreplay.errors import InvalidArgumentError, RateLimitedError
+from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_choice, check_flag, check_seconds, check_whole
 from tdreplay.metadata import Metadata
+from tdreplay.priorities import Updated
 from tdreplay.rows import Given, Row
 from tdreplay.seeds import derived_seed
 from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
@@ -28,6 +30,9 @@ from tdreplay.state import State
 from tdreplay.table_description import TableDescription
 
 __all__ = ["BaseReplayBuffer", "Checkpoint", "Progress", "State", "TableDescription"]
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
+"""The pause in seconds between two looks for rows: the first one, and the longest to which it grows."""
 
 Progress = Callable[[int, int], object]
 """Called with two numbers of bytes: those done so far, and the total."""
@@ -114,17 +119,48 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
-        """`batch_size` rows drawn uniformly at random, with replacement: a TensorDict of batch size [batch_size, ...].
+    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False, uniform: bool = False) -> TensorDict:
+        """`batch_size` rows that the buffer's sampler chooses: a TensorDict of batch size [batch_size, ...].
+
+        The sampler is `Uniform` unless the buffer was made with another one: each row is equally probable, with replacement. A batch counts as drawn
+        when it is returned. It waits for the rate limiter, and for rows where they leave: a remote buffer as long as its `timeout`, one in process
+        30 s.
+
+        If the rows have priorities, a batch that is not `uniform` has four more fields of shape [n]. ``probability`` (float64) is how probable each
+        row was in this draw, and ``priority`` (float64) its priority. ``table_size`` (int64) is the number of rows among which were drawn, and
+        ``min_probability`` (float64) the smallest probability above 0 that one of them had: both are the same in all rows. `importance_weights`
+        makes weights of them.
 
         Args:
             batch_size: number of rows.
             seed: the same seed gives the same rows as long as the buffer holds the same ones. None: the buffer's own seed, if it has one.
-            wait: whether an empty buffer waits for its first row: a remote one as long as its `timeout`, one in process 30 s.
+            wait: whether an empty buffer waits for its first row, as long as for the rate limiter.
+            uniform: whether all rows are equally probable, with replacement, whatever the sampler is.
 
         Raises:
             EmptyTableError: there is no row.
-            InvalidArgumentError: batch_size is below 1 or above `MAX_BATCH_SIZE`, or seed is out of its range.
+            RateLimitedError: the time is over; the message says what was waited for.
+            FailedPreconditionError: uniform, and the rows of this buffer leave when they were drawn.
+            InvalidArgumentError: batch_size is below 1 or above `MAX_BATCH_SIZE`, or seed is out of its range. Or the batch is larger than the rate
+                limiter can ever let through.
+        """
+
+    @abstractmethod
+    def update_priorities(self, row_ids: Any, priorities: Any) -> Updated:
+        """Gives rows other priorities, by row id: ``batch["row_id"]`` of a batch.
+
+        A row that was overwritten meanwhile is stale: it is counted, and no other row changes.
+
+        Of equal row ids the last one counts. Many thousand rows travel in several parts, and each part is changed as a whole.
+
+        Args:
+            row_ids: a tensor, an array or a list of integers, n of them.
+            priorities: n numbers from 0 up, in the same forms, or one number for all. A row of priority 0 is not drawn while others have more.
+
+        Raises:
+            NoPrioritiesError: the rows of this buffer have no priorities.
+            InvalidArgumentError: a priority is negative, NaN or infinite, or there is another number of them. No priority changes.
+            RowIdError: a row id was never given. No priority changes.
         """
 
     @abstractmethod
@@ -223,9 +259,26 @@ class BaseReplayBuffer(ABC):
         slots, shape = as_slots(index, self.state)
         return shaped(self._by_slots(slots, as_fields(fields)), shape)
 
-    def sample_random(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
+    def sample_random(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False, uniform: bool = False) -> TensorDict:
         """The same as `sample_batch`."""
-        return self.sample_batch(batch_size, seed=seed, wait=wait)
+        return self.sample_batch(batch_size, seed=seed, wait=wait, uniform=uniform)
+
+    def wait_for(self, rows: SupportsIndex, timeout: SupportsFloat | None = DEFAULT_TIMEOUT) -> None:
+        """Waits until the buffer holds `rows` rows, at most `timeout` seconds; None or inf: without a limit. It looks at least four times a second.
+
+        Raises:
+            RateLimitedError: the time is over; the message says how many rows are there.
+            InvalidArgumentError: the buffer never holds so many rows, or an argument is out of its range.
+        """
+        wanted, until, pause = check_whole(rows, "rows", 1), time.monotonic() + check_seconds(timeout, "timeout"), FIRST_PAUSE
+        while (state := self.state()).size < wanted:
+            if wanted > state.buffer_size:
+                raise InvalidArgumentError(f"rows ({wanted}) must be at most {state.buffer_size}: the buffer never holds more")
+            left = until - time.monotonic()
+            if left <= 0:
+                raise RateLimitedError(f"waiting for {wanted} rows, {state.size} are there")
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def create_epoch_iterator(
         self,

@@ -17,7 +17,7 @@ def imported_when_asked(package: str, modules: dict[str, str], extra: str = "") 
 
     Args:
         package: name of the package.
-        modules: each exported name -> the module of the package that defines it.
+        modules: each exported name -> the module that defines it. One of the package begins with a dot.
         extra: the extra of tdreplay that installs the dependencies, for messages; "" if they are always installed.
     """
 
@@ -25,7 +25,7 @@ def imported_when_asked(package: str, modules: dict[str, str], extra: str = "") 
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
-            return getattr(import_module(f"{package}.{modules[name]}"), name)
+            return getattr(import_module(modules[name], package), name)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if not extra or missing.startswith("tdreplay"):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from tensordict import TensorDictBase
 
 from tdreplay.errors import InvalidArgumentError
-from tdreplay.limits import MAX_BATCH_SIZE, check_whole
+from tdreplay.limits import MAX_BATCH_SIZE, check_number, check_whole
+from tdreplay.system_fields import MIN_PROBABILITY, PROBABILITY, ROW_ID, TABLE_SIZE
 
-__all__ = ["Updated", "checked_priorities", "checked_row_ids"]
+__all__ = ["Updated", "checked_priorities", "checked_row_ids", "importance_weights", "row_ids_of"]
 
 
 class Updated(NamedTuple):
@@ -55,6 +57,55 @@ def checked_row_ids(row_ids: Any) -> npt.NDArray[np.int64]:
         raise InvalidArgumentError(f"row_ids of dtype {values.dtype} must be integers")
     check_whole(values.size, "the number of row_ids", 0, MAX_BATCH_SIZE)
     return values.astype(np.int64)
+
+
+def row_ids_of(batch: TensorDictBase) -> npt.NDArray[np.int64]:
+    """The row ids of a batch, int64 of shape [n]: one for each row, also where the rows are themselves batches.
+
+    Raises:
+        InvalidArgumentError: the batch has no field ``row_id``.
+    """
+    row_ids = _field(batch, ROW_ID.name, "to say which rows these are")
+    return checked_row_ids(row_ids.flatten(1)[:, 0] if row_ids.dim() > 1 else row_ids)
+
+
+def importance_weights(batch: TensorDictBase, beta: float, normalize: Literal["batch", "table"] | None = "batch") -> torch.Tensor:
+    """The weights that correct a loss for the probabilities with which its rows were drawn: ``(table_size * probability) ** -beta``.
+
+    Schaul et al., Prioritized Experience Replay, ICLR 2016, section 3.4.
+
+    Args:
+        batch: A random batch. One of a table without priorities has no ``probability``: all of its weights are 1.
+        beta: How much is corrected, from 0 (nothing) up; 1 is all of it.
+        normalize: What the weights are divided by, so that none is above 1: the largest weight in the batch, or the largest that a row of the table
+            could have. None: nothing. The weights of different batches compare with each other only by "table" and None.
+
+    Returns:
+        float32, of the shape of ``probability``, which is that of the batch, on its device.
+
+    Raises:
+        InvalidArgumentError: beta is negative or not finite, normalize is none of these, or the batch lacks a field that this needs.
+    """
+    power = -check_number(beta, "beta", 0)
+    if normalize not in ("batch", "table", None):
+        raise InvalidArgumentError(f"normalize ({normalize!r}) must be batch, table or None")
+    if PROBABILITY.name not in batch.keys():  # noqa: SIM118 - a TensorDict iterates over its rows, not its keys.
+        row_ids = _field(batch, ROW_ID.name, "which random batches of every table have")
+        return torch.ones(row_ids.shape, dtype=torch.float32, device=row_ids.device)
+    size = _field(batch, TABLE_SIZE.name, "to weigh its rows")
+    weights = (size * _field(batch, PROBABILITY.name, "")) ** power
+    if normalize == "batch":
+        weights = weights / weights.amax() if weights.numel() else weights
+    elif normalize == "table":
+        weights = weights / (size * _field(batch, MIN_PROBABILITY.name, 'for normalize="table"')) ** power
+    return weights.to(torch.float32)
+
+
+def _field(batch: TensorDictBase, name: str, why: str) -> torch.Tensor:
+    value = batch.get(name, None)
+    if not isinstance(value, torch.Tensor):
+        raise InvalidArgumentError(f"the batch has no field {name!r}, {why}: it has {sorted(map(str, batch.keys()))}")
+    return value
 
 
 def _array(values: Any, name: str) -> npt.NDArray[Any]:

@@ -5,16 +5,43 @@ from typing import TYPE_CHECKING
 from tdreplay.lazy import imported_when_asked
 
 if TYPE_CHECKING:
+    from tdreplay.priorities import Updated, importance_weights
+    from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
+    from tdreplay.samplers import Fifo, Lifo, MaxHeap, MinHeap, Prioritized, Uniform, WithoutReplacement
+    from tdreplay.table_config import TableConfig
     from tdreplay_server.buffer import ReplayBuffer
     from tdreplay_server.config import ServerConfig
     from tdreplay_server.server import ReplayServer
     from tdreplay_server.spawn import ServerProcess, spawn_server
 
-__all__ = ["ReplayBuffer", "ReplayServer", "ServerConfig", "ServerProcess", "spawn_server"]
+__all__ = [
+    "Fifo",
+    "Lifo",
+    "MaxHeap",
+    "MinHeap",
+    "MinSize",
+    "Prioritized",
+    "Queue",
+    "ReplayBuffer",
+    "ReplayServer",
+    "SamplesPerInsert",
+    "ServerConfig",
+    "ServerProcess",
+    "TableConfig",
+    "Uniform",
+    "Updated",
+    "WithoutReplacement",
+    "importance_weights",
+    "spawn_server",
+]
+
+_OWN = {"ReplayBuffer": ".buffer", "ReplayServer": ".server", "ServerConfig": ".config", "ServerProcess": ".spawn", "spawn_server": ".spawn"}
+_SHARED = {
+    "tdreplay.priorities": ("Updated", "importance_weights"),
+    "tdreplay.rate_limiters": ("MinSize", "Queue", "SamplesPerInsert"),
+    "tdreplay.samplers": ("Fifo", "Lifo", "MaxHeap", "MinHeap", "Prioritized", "Uniform", "WithoutReplacement"),
+    "tdreplay.table_config": ("TableConfig",),
+}
 
 # ``tdreplay-server --help``, and what it says of a setting that cannot be, do without torch.
-__getattr__, __dir__ = imported_when_asked(
-    __name__,
-    {"ReplayBuffer": "buffer", "ReplayServer": "server", "ServerConfig": "config", "ServerProcess": "spawn", "spawn_server": "spawn"},
-    extra="server",
-)
+__getattr__, __dir__ = imported_when_asked(__name__, _OWN | {name: module for module, names in _SHARED.items() for name in names}, extra="server")

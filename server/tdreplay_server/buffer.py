@@ -117,9 +117,9 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
-    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False) -> TensorDict:
+    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False, uniform: bool = False) -> TensorDict:
         rows, draw = check_batch_size(batch_size), self._next_draw(seed)
-        query, now = BatchQuery(rows, described=True), time.monotonic()
+        query, now = BatchQuery(rows, uniform=check_flag(uniform, "uniform"), described=True), time.monotonic()
         end = now + DEFAULT_TIMEOUT if check_flag(wait, "wait") else 0.0
         while True:
             try:

@@ -25,7 +25,7 @@ class Reading(RuleBasedStateMachine):
         self.reserve = min(2, window)
         self.credit = BatchCredit(window, self.segments, self.reserve)
         self.limit = window
-        self.credits = self.granted = self.taken_count = 0
+        self.credits = self.granted = self.taken_count = self.said = 0
         self.free = list(range(self.segments))  # As the server knows.
         self.waiting: deque[int] = deque()
         self.kept: list[int] = []
@@ -65,8 +65,14 @@ class Reading(RuleBasedStateMachine):
         place = self.waiting.popleft()
         self.credit.take()
         self.taken_count += 1
+        assert self.credit.unsaid == self.taken_count - self.said
         if place != MESSAGE:
             self.kept.append(place) if self.credit.lend(place) else self.credit.give_back(place)
+
+    @rule()
+    def the_server_is_told_what_was_taken(self) -> None:
+        self.said = self.credit.say_taken()
+        assert (self.said, self.credit.unsaid) == (self.taken_count, 0)
 
     @precondition(lambda self: self.kept)
     @rule(data=st.data())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from tdreplay.errors import CodecError, ResourceExhaustedError
 from tdreplay.framing import split
 from tdreplay.memory import copy_rows
 from tdreplay.schema import Columns
+from tdreplay.system_fields import MIN_PROBABILITY, TABLE_SIZE
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
 from tdreplay_client.reading.segment_loans import SegmentLoans
 
@@ -26,7 +27,8 @@ def assemble(
     """The batches of `messages`, whose blocks are in the messages or in segments of `loans`, on their way to the device of `transfer`.
 
     A batch of one block is a view of the message's memory, or of a segment's; no other batch uses that memory. Where a block has several batches,
-    each is a view of its own rows of the block. A batch of several blocks is allocated once, and each block is copied into its place.
+    each is a view of its own rows of the block. A batch of several blocks is allocated once, and each block is copied into its place. What a message
+    says of the draw of its batches becomes fields of these.
 
     Args:
         messages: the answers of a call.
@@ -47,7 +49,8 @@ def assemble(
         columns, batch_size, names = block.columns, (head.batch_rows, *block.batch_shape[1:]), block.header.dim_names
         lent = loans if loans is not None and transfer.on_host and head.HasField("slot") else None
         if head.first_row == 0 and block.rows and block.rows % head.batch_rows == 0:
-            parts = _parts(columns, block.rows // head.batch_rows, head.batch_rows)
+            count = block.rows // head.batch_rows
+            parts = _parts(columns, count, head.batch_rows, _drawn(head, count))
             segment = 0 if lent is None else head.slot
             for number, part in enumerate(parts):
                 yield replace(transfer.bring(part, batch_size, names), segment=segment, loans=lent, head=head, number=number)
@@ -56,16 +59,27 @@ def assemble(
         else:
             joined, last = _joined(head, columns, messages, message_type, transfer)
             _check_size(last, sizes)
+            joined |= {name: values[0] for name, values in _drawn(last, 1).items()}
             yield replace(transfer.bring(joined, (last.batch_rows, *batch_size[1:]), names), head=last)
             del joined
         del message, block, columns  # While the next message is awaited, this one's memory is its batches' alone.
 
 
-def _parts(columns: Columns, count: int, rows: int) -> Iterator[Columns]:
-    """The `count` batches of `rows` rows that a block holds, one after the other, as views of it."""
+def _drawn(head: Any, count: int) -> dict[str, Sequence[torch.Tensor]]:
+    """What a message says of the draw of its `count` batches: the name of a field -> its values in each of them. No two batches share memory."""
+    if not getattr(head, TABLE_SIZE.name, 0):
+        return {}
+    said = ((TABLE_SIZE, head.table_size), (MIN_PROBABILITY, head.min_probability))
+    return {
+        field.name: torch.full((count, 1), value, dtype=field.dtype, device="cpu").expand(count, head.batch_rows).unbind(0) for field, value in said
+    }
+
+
+def _parts(columns: dict[str, torch.Tensor], count: int, rows: int, drawn: dict[str, Sequence[torch.Tensor]]) -> Iterator[Columns]:
+    """The `count` batches of `rows` rows that a block holds, one after the other, as views of it. Each has what is `drawn` too."""
     if count == 1:
-        return iter([columns])
-    parts = {name: column.view(count, rows, *column.shape[1:]).unbind(0) for name, column in columns.items()}
+        return iter([columns | {name: values[0] for name, values in drawn.items()} if drawn else columns])
+    parts = {name: column.view(count, rows, *column.shape[1:]).unbind(0) for name, column in columns.items()} | drawn
     return ({name: views[n] for name, views in parts.items()} for n in range(count))
 
 
@@ -90,7 +104,9 @@ def _shown(sizes: range) -> str:
     return f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
 
 
-def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer) -> tuple[Columns, Any]:
+def _joined(
+    head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer
+) -> tuple[dict[str, torch.Tensor], Any]:
     """A batch of several blocks, of which `part` is the first, and the fields of its last message. A later message may say that fewer rows come."""
     columns = _memory(part, head.batch_rows, transfer)
     done = _place(columns, head, part, 0, head.batch_rows)
@@ -104,7 +120,7 @@ def _joined(head: Any, part: Columns, messages: Iterator[bytes], message_type: t
     return {name: column[:done] for name, column in columns.items()}, head
 
 
-def _memory(part: Columns, rows: int, transfer: DeviceTransfer) -> Columns:
+def _memory(part: Columns, rows: int, transfer: DeviceTransfer) -> dict[str, torch.Tensor]:
     """New memory for a batch of so many rows like those of `part`."""
     try:
         return {name: transfer.memory((rows, *column.shape[1:]), column.dtype) for name, column in part.items()}

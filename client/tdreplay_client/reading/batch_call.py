@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from google.protobuf.message import Message
 
 from tdreplay.framing import split
+from tdreplay.priorities import Updated
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.batch_credit import BatchCredit
@@ -32,6 +33,7 @@ class BatchCall:
         answers: the server's messages.
         segments: the memory that is shared with the server, where there is any.
         credit: what was granted, and what came.
+        updated: what became of the updates of priorities, as far as the server said with the batches that were taken.
 
     Args:
         connection: the connection to the server.
@@ -48,6 +50,8 @@ class BatchCall:
     def __init__(self, connection: Connection, query: Any, window: int, shared: bool, budget: RetryBudget) -> None:
         call, self._response = _CALLS[type(query)]
         self._request = type(query)
+        self._says_taken = call == "Sample" and query.says_taken
+        self._sent_updates, self.updated = 0, Updated(0, 0)
         self._sizes = range(query.batch_size if call == "Sample" else 1, query.batch_size + 1)  # A batch of an epoch may have fewer rows.
         query.batches_per_message = max(1, window // 2)
         query.shared_slots = window + SPARE_SEGMENTS if shared else 0
@@ -75,8 +79,31 @@ class BatchCall:
         """Grants what there is room for, and gives back the segments that are not needed any more. The number of batches that it granted."""
         batches = self.credit.grant()
         if batches:
-            self.requests.put(self._request(credits=batches, released_slots=self.credit.returned()))
+            said = {"taken": self.credit.say_taken()} if self._says_taken else {}
+            self.requests.put(self._request(credits=batches, released_slots=self.credit.returned(), **said))
         return batches
+
+    def take(self, pending: PendingBatch) -> None:
+        """Notes that the user takes a batch, and what its message says of updates."""
+        self.credit.take()
+        if self._sent_updates:
+            self.updated = Updated(pending.head.updated, pending.head.stale)
+
+    def say_taken(self) -> None:
+        """Says which batches the user took, where that was not said yet."""
+        if self._says_taken and self.credit.unsaid:
+            self.requests.put(pb.SampleRequest(taken=self.credit.say_taken()))
+
+    def update_priorities(self, updates: Iterable[pb.PriorityUpdate]) -> None:
+        """Sends updates of priorities. It waits for nothing."""
+        for update in updates:
+            self._sent_updates += len(update.row_ids)
+            self.requests.put(pb.SampleRequest(updates=[update]))
+
+    @property
+    def has_unconfirmed_updates(self) -> bool:
+        """Whether the server did not say yet what became of some updates."""
+        return self._sent_updates > sum(self.updated)
 
     def batches(self, messages: Iterator[bytes], transfer: DeviceTransfer) -> Iterator[PendingBatch]:
         """The batches that `messages` of this call bring."""

@@ -29,7 +29,7 @@ class BatchCredit:
         self._segments, self._reserve = segments, reserve
         # Granting in groups keeps the cost of a credit off most batches, and lets small batches share a message.
         self._group = max(1, self.window // 2)
-        self._granted = self._came = self._taken = self._borrowed = 0
+        self._granted = self._came = self._taken = self._said = self._borrowed = 0
         # Changed by finalizers, which may run in any thread and at any moment: one operation of a deque or a set is safe then, a lock is not.
         self._returned: deque[int] = deque()
         self._in_use: set[int] = set()
@@ -71,6 +71,16 @@ class BatchCredit:
     def take(self) -> None:
         """Counts a batch that the user takes."""
         self._taken += 1
+
+    @property
+    def unsaid(self) -> int:
+        """Batches that the user took, and that the server does not know of."""
+        return self._taken - self._said
+
+    def say_taken(self) -> int:
+        """The number of batches that the user took so far, to be said to the server. The caller sees to it: from here on they count as said."""
+        self._said = taken = self._taken
+        return taken
 
     # -- segments -------------------------------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from tdreplay.errors import CodecError
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
 from tdreplay_client.reading.stream import BatchStream
 from tdreplay_client.transport.connection import Connection
+from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
 
 __all__ = ["EpochStream", "RemoteEpochs"]
@@ -42,7 +43,7 @@ class EpochStream(BatchStream):
     def _beginning(self) -> EpochPlace:
         return self._began
 
-    def _query_at(self, place: EpochPlace) -> Any:
+    def _query_at(self, place: EpochPlace, budget: RetryBudget) -> Any:
         self._began = place
         return plan_to_message(self._plan, place)
 

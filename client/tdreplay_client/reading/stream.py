@@ -9,16 +9,20 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from tensordict import TensorDict
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
 from typing_extensions import Self
 
 from tdreplay.copying import OfOneProcess
-from tdreplay.errors import EmptyTableError, FailedPreconditionError, ServerUnavailableError
+from tdreplay.errors import ClosedError, EmptyTableError, FailedPreconditionError, RateLimitedError, ServerUnavailableError
 from tdreplay.limits import MAX_INT64
+from tdreplay.priorities import Updated, checked_priorities, row_ids_of
 from tdreplay.tokens import check_keys, check_same, whole_of
 from tdreplay_client.reading.batch_call import BatchCall
 from tdreplay_client.reading.batch_credit import BatchCredit
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
+from tdreplay_client.reading.priority_updates import priority_updates
 from tdreplay_client.transport.answers import end_call
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import GRACE_SECONDS, RetryBudget
@@ -28,6 +32,8 @@ from tdreplay_client.transport.threads import start_reader
 __all__ = ["BatchStream"]
 
 JOIN_SECONDS = 5.0
+LAST_WORDS_SECONDS = 0.5
+"""How long `close` lets the server hear what was said last: batches that were taken, and updates of priorities."""
 VERSION = 1
 """Of the tokens of streams."""
 
@@ -36,7 +42,11 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
     """Batches of a table on the training device. The next ones are on their way while one is used.
 
     A stream ends with `close` (or ``with``), or when nothing refers to it any more. It goes on when its server was lost and is back within the
-    connection's timeout. An error is raised in place of the batch that it concerns; no batches come after it.
+    connection's timeout. An error is raised in place of the batch that it concerns; no batches come after it. Only what says that a
+    wait was too long may be followed by batches, `RateLimitedError` and the `EmptyTableError` of a stream that waits: whoever asks again waits again.
+
+    Where rows leave when they were drawn, or a rate limiter counts them, a batch counts as drawn when it is taken from the stream, and not while it
+    is read ahead. Batches that were not taken when the stream ends, or its connection is lost, are drawn again.
 
     Attributes:
         shared: whether batches come through memory that is shared with the server.
@@ -48,6 +58,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         prefetch: the most batches that are on their way or wait here.
         sharing: whether shared memory is used.
         wait: whether a batch of an empty table waits for the table's first row, at most for the connection's timeout.
+        counted: whether the table counts the batches that are taken.
 
     Raises:
         ReplayError: the server refused the query.
@@ -55,11 +66,23 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
 
     _instead = "it belongs to a connection of this process. Give the other process the buffer, and open a stream there"
 
-    def __init__(self, connection: Connection, query: Any, transfer: DeviceTransfer, prefetch: int, sharing: Sharing, *, wait: bool = False) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        query: Any,
+        transfer: DeviceTransfer,
+        prefetch: int,
+        sharing: Sharing,
+        *,
+        wait: bool = False,
+        counted: bool = False,
+    ) -> None:
         self._connection, self._query, self._transfer, self._prefetch, self._sharing = connection, query, transfer, prefetch, sharing
         self._place = self._beginning()
         self._over = self._lost = False
-        self._waits, self.shared = wait, False
+        self._waits, self._counted, self.shared = wait, counted, False
+        self._call: BatchCall | None = None
+        self._updated = Updated(0, 0)  # Over the calls before this one.
         self._end: Callable[[], object] = lambda: None
         self._reader: threading.Thread | None = None
         try:
@@ -75,9 +98,9 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         """The place of the first batch: its number."""
         return int(self._query.first_batch)
 
-    def _query_at(self, place: Any) -> Any:
+    def _query_at(self, place: Any, budget: RetryBudget) -> Any:
         """The first request of a call that begins at `place`."""
-        self._query.first_batch = place
+        self._query.first_batch, self._query.wait_seconds = place, budget.server_wait
         return self._query
 
     def _after(self, place: Any, pending: PendingBatch) -> Any:
@@ -113,7 +136,8 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
 
     def _open(self, budget: RetryBudget) -> None:
         """Opens a call, grants the first batches, and starts to read them."""
-        query = self._query_at(self._place)
+        query = self._query_at(self._place, budget)
+        self._updated, self._call = self.updated, None
         self._call = call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, self._prefetch, shared, budget))
         self.shared = call.segments is not None
         self._ready: queue.SimpleQueue[PendingBatch | BaseException] = queue.SimpleQueue()
@@ -132,13 +156,22 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         try:
             batch, self._place = self._connection.retried(self._taken, for_rows=self._waits)
             return batch
+        except (RateLimitedError, EmptyTableError) as error:
+            if isinstance(error, EmptyTableError) and not self._waits:
+                self._fail()
+            raise
         except Exception:
-            self.close()
+            self._fail()
             raise
         except BaseException:
             self._place = before  # An interrupt: nobody got the batch. It comes again over another call.
             self.break_off()
             raise
+
+    def _fail(self) -> None:
+        """Ends the stream, whose call has ended."""
+        self._over = True
+        self._end_call()
 
     def break_off(self) -> None:
         """Ends the call. The batch that is next now comes over another one."""
@@ -149,27 +182,43 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         """The next batch, over a new call where the one before was lost, and the place after it."""
         if self._over:
             raise StopIteration
-        if self._lost:
-            self._open(budget)
-        self._call.grant()
-        try:
-            pending = self._ready.get(timeout=budget.left)
-        except queue.Empty:
-            pending = self._within_grace()
+        call = self._current(budget)
+        call.grant()
+        pending = self._awaited(call, budget)
         if isinstance(pending, BaseException):
             try:
                 self._end_call()
                 if self._over:  # Another thread closed the stream, and with it the call.
                     raise StopIteration
-                self._lost = isinstance(pending, (ServerUnavailableError, EmptyTableError) if self._waits else ServerUnavailableError)
+                self._lost = isinstance(pending, (ServerUnavailableError, RateLimitedError, *((EmptyTableError,) if self._waits else ())))
                 raise pending
             finally:
                 del pending  # Its traceback holds this frame: together they would keep the shared memory mapped.
-        self._call.credit.take()
+        call.take(pending)
         batch, place = pending.take(), self._after(self._place, pending)
         del pending  # With it goes a segment whose batch was copied.
-        self._call.grant()
+        call.grant()
         return batch, place
+
+    def _current(self, budget: RetryBudget) -> BatchCall:
+        """The call from which batches come: a new one where the one before was lost."""
+        if self._lost or self._call is None:
+            self._open(budget)
+        if self._call is None:
+            raise ClosedError("the stream is closed")
+        return self._call
+
+    def _awaited(self, call: BatchCall, budget: RetryBudget) -> PendingBatch | BaseException:
+        """What comes next from a call, or how it ended."""
+        if self._counted and self._ready.empty():
+            call.say_taken()  # What this waits for may follow from it.
+        try:
+            pending = self._ready.get(timeout=budget.left)
+        except queue.Empty:
+            pending = self._within_grace()
+        while self._counted and not isinstance(pending, BaseException) and not call.answers.active:
+            pending = self._ready.get()  # What came before the end of the call is drawn again.
+        return pending
 
     def _within_grace(self) -> PendingBatch | BaseException:
         """What came in time while this process stood still; the error for what did not."""
@@ -178,10 +227,58 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         except queue.Empty:
             return self._connection.late_error()
 
+    def update_priorities(self, batch: TensorDictBase, td_error: Any) -> None:
+        """Gives the rows of a batch new priorities, the absolute values of `td_error`. It does not wait for the server.
+
+        The rows are those of the batch's ``row_id``: none of them is mistaken for another row, however late the update comes. Updates are sent at
+        once and take effect in order. Those that are on their way when the connection is lost may be lost with it; `update_priorities` of the buffer
+        waits until they took effect. A row of priority 0 is not drawn while others have more, so add a small number to each error.
+
+        Args:
+            batch: A batch of this table, of n rows, or a part of one.
+            td_error: n numbers, positive or negative: a tensor of any device, an array or a list; or one number for all.
+
+        Raises:
+            InvalidArgumentError: one is NaN or infinite, there is another number of them, or the batch has no ``row_id``. Nothing is sent.
+            ClosedError: the stream is closed.
+
+        What the server refuses, such as priorities for a table that has none, ends the stream: the next batch raises it.
+        """
+        self._connection.owner.check()
+        row_ids = row_ids_of(batch)
+        priorities = checked_priorities(_magnitudes(td_error), len(row_ids))
+        call = self._call
+        if self._over:
+            raise ClosedError("the stream is closed")
+        if call is not None:
+            call.update_priorities(priority_updates(row_ids, priorities))
+
+    @property
+    def updated(self) -> Updated:
+        """What became of the rows of this stream's updates, as far as the server has said: it does with each message that brings batches."""
+        before, now = self._updated, Updated(0, 0) if self._call is None else self._call.updated
+        return Updated(before.updated + now.updated, before.stale + now.stale)
+
     def close(self) -> None:
-        """Ends the call, and waits for the thread that reads it. Closing twice is allowed."""
-        self._over = True
+        """Ends the call, and waits for the thread that reads it. Closing twice is allowed.
+
+        The server first hears what was said last, the batches that were taken and the updates of priorities. This takes at most half a second.
+        """
+        over, self._over = self._over, True
+        if not over and self._connection.owner.is_here:
+            self._say_last()
         self._end_call()
+
+    def _say_last(self) -> None:
+        call, reader = self._call, self._reader
+        if call is not None and reader is not None and not self._lost and not self._connection.closed and self._heeds(call):
+            call.say_taken()
+            call.requests.put(None)
+            reader.join(LAST_WORDS_SECONDS)
+
+    def _heeds(self, call: BatchCall) -> bool:
+        """Whether the server is to hear what it does not know of a call."""
+        return call.has_unconfirmed_updates or (self._counted and call.credit.unsaid > 0)
 
     def _end_call(self) -> None:
         self._end()
@@ -193,6 +290,14 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+
+
+def _magnitudes(td_error: Any) -> Any:
+    """The absolute values of numbers, where they are any."""
+    if isinstance(td_error, torch.Tensor):
+        return td_error.detach().abs()
+    values = np.asarray(td_error)
+    return np.abs(values) if values.dtype.kind in "iuf" else td_error
 
 
 def _read(batches: Iterator[PendingBatch], ready: queue.SimpleQueue[PendingBatch | BaseException], credit: BatchCredit) -> None:

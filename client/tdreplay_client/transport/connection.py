@@ -22,6 +22,7 @@ from tdreplay.errors import (
     DeadlineError,
     EmptyTableError,
     InternalError,
+    RateLimitedError,
     ReplayError,
     ServerUnavailableError,
     StreamLimitError,
@@ -93,6 +94,7 @@ class Connection:
             ServerUnavailableError: the server did not come back in time.
             DeadlineError: it was there, and did not answer in time.
             EmptyTableError: no row came in time.
+            RateLimitedError: the server waited for as long as it might.
             ClosedError: the connection was closed meanwhile.
         """
         budget = RetryBudget(self.timeout)
@@ -118,6 +120,9 @@ class Connection:
         if isinstance(error, EmptyTableError):
             budget.lost = ""
             return for_rows and not budget.over
+        if isinstance(error, RateLimitedError):
+            budget.lost = ""
+            return budget.outlasts_wait
         return bool(budget.lost) and isinstance(error, (StreamLimitError, DeadlineError))
 
     def _note(self, *, away: bool, why: str = "") -> None:
@@ -130,6 +135,11 @@ class Connection:
             log.warning("%s; calls wait up to %g s for it", why, self.timeout)
         elif changed:
             log.warning("server %s is back", self.address)
+
+    @property
+    def server_wait(self) -> float:
+        """Seconds that the server may wait for a rate limiter within a call that is held open; see `RetryBudget.server_wait`."""
+        return RetryBudget(self.timeout).server_wait
 
     def wait(self, seconds: float) -> None:
         """Waits for so long, or until the connection is closed."""

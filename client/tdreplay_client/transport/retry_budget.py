@@ -10,6 +10,9 @@ __all__ = ["FIRST_PAUSE", "GRACE_SECONDS", "RetryBudget", "jittered"]
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """The pause in seconds between two attempts to reach a server: the first one, and the longest to which it grows."""
 
+WAIT_MARGIN = 0.5
+"""The seconds by which a server waits shorter than its client, so that its answer says what it waited for. At most a tenth of the client's time."""
+
 GRACE_SECONDS = 0.1
 """The grace after a deadline. The answer may have come in time while this process stood still: in a garbage collection, or because it was paused."""
 
@@ -32,7 +35,7 @@ class RetryBudget:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self._seconds, self._margin = seconds, min(WAIT_MARGIN, seconds / 10)
         self.lost = ""
         self.renew()
 
@@ -55,6 +58,16 @@ class RetryBudget:
     def over(self) -> bool:
         """Whether there is no time left for another attempt."""
         return self.left < FIRST_PAUSE
+
+    @property
+    def server_wait(self) -> float:
+        """Seconds that the server may wait for rows or for a rate limiter, at least 0, so that its answer comes before the time is over."""
+        return max(0.0, self.left - self._margin)
+
+    @property
+    def outlasts_wait(self) -> bool:
+        """Whether a server that waited as long as it might waited for less than this time: for a call that was opened before this time began."""
+        return self.left > 2 * self._margin
 
     def pause(self) -> float:
         """Seconds to wait before the next attempt. They grow, differ from client to client, and leave time for it."""

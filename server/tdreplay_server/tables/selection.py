@@ -51,7 +51,8 @@ class BatchQuery:
         rows: The number of rows of a batch.
         fields: The names of the fields; None: all of them.
         uniform: Whether all rows are to be equally probable, whatever the table's sampler is.
-        described: Whether the batches of a table with priorities have the fields `probability` and `priority`, if no fields are named.
+        described: Whether the batches of a table with priorities have the fields `probability` and `priority`, whatever fields are named. Those
+            that are `uniform` have not.
     """
 
     rows: int

@@ -209,7 +209,7 @@ class Table:
             return self._selection(found, query.rows * len(generators), drawn), drawn
 
     def _drawn_format(self, query: BatchQuery, found: RowFormat) -> RowFormat:
-        if query.described and query.fields is None and self._has_priorities:
+        if query.described and not query.uniform and self._has_priorities:
             return replace(found, fields=(*found.fields, PROBABILITY, PRIORITY))
         return found
 

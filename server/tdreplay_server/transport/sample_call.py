@@ -67,8 +67,8 @@ class SampleCall:
 
 
 def draw_head(selection: Any) -> dict[str, Any]:
-    """What a message says of the draw of its batches."""
-    return {"table_size": selection.chosen.size, "min_probability": selection.chosen.min_probability}
+    """What a message says of the draw of its batches, where these say of each row how it was drawn."""
+    return {} if not selection.is_described else {"table_size": selection.chosen.size, "min_probability": selection.chosen.min_probability}
 
 
 def updated(table: Table, update: pb.PriorityUpdate) -> Updated:

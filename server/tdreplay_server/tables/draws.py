@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tdreplay.errors import TableChangedError
 from tdreplay.limits import check_whole
 from tdreplay.system_fields import PRIORITY, PROBABILITY
 from tdreplay_server.storage.ring import Ring, RowIds
+from tdreplay_server.tables.consumption import TooFewDrawsError
 from tdreplay_server.tables.samplers import Draw
 
 __all__ = ["DrawRows", "DrawnRows", "Generators", "generators_of"]
@@ -40,6 +42,9 @@ def generators_of(seed: int, first: int = 0) -> Generators:
     return following
 
 
+LostRows: TypeAlias = "Callable[[RowIds, int], object]"
+"""As `Consumption.give_back`."""
+
 DrawRows: TypeAlias = "Callable[[int, Sequence[np.random.Generator], Ring], Draw]"
 """As `Sampler.draw`."""
 
@@ -61,10 +66,16 @@ class DrawnRows:
         generators: One for each batch.
         ring: The live rows, of which there is at least one.
         moment: What the ids mean.
+        lost: Hears which rows were overwritten before they were read, after others were drawn in their place.
+
+    Raises:
+        TooFewDrawsError: as `draw` does; once they are drawn, `ids` raises TableChangedError instead.
     """
 
-    def __init__(self, draw: DrawRows, rows: int, generators: Sequence[np.random.Generator], ring: Ring, moment: int = 0) -> None:
-        self._draw, self._rows, self._generators, self._oldest = draw, rows, generators, ring.oldest
+    def __init__(
+        self, draw: DrawRows, rows: int, generators: Sequence[np.random.Generator], ring: Ring, moment: int = 0, lost: LostRows | None = None
+    ) -> None:
+        self._draw, self._rows, self._generators, self._oldest, self._lost = draw, rows, generators, ring.oldest, lost
         drawn = draw(rows, generators, ring)
         self._ids, self._probabilities, self._priorities = drawn.ids, drawn.probabilities, drawn.priorities
         self.size, self.min_probability, self.moment = drawn.size, drawn.min_probability, moment
@@ -89,8 +100,16 @@ class DrawnRows:
         batches = places // self._rows
         for batch in np.unique(batches):
             some = places[batches == batch]
-            drawn = self._draw(len(some), [self._generators[batch]], ring)
+            lost, drawn = self._ids[some], self._drawn_again(len(some), self._generators[batch], ring)
             self._ids[some] = drawn.ids
+            if self._lost is not None:
+                self._lost(lost, self.moment)
             for known, new in ((self._probabilities, drawn.probabilities), (self._priorities, drawn.priorities)):
                 if known is not None:
                     known[some] = new
+
+    def _drawn_again(self, rows: int, generator: np.random.Generator, ring: Ring) -> Draw:
+        try:
+            return self._draw(rows, [generator], ring)
+        except TooFewDrawsError:
+            raise TableChangedError(f"{rows} rows of a batch were overwritten before they were read, and there are no others") from None

@@ -71,7 +71,7 @@ class Sampling:
             return DrawnRows(self._uniform.draw if query.uniform else self.sampler.draw, query.rows, generators, ring)
         if query.uniform:
             raise FailedPreconditionError("uniform batches cannot be had of this table: its max_times_sampled counts every draw")
-        return DrawnRows(self.consumption.draw, query.rows, generators, ring, self.consumption.moment)
+        return DrawnRows(self.consumption.draw, query.rows, generators, ring, self.consumption.moment, self.consumption.give_back)
 
     def leased(self, rows: int, batches: int, wait: Wait, select: Callable[[int], tuple[Selection, DrawnRows]]) -> Drawn:
         """As many batches of `rows` rows as the limiter lets through, one at least and `batches` at most, each with its lease.

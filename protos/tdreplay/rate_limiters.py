@@ -86,7 +86,8 @@ class SamplesPerInsert(RateLimiter):
 class Queue(RateLimiter):
     """Inserts wait while `max_size` rows were inserted and not drawn; batches wait until so many rows were inserted and not drawn as they take.
 
-    With ``sampler=Fifo()`` and ``max_times_sampled=1`` the table is a queue.
+    With ``sampler=Fifo()`` and ``max_times_sampled=1`` the table is a queue. With ``max_times_sampled=1`` inserts also wait rather than overwrite a
+    row that was not drawn, unless a batch waits for rows that only an insert can bring.
 
     Raises:
         InvalidArgumentError: max_size is below 1.

@@ -191,11 +191,13 @@ class Consumption:
         """Draws a batch, in parts: what a part has of rows that could not be drawn so often is drawn anew, when these rows are withheld."""
         while rows:
             draw = self._sampler.draw(rows, (generator,), ring)
-            places = self._allowed(draw.ids)
-            part = draw if len(places) == rows else _some(draw, places)
-            self._lease(part.ids)
-            parts.append(part)
-            rows -= len(part.ids)
+            slots, times = _counted(draw.ids % self._buffer_size)
+            if (times > self._left[slots]).any():
+                draw = _some(draw, self._allowed(draw.ids))
+                slots, times = _counted(draw.ids % self._buffer_size)
+            self._lease(slots, times)
+            parts.append(draw)
+            rows -= len(draw.ids)
 
     def _allowed(self, ids: RowIds) -> Slots:
         """The places, in order, of the ids that can be drawn if they are drawn one after the other."""
@@ -206,11 +208,10 @@ class Consumption:
         times_before = np.arange(len(ids)) - np.repeat(begins, np.diff(begins, append=len(ids)))
         return np.sort(order[times_before < self._left[in_order]])
 
-    def _lease(self, ids: RowIds) -> None:
-        slots, times = _counted(ids % self._buffer_size)
+    def _lease(self, slots: Slots, times: Counts) -> None:
         self._left[slots] -= times
         self._leases[slots] += times
-        self._leased += len(ids)
+        self._leased += int(times.sum(dtype=np.int64))
         used = slots[self._left[slots] == 0]
         if len(used):
             self._sampler.withhold(self._ids(used))
@@ -266,8 +267,13 @@ class Consumption:
 
 def _counted(slots: Slots) -> tuple[Slots, Counts]:
     """Each slot once, in ascending order, and how often it comes."""
-    found, times = np.unique(slots, return_counts=True)
-    return found, times.astype(np.uint32)
+    in_order = np.sort(slots)
+    first = np.ones(len(slots), np.bool_)
+    np.not_equal(in_order[1:], in_order[:-1], out=first[1:])
+    begins = np.flatnonzero(first)
+    ends = np.empty_like(begins)
+    ends[:-1], ends[-1:] = begins[1:], len(slots)
+    return in_order[begins], (ends - begins).astype(np.uint32)
 
 
 def _some(draw: Draw, places: Slots) -> Draw:

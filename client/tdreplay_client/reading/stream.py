@@ -15,7 +15,7 @@ from tensordict import TensorDict, TensorDictBase
 from typing_extensions import Self
 
 from tdreplay.copying import OfOneProcess
-from tdreplay.errors import ClosedError, EmptyTableError, FailedPreconditionError, RateLimitedError, ServerUnavailableError
+from tdreplay.errors import ClosedError, EmptyTableError, FailedPreconditionError, OverwrittenError, RateLimitedError, ServerUnavailableError
 from tdreplay.limits import MAX_INT64
 from tdreplay.priorities import Updated, checked_priorities, row_ids_of
 from tdreplay.tokens import check_keys, check_same, whole_of
@@ -91,6 +91,8 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
             if not wait:
                 raise
             self._lost = True  # The first batch waits for the first row, and not this: whoever opens the stream may be the one who adds that row.
+        except OverwrittenError:
+            self._lost = True  # It is raised in place of its batch.
 
     # -- where it stands ----------------------------------------------------------------------------------------------------------------------
 

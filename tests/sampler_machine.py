@@ -15,7 +15,8 @@ from tdreplay_server.tables.samplers import Draw
 
 __all__ = ["SamplerMachine", "priorities", "short"]
 
-short = settings(max_examples=60, stateful_step_count=30, deadline=None)
+short = settings(max_examples=50, stateful_step_count=25, deadline=None)
+shares = st.sampled_from([0.02, 0.1, 0.3, 0.6, 1.0])
 priorities = st.one_of(st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.floats(0, 1e6))
 
 
@@ -42,10 +43,10 @@ class SamplerMachine(RuleBasedStateMachine):
 
     # -- what happens -------------------------------------------------------------------------------------------------------------------------
 
-    @rule(share=st.floats(0, 1.5), given=st.none() | st.lists(priorities, min_size=1, max_size=9))
+    @rule(share=shares | st.just(1.4), given=st.none() | st.lists(priorities, min_size=1, max_size=9))
     def insert(self, share: float, given: list[float] | None) -> None:
         ring = self.played.ring
-        count = max(1, int(share * share * ring.buffer_size))
+        count = max(1, int(share * ring.buffer_size))
         values = [self.highest] * count if given is None else np.resize(given, count).tolist()
         if given is not None:
             self.highest = max(self.highest, *values)
@@ -53,15 +54,23 @@ class SamplerMachine(RuleBasedStateMachine):
         self.played.insert(count, None if given is None else values)
         self._forget()
 
-    @rule(share=st.floats(0, 1))
+    @rule(share=shares)
     def leave(self, share: float) -> None:
-        self.played.leave(int(share * share * len(self.rows)))
+        self.played.leave(int(share * len(self.rows)))
         self._forget()
 
-    @rule(share=st.floats(0, 1))
+    @rule(share=shares)
     def rewind(self, share: float) -> None:
-        self.played.rewind(int(share * share * len(self.rows)))
+        self.played.rewind(int(share * len(self.rows)))
         self._forget()
+
+    @rule(share=shares, inserted=shares, seed=st.integers(0, 9))
+    def draw_around_a_rewind(self, share: float, inserted: float, seed: int) -> None:
+        """The new rows get ids that were drawn from before."""
+        self.draw(60, seed)
+        self.rewind(share)
+        self.insert(inserted, None)
+        self.draw(60, seed)
 
     @rule(buffer_size=st.sampled_from([2, 30]))
     def reset(self, buffer_size: int) -> None:

@@ -119,7 +119,7 @@ def test_a_restart_changes_no_batch(value):
     assert stays.ids(300, 1, 2) == restarts.ids(300, 1, 2)
 
 
-@pytest.mark.parametrize("value", [value for value in ALL if value != Prioritized(0.6)], ids=str)
+@each
 def test_only_the_order_of_the_rows_counts_and_not_in_which_slots_they_lie(value):
     first, later = PlayedRows(value, 100), PlayedRows(value, 100)
     later.insert(33)
@@ -148,6 +148,18 @@ def test_more_rows_than_slots_at_once_leave_the_last_ones(value):
     assert set(drawn.ids.tolist()) == set(range(27, 37))
     if drawn.priorities is not None:
         assert (drawn.priorities == drawn.ids).all()
+
+
+@each
+def test_rows_that_a_rewind_took_are_not_drawn_after_fewer_rows_came_in_their_place(value):
+    played = PlayedRows(value, 100)
+    played.insert(60)
+    played.withhold([0])
+    played.rewind(30)
+    played.insert(10)
+    played.leave(20)
+    played.insert(2)
+    assert set(played.ids(2000)) == set(range(20, 42))
 
 
 @each

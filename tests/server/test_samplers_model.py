@@ -102,10 +102,13 @@ class WithoutReplacementMachine(SamplerMachine):
         self.passed -= before - self.rows.keys()
 
     def check(self, drawn: Draw, rows: int) -> None:
+        left = set(self.drawable) - self.passed
         for row_id in drawn.ids.tolist():
-            if not set(self.drawable) - self.passed:
+            if not left:
                 self.passed.clear()
-            assert row_id not in self.passed
+                left = set(self.drawable)
+            assert row_id in left
+            left.remove(row_id)
             self.passed.add(row_id)
 
 

@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdreplay_server.tables.samplers.best_tree import BestTree
 from tdreplay_server.tables.samplers.sum_tree import MAX_WEIGHT, SumTree
 
+few = settings(max_examples=60, deadline=None)
 SMALLEST = math.ulp(0.0)
 SIZES = st.sampled_from([1, 2, 15, 16, 17, 255, 4096, 4097, 70_000])
 """Of one, two and three levels, with blocks that are full or not."""
@@ -38,6 +39,7 @@ def write(tree: SumTree | BestTree, model: np.ndarray, what: str, how) -> None:
         tree.write_range(start, stop, model[start:stop].copy())
 
 
+@few
 @given(SIZES, written)
 def test_sums_and_the_smallest_weight_are_those_of_the_weights_however_they_were_written(size, writes):
     tree, model = SumTree(size), np.zeros(size)
@@ -48,6 +50,7 @@ def test_sums_and_the_smallest_weight_are_those_of_the_weights_however_they_were
         assert tree.smallest() == min(model[model > 0], default=0)
 
 
+@few
 @given(SIZES, written)
 def test_a_tree_does_not_depend_on_how_its_weights_were_written(size, writes):
     tree, model, anew, shares = SumTree(size), np.zeros(size), SumTree(size), np.random.default_rng(0).random(50)
@@ -56,19 +59,22 @@ def test_a_tree_does_not_depend_on_how_its_weights_were_written(size, writes):
     anew.write_range(0, size, model)
     assert tree.total == anew.total
     if tree.total:
-        assert (tree.draw(shares) == anew.draw(shares)).all()
+        assert (tree.draw(shares, 0) == anew.draw(shares, 0)).all()
 
 
-@given(SIZES, written, st.lists(st.floats(0, 1, exclude_max=True), max_size=20))
-def test_a_share_draws_the_leaf_in_whose_part_of_the_sum_it_lies_and_never_one_of_weight_0(size, writes, shares):
+@few
+@given(SIZES, written, st.lists(st.floats(0, 1, exclude_max=True), max_size=20), st.just(0.0) | st.floats(0, 1, exclude_max=True))
+def test_a_share_draws_the_leaf_in_whose_part_of_the_sum_it_lies_and_never_one_of_weight_0(size, writes, shares, place):
     tree, model = SumTree(size), np.zeros(size)
     for what, how in writes:
         write(tree, model, what, how)
     if not tree.total:
         return
     shares = np.array([0.0, SMALLEST, *shares, 1 - 2**-53])
-    leaves = tree.draw(shares)
+    first = int(place * size)
+    leaves = tree.draw(shares, first)
     assert (model[leaves] > 0).all()
+    leaves, model = (leaves - first) % size, np.roll(model, -first)
     scaled = model / tree.total if tree.total > 1e-200 else model * 2.0**200 / (tree.total * 2.0**200)
     ends = np.cumsum(scaled)
     tolerance = 1e-9
@@ -79,16 +85,17 @@ def test_a_share_draws_the_leaf_in_whose_part_of_the_sum_it_lies_and_never_one_o
 def test_the_smallest_numbers_that_there_are_are_drawn_in_their_proportion():
     tree = SumTree(10)
     tree.write(np.array([3, 7]), np.array([SMALLEST, 2 * SMALLEST]))
-    assert np.bincount(tree.draw((np.arange(3000) + 0.5) / 3000), minlength=10).tolist() == [0, 0, 0, 1000, 0, 0, 0, 2000, 0, 0]
+    assert np.bincount(tree.draw((np.arange(3000) + 0.5) / 3000, 0), minlength=10).tolist() == [0, 0, 0, 1000, 0, 0, 0, 2000, 0, 0]
 
 
 def test_batches_that_are_drawn_at_once_are_those_that_are_drawn_one_at_a_time():
     chance, tree = np.random.default_rng(0), SumTree(100_000)
     tree.write_range(0, 100_000, chance.random(100_000))
     shares = chance.random(3000)
-    assert tree.draw(shares).tolist() == [leaf for part in np.split(shares, 300) for leaf in tree.draw(part)]
+    assert tree.draw(shares, 77).tolist() == [leaf for part in np.split(shares, 300) for leaf in tree.draw(part, 77)]
 
 
+@few
 @given(SIZES, st.integers(0, 100), st.floats(0, 1, exclude_max=True), st.integers(0))
 def test_ranks_count_the_leaves_of_weight_1_from_any_leaf_on(size, percent, place, seed):
     chance, tree = np.random.default_rng(seed), SumTree(size, np.uint8)
@@ -101,6 +108,7 @@ def test_ranks_count_the_leaves_of_weight_1_from_any_leaf_on(size, percent, plac
         assert tree.at(ranks, first).tolist() == [*ones[ones >= first], *ones[ones < first]]
 
 
+@few
 @given(SIZES, written, st.integers(1, 200), st.floats(0, 1, exclude_max=True))
 def test_the_best_leaves_come_in_order_and_the_oldest_of_equal_ones_first(size, writes, count, place):
     oldest = int(place * size)

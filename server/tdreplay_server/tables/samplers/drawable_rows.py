@@ -30,6 +30,11 @@ class DrawableRows:
         self._held = 0
 
     @property
+    def first_slot(self) -> int:
+        """The slot of the oldest live row."""
+        return self.oldest % self.buffer_size
+
+    @property
     def size(self) -> int:
         """How many rows may be drawn."""
         return self.end - self.oldest - self._held
@@ -82,6 +87,10 @@ class DrawableRows:
         withheld[slots] = flag
         self._held += len(slots) if flag else -len(slots)
         return slots
+
+    def count_withheld(self) -> None:
+        """Counts the rows that are withheld anew: an interrupt (Ctrl-C) may have come between a flag and its number. It takes time for each slot."""
+        self._held = 0 if self.withheld is None else int(np.count_nonzero(self.withheld))
 
     def are_live(self, ids: RowIds) -> npt.NDArray[np.bool_]:
         """For each id whether its row is live."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -92,15 +93,25 @@ class OrderSampler(ABC):
 
     def withhold(self, ids: RowIds) -> None:
         """As `Sampler.withhold`."""
-        with self._mutex:
+        with self._changing():
             self._rows.withhold(ids)
 
     def offer(self, ids: RowIds) -> None:
         """As `Sampler.offer`."""
-        with self._mutex:
-            self._rows.offer(ids)
+        with self._changing():
             if len(ids):
                 self._note_offered(ids)
+            self._rows.offer(ids)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Holds the mutex while it is noted which rows are withheld, and sees to it that their number is right after an interrupt (Ctrl-C)."""
+        with self._mutex:
+            try:
+                yield
+            except BaseException:
+                self._rows.count_withheld()
+                raise
 
 
 def windows(rows: int, most: int) -> Iterator[tuple[int, int]]:

@@ -58,7 +58,7 @@ class PrioritizedSampler(PrioritySampler[SumTree]):
             total = tree.total
             if not total:
                 return self._drawn_evenly(rows, generators)
-            slots = tree.draw(each_batch(generators, lambda generator: generator.random(rows)))
+            slots = tree.draw(each_batch(generators, lambda generator: generator.random(rows)), self._rows.first_slot)
             return Draw(self._rows.ids(slots), tree.weights[slots] / total, self._priorities[slots], size, max(tree.smallest() / total, SMALLEST))
 
     def _drawn_evenly(self, rows: int, generators: Sequence[np.random.Generator]) -> Draw:

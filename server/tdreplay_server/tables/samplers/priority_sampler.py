@@ -81,15 +81,14 @@ class PrioritySampler(TreeSampler[T]):
             InvalidArgumentError: a priority is out of range. Nothing changed.
         """
         leaves = self._leaves_of(priorities)
-        with self._mutex:
+        with self._changing() as tree:
             live = self._rows.are_live(ids)
-            slots, updated = ids[live] % self._rows.buffer_size, int(np.count_nonzero(live))
-            if updated:
-                self._update(slots, priorities[live], leaves[live])
-        return updated
+            if live.any():
+                self._update(tree, ids[live] % self._rows.buffer_size, priorities[live], leaves[live])
+        return int(np.count_nonzero(live))
 
-    def _update(self, slots: Slots, priorities: Priorities, leaves: npt.NDArray[np.float64]) -> None:
-        tree, withheld = self._current(), self._rows.withheld
+    def _update(self, tree: T, slots: Slots, priorities: Priorities, leaves: npt.NDArray[np.float64]) -> None:
+        withheld = self._rows.withheld
         self._priorities[slots] = priorities
         self._note_highest(self._priorities[slots].max())  # Of what is there now: of equal slots the last one counts.
         tree.write(slots, leaves if withheld is None else np.where(withheld[slots], tree.EMPTY, leaves))

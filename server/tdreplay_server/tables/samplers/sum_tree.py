@@ -57,12 +57,17 @@ class SumTree:
         top = self._least[-1] if self._least else self._levels[0]
         return float(_smallest_above_0(top.reshape(-1, 1))[0])
 
-    def draw(self, shares: npt.NDArray[np.float64]) -> Slots:
-        """The leaves at `shares` of the sum of the weights before them, each from 0 to below 1. The sum of all is not 0."""
-        total = self.total
-        scale = 1.0 if total > TINY else 2.0**160
+    def draw(self, shares: npt.NDArray[np.float64], first: int) -> Slots:
+        """The leaves where the sum of the weights first exceeds `shares` of the sum of all, which is not 0. Shares are from 0 to below 1.
+
+        The leaf `first` begins, and leaf 0 follows the last one. So it does not matter in which leaf the first weight lies, but for rounding.
+        """
+        scale = 1.0 if self.total > TINY else 2.0**160
+        total, before = self.total * scale, self._before(first) * scale
         leaves, order = np.empty(len(shares), np.int64), shares.argsort()  # In ascending order less memory is jumped over.
-        leaves[order] = self._leaves_at(shares[order] * (total * scale), scale)
+        targets = np.minimum(shares[order] * total + before, np.nextafter(total + before, 0))
+        targets[targets >= total] -= total
+        leaves[order] = self._leaves_at(targets, scale)
         return leaves
 
     def at(self, ranks: npt.NDArray[np.int64], first: int) -> Slots:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -105,6 +106,17 @@ class TreeSampler(ABC, Generic[T]):
             self._follow(self._tree)
         return self._tree
 
+    @contextmanager
+    def _changing(self) -> Iterator[T]:
+        """Holds the mutex while the tree, which is up to date, is changed. Where an interrupt (Ctrl-C) comes between, the tree is made anew later."""
+        with self._mutex:
+            try:
+                yield self._current()
+            except BaseException:
+                self._tree = None
+                self._rows.count_withheld()
+                raise
+
     def _write_anew(self) -> None:
         """All leaves are other ones now. The tree, which is up to date, follows when it is needed."""
         self._end = self._first
@@ -126,12 +138,11 @@ class TreeSampler(ABC, Generic[T]):
 
     def withhold(self, ids: RowIds) -> None:
         """As `Sampler.withhold`."""
-        with self._mutex:
-            tree = self._current()
+        with self._changing() as tree:
             tree.write(self._rows.withhold(ids), tree.EMPTY)
 
     def offer(self, ids: RowIds) -> None:
         """As `Sampler.offer`."""
-        with self._mutex:
-            tree, slots = self._current(), self._rows.offer(ids)
+        with self._changing() as tree:
+            slots = self._rows.offer(ids)
             tree.write(slots, self._leaves(slots))

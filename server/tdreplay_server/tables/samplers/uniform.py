@@ -40,5 +40,5 @@ class UniformSampler(TreeSampler[SumTree]):
         with self._mutex:
             size, tree = self._rows.check_any(), self._current()
             ranks = each_batch(generators, lambda generator: generator.integers(0, size, rows))
-            ids = self._rows.ids(tree.at(ranks, self._rows.oldest % self._rows.buffer_size))
+            ids = self._rows.ids(tree.at(ranks, self._rows.first_slot))
         return Draw(ids, None, None, size, 1 / size)

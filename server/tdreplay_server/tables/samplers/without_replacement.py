@@ -58,8 +58,8 @@ class WithoutReplacementSampler(TreeSampler[SumTree]):
         Raises:
             EmptyTableError: no row can be drawn.
         """
-        with self._mutex:
-            size = self._rows.check_any()
+        size = self._rows.check_any()
+        with self._changing():
             parts = [part for generator in generators for part in self._batch(rows, generator)]
         return Draw(parts[0] if len(parts) == 1 else np.concatenate(parts), None, None, size, 1 / size)
 
@@ -75,7 +75,7 @@ class WithoutReplacementSampler(TreeSampler[SumTree]):
     def _take(self, ranks: npt.NDArray[np.int64]) -> RowIds:
         """The ids of the rows of these ranks among those that are left, by age. They are not left any more."""
         tree = self._current()
-        slots = tree.at(ranks, self._rows.oldest % self._rows.buffer_size)
+        slots = tree.at(ranks, self._rows.first_slot)
         self._marks[slots] = self._mark
         tree.write(slots, tree.EMPTY)
         return self._rows.ids(slots)

@@ -38,8 +38,9 @@ class PlayedRows:
         self._tell(Ring(self.ring.buffer_size, min(self.ring.oldest + rows, self.ring.write_count), self.ring.write_count))
 
     def rewind(self, rows: int) -> None:
-        """The newest rows leave, and the next ones get their ids."""
-        self._tell(Ring(self.ring.buffer_size, self.ring.oldest, max(self.ring.write_count - rows, self.ring.oldest)))
+        """The newest rows leave, and the next ones get their ids. If all rows leave, the next ids are those of rows that left long ago."""
+        end = self.ring.write_count - rows
+        self._tell(Ring(self.ring.buffer_size, *((self.ring.oldest, end) if end > self.ring.oldest else [max(0, self.ring.oldest - 2)] * 2)))
 
     def reopen(self) -> None:
         """Another process opens the table: another sampler, with the state that was kept."""

@@ -60,10 +60,10 @@ class DrawableRows:
     def evicted(self, ids: range) -> None:
         """These rows, the oldest or the newest ones, are not live any more."""
         self._clear(range(max(ids.start, self.oldest), min(ids.stop, self.end)))
-        if ids.start <= self.oldest:
-            self.oldest = min(max(self.oldest, ids.stop), self.end)
+        if ids.stop >= self.end:
+            self.end = max(min(self.end, ids.start), self.oldest)
         else:
-            self.end = min(self.end, ids.start)
+            self.oldest = max(self.oldest, ids.stop)
 
     def _clear(self, ids: range) -> None:
         if self.withheld is not None:

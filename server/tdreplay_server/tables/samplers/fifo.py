@@ -17,6 +17,11 @@ class FifoSampler(OrderSampler):
         super()._start(buffer_size)
         self._front = 0
 
+    def inserted(self, ids: range) -> None:
+        """Notes the rows. If they are the only ones, their ids may begin anywhere."""
+        super().inserted(ids)
+        self._front = min(self._front, ids.start)
+
     def evicted(self, ids: range) -> None:
         """Notes that the rows are gone. The next rows may have ids of theirs."""
         super().evicted(ids)

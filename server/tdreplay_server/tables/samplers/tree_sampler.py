@@ -80,7 +80,8 @@ class TreeSampler(ABC, Generic[T]):
     def inserted(self, ids: range) -> None:
         """Notes the rows."""
         self._rows.inserted(ids)
-        self._end = max(min(self._end, ids.start), self._first)
+        self._end = min(self._end, ids.start)
+        self._first = min(self._first, self._end)  # Where all rows were evicted, the tree is up to date, and ids may begin below.
         if self._tree is not None and self._rows.end - self._end > MAX_PENDING:
             self._current()
 

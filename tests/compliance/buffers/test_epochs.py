@@ -83,11 +83,11 @@ def test_rows_that_were_overwritten_are_left_out_and_counted(make_buffer):
     buffer = filled(make_buffer, 100, 100)
     batches = buffer.epochs(10)
     buffer.add_batch(rows(85, 100))
-    assert [numbers(batch) for batch in batches] in (
-        [[*range(85, 90)], [*range(90, 100)]],
-        [[*range(10)], [*range(10, 20)], [*range(85, 90)], [*range(90, 100)]],
-    )
-    assert batches.overwritten in (85, 65)  # A remote one reads two batches ahead.
+    found = [numbers(batch) for batch in batches]
+    ahead = len(found) - 2  # A remote one reads up to two batches ahead.
+    assert 0 <= ahead <= 2
+    assert found == [*([*range(10 * number, 10 * number + 10)] for number in range(ahead)), [*range(85, 90)], [*range(90, 100)]]
+    assert batches.overwritten == 85 - 10 * ahead
     assert batches.epoch == 1
 
 
@@ -112,9 +112,10 @@ def test_newer_rows_come_in_their_place_where_that_is_wanted(make_buffer):
     batches = buffer.epochs(10, on_overwrite="replace")
     buffer.add_batch(rows(85, 100))
     found = taken(batches)
-    assert found[20:] == [*range(120, 185), *range(85, 100)]
-    assert batches.overwritten == sum(number >= 100 for number in found)
-    assert found[:20] in ([*range(20)], [*range(100, 120)])
+    ahead = sum(number < 85 for number in found)
+    assert ahead in (0, 10, 20)
+    assert found == [*range(ahead), *range(100 + ahead, 185), *range(85, 100)]
+    assert batches.overwritten == 85 - ahead
 
 
 # -- the token --------------------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tdreplay.command import command_line, failures_in_one_line, one_line
-from tdreplay.environment import environment_name, unknown_names
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE, check_seconds
-from tdreplay_client.transport.addresses import check_target
+from tdreplay_client.command_options import Address, Timeout, found_address
+from tdreplay_client.table_commands import table
 from tdreplay_client.transport.health import serves
 
 if TYPE_CHECKING:
@@ -24,13 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 NAME = "tdreplay"
-LOCAL = "127.0.0.1:50051"
-VARIABLE = environment_name("address")
-
-Address = Annotated[str, typer.Option(help=f"Of the server: HOST:PORT or unix:PATH. [env: {VARIABLE}] [default: {LOCAL}]", show_default=False)]
-Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long the server may take to answer, or to say how far it is.")]
 
 app = command_line(NAME, "The client of a replay buffer server.")
+app.add_typer(table, name="table")
 
 
 @app.command()
@@ -47,7 +42,7 @@ def checkpoint(
     """
     from tdreplay_client.buffer import RemoteReplayBuffer  # Here: it brings torch, for which `health` has no time.
 
-    with RemoteReplayBuffer(_found(address), table=table, timeout=check_seconds(timeout, "timeout")) as buffer, _progress() as progress:
+    with RemoteReplayBuffer(found_address(address), table=table, timeout=check_seconds(timeout, "timeout")) as buffer, _progress() as progress:
         made = buffer.checkpoint(name, progress=progress)
     typer.echo(f"checkpoint {one_line(made.path)}: {made.rows} rows, {made.bytes} bytes")
 
@@ -59,16 +54,10 @@ def health(
     service: Annotated[str, typer.Option(help="A gRPC service of the server; empty: the server as a whole.")] = "",
 ) -> None:
     """Ask a server whether it serves (grpc.health.v1). Exit status 0 where it does, else 1; one line says what it answered."""
-    address = _found(address)
+    address = found_address(address)
     healthy, answer = serves(address, check_seconds(timeout, "timeout"), service)
     typer.echo(one_line(f"{address} {answer}"), err=not healthy)
     raise typer.Exit(not healthy)
-
-
-def _found(address: str) -> str:
-    """The address to use: as given, or from the environment, or the usual one. One that is empty is not given."""
-    unknown_names(os.environ, ["address"])
-    return check_target(address or os.environ.get(VARIABLE) or LOCAL)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tdreplay.state import State
 from tdreplay.table_config import TableConfig
@@ -55,3 +56,16 @@ class TableDescription(State):
     samples: Waits = Waits()
     insert_rate: float = 0.0
     sample_rate: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values. The schema is null while no row was ever stored."""
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, (int, float, str))}
+        return {
+            "table": self.config.name,
+            "config": self.config.to_json(),
+            **plain,
+            "storing_device": str(self.storing_device),
+            "schema": None if self.schema is None else self.schema.to_json(),
+            "inserts": vars(self.inserts),
+            "samples": vars(self.samples),
+        }

@@ -25,7 +25,7 @@ def described(log: RowLog, sampling: Sampling) -> TableDescription:
             config=log.config,
             generation_id=log.generation_id,
             available=state.size if counts is None else counts.available,
-            leased=0 if counts is None else counts.leased,
+            leased=sampling.limiter.rows_reserved,
             sample_count=drawn.total if sampling.is_unlimited else sampling.limiter.rows_taken,
             updated=sampling.updated.updated,
             stale=sampling.updated.stale,

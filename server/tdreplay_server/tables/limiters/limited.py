@@ -205,6 +205,11 @@ class Limited:
         """The rows that learners took since the table was empty."""
         return self._taken
 
+    @property
+    def rows_reserved(self) -> int:
+        """The rows of batches that are reserved: neither taken nor given back yet."""
+        return self._reserved
+
     def waits(self) -> tuple[WaitState, WaitState]:
         """How inserts wait, and how batches do."""
         with self._mutex:

@@ -152,5 +152,9 @@ class RateLimiter(Protocol):
     def rows_taken(self) -> int:
         """The rows that learners took since the table was empty."""
 
+    @property
+    def rows_reserved(self) -> int:
+        """The rows of batches that are reserved: neither taken nor given back yet."""
+
     def waits(self) -> tuple[WaitState, WaitState]:
         """How inserts wait, and how batches do."""

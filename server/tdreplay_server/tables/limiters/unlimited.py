@@ -66,6 +66,11 @@ class UnlimitedLimiter:
         """Nobody counts them."""
         return 0
 
+    @property
+    def rows_reserved(self) -> int:
+        """None: nobody reserves anything."""
+        return 0
+
     def waits(self) -> tuple[WaitState, WaitState]:
         """Nobody waits."""
         return WaitState(), WaitState()

@@ -1,0 +1,184 @@
+"""The commands ``tdreplay table ...``. What brings torch is imported by what asks a server: help, and a wrong setting, are said at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tdreplay.command import one_line
+from tdreplay.errors import InvalidArgumentError, TableNotFoundError
+from tdreplay.limits import check_seconds
+from tdreplay.rate_limiters import RATE_LIMITERS
+from tdreplay.samplers import SAMPLERS
+from tdreplay.table_config import TableRequest
+from tdreplay_client.command_options import Address, Timeout, found_address
+
+if TYPE_CHECKING:
+    from tdreplay.table_description import TableDescription, Waits
+    from tdreplay_client.transport.connection import Connection
+
+__all__ = ["table"]
+
+Name = Annotated[str, typer.Argument(help="The table's name: 1 to 64 letters, digits, '_' or '-'.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+table = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Create, list, describe and drop the tables of a server.")
+
+
+@table.command()
+def create(
+    name: Name,
+    buffer_size: Annotated[int, typer.Option(help="The capacity, in rows.")],
+    sampler: Annotated[str | None, typer.Option(help=f"What chooses the rows of a batch: {', '.join(SAMPLERS)}. [default: uniform]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Of prioritized: a row's probability is proportional to its priority to this power.")] = None,
+    rate_limiter: Annotated[str | None, typer.Option(help=f"What decides who waits: {', '.join(RATE_LIMITERS)}. [default: none]")] = None,
+    samples_per_insert: Annotated[float | None, typer.Option(help="Of samples_per_insert: how often a row is drawn, on average.")] = None,
+    min_size: Annotated[
+        int | None, typer.Option(help="Of min_size and samples_per_insert: the rows that have to be there before one is drawn.")
+    ] = None,
+    error_buffer: Annotated[
+        float | None, typer.Option(help="Of samples_per_insert: by how many draws either side may be ahead of the other.")
+    ] = None,
+    max_size: Annotated[int | None, typer.Option(help="Of queue: the rows that may be inserted and not drawn.")] = None,
+    max_times_sampled: Annotated[
+        int | None, typer.Option(help="How often a row is drawn before it leaves; 0: any number of times. [default: 0]")
+    ] = None,
+    storing_device: Annotated[str | None, typer.Option(help="Where the rows lie: cpu, or cuda:N. [default: the server's setting]")] = None,
+    address: Address = "",
+    timeout: Timeout = 30.0,
+) -> None:
+    """Create a table, or check that the one of this name has these settings.
+
+    A setting that is not given has its default in a new table, and may be anything in one that is there.
+    """
+    numbers = {"samples_per_insert": samples_per_insert, "min_size": min_size, "error_buffer": error_buffer, "max_size": max_size}
+    chosen, limiter = _named("--sampler", sampler, {"alpha": alpha}), _named("--rate-limiter", rate_limiter, numbers)
+    request = TableRequest.of(buffer_size, storing_device, chosen, limiter, max_times_sampled, name)
+    from tdreplay.table_messages import create_table_request
+
+    with _connected(address, timeout) as connection:
+        message = create_table_request(request)
+        created = connection.retried(lambda budget: connection.unary("CreateTable", message, budget)).created
+    typer.echo(f"table {name} {'created' if created else 'was there, with these settings'}")
+
+
+@table.command("list")
+def list_tables(as_json: Json = False, address: Address = "", timeout: Timeout = 30.0) -> None:
+    """List the tables of a server: one line each, with its rows, its capacity, its sampler and its rate limiter."""
+    from tdreplay.v1 import replay_buffer_pb2 as pb
+
+    with _connected(address, timeout) as connection:
+        names = connection.retried(lambda budget: connection.unary("ListTables", pb.ListTablesRequest(), budget)).tables
+        found = [description for name in names for description in _if_there(connection, name)]
+    if as_json:
+        typer.echo(json.dumps([description.to_json() for description in found]))
+    for line in () if as_json else _aligned([_summary(description) for description in found]):
+        typer.echo(line)
+
+
+@table.command()
+def describe(name: Name, as_json: Json = False, address: Address = "", timeout: Timeout = 30.0) -> None:
+    """Say what a table was made with, what is in it, how fast rows come and go, and who waits for whom."""
+    with _connected(address, timeout) as connection:
+        description = _described(connection, name)
+    if as_json:
+        typer.echo(json.dumps(description.to_json()))
+    for line in () if as_json else _page(description):
+        typer.echo(line)
+
+
+@table.command()
+def drop(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, address: Address = "", timeout: Timeout = 30.0) -> None:
+    """Remove a table and its rows from the server. Its checkpoints stay."""
+    from tdreplay.v1 import replay_buffer_pb2 as pb
+
+    with _connected(address, timeout) as connection:
+        if not yes:
+            size = _described(connection, name).size
+            typer.confirm(f"Drop table {one_line(name)} with {size} rows?", abort=True, err=True)
+        connection.unary("DropTable", pb.DropTableRequest(table=name))
+    typer.echo(f"table {name} dropped")
+
+
+def _named(option: str, name: str | None, numbers: dict[str, Any]) -> dict[str, Any] | None:
+    """A sampler or a rate limiter with its numbers, as it was given."""
+    given = {number: value for number, value in numbers.items() if value is not None}
+    if name is None and given:
+        raise InvalidArgumentError(f"--{next(iter(given)).replace('_', '-')} needs {option}")
+    return None if name is None else {"name": name, **given}
+
+
+@contextmanager
+def _connected(address: str, timeout: float) -> Iterator[Connection]:
+    target, seconds = found_address(address), check_seconds(timeout, "timeout")
+    from tdreplay_client.transport.connection import Connection
+
+    connection = Connection(target, seconds)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _described(connection: Connection, name: str) -> TableDescription:
+    from tdreplay.description_messages import description_from_message
+    from tdreplay.v1 import replay_buffer_pb2 as pb
+
+    answer = connection.retried(lambda budget: connection.unary("Describe", pb.DescribeRequest(table=name), budget))
+    return description_from_message(answer, name)
+
+
+def _if_there(connection: Connection, name: str) -> list[TableDescription]:
+    try:
+        return [_described(connection, name)]
+    except TableNotFoundError:  # It was dropped since the names were listed.
+        return []
+
+
+# -- texts ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def _summary(description: TableDescription) -> list[str]:
+    config = description.config
+    leaves = f"max_times_sampled {config.max_times_sampled}" if config.is_consuming else ""
+    return [config.name, f"{description.size} of {description.buffer_size} rows", str(config.sampler), str(config.rate_limiter), leaves]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """The rows, with their columns one below the other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, map(one_line, row), widths)).rstrip() for row in rows]
+
+
+def _page(description: TableDescription) -> list[str]:
+    """A line for each thing that is known of a table, under the name that Python has for it."""
+    config, oldest = description.config, description.write_count - description.size
+    lines = {
+        "table": config.name,
+        "buffer_size": description.buffer_size,
+        "size": f"{description.size}, row ids [{oldest}, {description.write_count}), next slot {description.pointer}",
+        "sampler": config.sampler,
+        "rate_limiter": config.rate_limiter,
+        "max_times_sampled": config.max_times_sampled or "0 (any number of times)",
+        "storing_device": description.storing_device,
+        "durability": description.durability,
+        "generation_id": description.generation_id,
+        "insert_count": f"{description.insert_count}, {description.insert_rate:.1f} a second",
+        "sample_count": f"{description.sample_count}, {description.sample_rate:.1f} a second",
+        "available": description.available,
+        "leased": description.leased,
+        "priorities": f"{description.updated} updated, {description.stale} stale",
+        "inserts": _waiting(description.inserts),
+        "samples": _waiting(description.samples),
+        **({} if description.schema is None else {f"field {field.name}": field for field in description.schema.fields}),
+    }
+    return _aligned([[name, str(value)] for name, value in lines.items()])
+
+
+def _waiting(waits: Waits) -> str:
+    ends = f": {waits.waits_for}" if waits.waits_for else ""
+    return f"{waits.waiting} wait, for {waits.seconds:.1f} s so far{ends}"

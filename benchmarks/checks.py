@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from benchmarks.work import Columns, Live, Work, WrongRowsError
 
-__all__ = ["check_samples", "check_uniform"]
+__all__ = ["BINS", "Masses", "check_samples", "check_shares"]
+
+Masses = NDArray[np.float64]
 
 BATCHES = 20
 BINS = 16
@@ -17,23 +19,31 @@ WORST_CHI_SQUARE = 60.0
 """Of 16 bins: a uniform sampler is above it once in five million times."""
 
 
-def check_samples(work: Work, live: Live, sample: Callable[[], Columns]) -> None:
-    """Takes some random batches: each row must be as it was stored, and all rows drawn alike.
+def check_samples(work: Work, live: Live, sample: Callable[[], Columns], masses: Masses | None = None) -> None:
+    """Takes some random batches: each row must be as it was stored, and drawn as often as it should be.
+
+    Args:
+        work: the rows.
+        live: those that can be drawn.
+        sample: gives a batch.
+        masses: of the sixteen parts of the live rows, in their order: how probable a row is in each, compared with those in another. None: all rows
+            are drawn alike.
 
     Raises:
         WrongRowsError: they are not.
     """
-    check_uniform(np.concatenate([work.check(sample(), live) for _ in range(BATCHES)]), live)
+    check_shares(np.concatenate([work.check(sample(), live) for _ in range(BATCHES)]), live, np.ones(BINS) if masses is None else masses)
 
 
-def check_uniform(numbers: NDArray[np.int64], live: Live) -> None:
-    """A chi-square test that the live rows were drawn alike.
+def check_shares(numbers: NDArray[np.int64], live: Live, masses: Masses) -> None:
+    """A chi-square test of how often the rows were drawn. `masses`: as in `check_samples`.
 
     Raises:
-        WrongRowsError: they were not.
+        WrongRowsError: they were drawn otherwise.
     """
     counts = np.bincount((numbers - live.first) * BINS // live.size, minlength=BINS)
-    expected = np.diff(-(-np.arange(BINS + 1) * live.size // BINS)) * (len(numbers) / live.size)
+    shares = np.diff(-(-np.arange(BINS + 1) * live.size // BINS)) * masses
+    expected = shares * (len(numbers) / shares.sum())
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     if chi_square > WORST_CHI_SQUARE:
-        raise WrongRowsError(f"sampling is not uniform: chi-square {chi_square:.0f} of {BINS} bins, {counts.tolist()}")
+        raise WrongRowsError(f"sampling is not as it should be: chi-square {chi_square:.0f} of {BINS} bins, {counts.tolist()}")

@@ -14,7 +14,7 @@ from benchmarks.machine import machine, sizes, versions
 from benchmarks.plan import Plan
 from benchmarks.plot import draw
 from benchmarks.processes import adopt_orphans
-from benchmarks.report import print_header, print_report
+from benchmarks.report import memory_lines, print_header, print_report
 from benchmarks.results_file import write_results
 from benchmarks.rounds import ROOT, Outcome, run_rounds
 from benchmarks.targets import Comparison
@@ -54,7 +54,7 @@ def bench(
     about["versions"] = versions({entry.environment for entry in plan.entries} - {""} - outcome.left_out.keys())
     figures = Figures(outcome.rounds)
     compared = verdicts(figures, plan)
-    print_report(compared, figures, outcome, about["versions"])
+    print_report(compared, memory_lines(figures), outcome, about["versions"])
     directory = output or (None if quick else RESULTS)
     if directory is not None:
         _write(directory, plan, about, compared, figures, outcome)

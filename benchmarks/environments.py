@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-__all__ = ["ENVIRONMENTS", "Environment", "LeftOutError", "installed", "python_of"]
+__all__ = ["ENVIRONMENTS", "Environment", "LeftOutError", "directory", "installed", "python_of"]
 
 DIRECTORY_VARIABLE = "TDREPLAY_BENCH_ENVS"
 DEFAULT_DIRECTORY = Path("~/.cache/tdreplay-bench")
@@ -34,6 +34,11 @@ class LeftOutError(Exception):
     """A peer cannot be measured here; the message says why."""
 
 
+def directory() -> Path:
+    """Where all that is built for the benchmarks lies, which stays there."""
+    return Path(os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY).expanduser()
+
+
 @dataclass(frozen=True)
 class Environment:
     """What a peer needs.
@@ -51,7 +56,7 @@ class Environment:
     @property
     def python(self) -> Path:
         """Its interpreter, which need not be there yet."""
-        return Path(os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY).expanduser() / self.name / "bin" / "python"
+        return directory() / self.name / "bin" / "python"
 
 
 ENVIRONMENTS = {

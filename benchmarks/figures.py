@@ -76,8 +76,8 @@ class Figures:
         return {number: m.seconds if calls else m.seconds / m.rows for number, m in found.items()}
 
 
-def verdicts(figures: Figures, plan: Plan) -> list[tuple[Comparison, Verdict | None]]:
+def verdicts(figures: Figures, plan: Plan, comparisons: Sequence[Comparison] = COMPARISONS) -> list[tuple[Comparison, Verdict | None]]:
     """Each comparison of those that take part, and how it came out; the quick form has none that was not measured."""
-    chosen = [c for c in COMPARISONS if {c.ours.participant, c.theirs.participant} <= plan.participants]
+    chosen = [c for c in comparisons if {c.ours.participant, c.theirs.participant} <= plan.participants]
     compared = [(comparison, figures.verdict(comparison)) for comparison in chosen]
     return [(comparison, verdict) for comparison, verdict in compared if verdict or not plan.quick]

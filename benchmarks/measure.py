@@ -9,15 +9,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Measurement", "Report", "Step", "Task", "latency", "throughput"]
+__all__ = ["Measurement", "Report", "Step", "Task", "in_turn", "latency", "throughput"]
 
 WARM_UP = 3
 FEWEST = 5
+LAPS = 7
 Step = Callable[[], Any]
 
 
@@ -123,6 +124,20 @@ def throughput(step: Step, seconds: float, finish: Step = lambda: None) -> float
         steps += 1
     finish()
     return (time.perf_counter() - start) / steps
+
+
+def in_turn(laps: Mapping[str, Callable[[float], float]], seconds: float) -> dict[str, float]:
+    """Name -> the median of what its lap gives. All take turns, a short lap each: so a machine that is busy for a while is so for all of them.
+
+    Args:
+        laps: name -> what measures for about so many seconds.
+        seconds: that each name may take.
+    """
+    found: dict[str, list[float]] = {name: [] for name in laps}
+    for number in range(LAPS):
+        for name in sorted(laps, reverse=number % 2 == 1):
+            found[name].append(laps[name](seconds / LAPS))
+    return {name: statistics.median(times) for name, times in found.items()}
 
 
 def _repeat(step: Step, times: int) -> None:

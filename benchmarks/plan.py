@@ -68,17 +68,19 @@ class Plan:
         everything: the optional participants too.
         rounds: how often each is measured; they take turns.
         seconds: that each figure may take.
+        programs: of which those take part that `quick` and `everything` leave.
     """
 
     quick: bool
     everything: bool
     rounds: int
     seconds: float
+    programs: tuple[Entry, ...] = ENTRIES
 
     @property
     def entries(self) -> list[Entry]:
         """Those that take part."""
-        return [entry for entry in ENTRIES if (entry.quick or not self.quick) and (self.everything or not entry.optional)]
+        return [entry for entry in self.programs if (entry.quick or not self.quick) and (self.everything or not entry.optional)]
 
     @property
     def participants(self) -> set[str]:

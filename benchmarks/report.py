@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from benchmarks.plan import SERVICE, SHARED_MEMORY
 from benchmarks.rounds import Outcome
 from benchmarks.targets import Comparison, Side
 
-__all__ = ["print_header", "print_report"]
+__all__ = ["MIB", "memory_lines", "print_header", "print_report"]
 
 WIDTH = 150
 COLUMNS = ("", "work", "rows/s", "against", "rows/s", "ratio", "of the rounds", "target", "")
@@ -41,18 +41,25 @@ def print_header(machine: Mapping[str, Any], sizes: Mapping[str, Mapping[str, in
         _console().print("[red]The machine is busy with something else: what follows is mostly noise.[/]")
 
 
-def print_report(compared: Compared, figures: Figures, outcome: Outcome, versions: Mapping[str, Mapping[str, str]]) -> None:
+def print_report(
+    compared: Compared,
+    memory: Iterable[str],
+    outcome: Outcome,
+    versions: Mapping[str, Mapping[str, str]],
+    title: str = "tdreplay and its peers",
+    limits: Sequence[str] = LIMITS,
+) -> None:
     """The table of all comparisons; then versions, the server's memory, what is missing and why, and the limits."""
     console = _console()
-    table = Table(*COLUMNS, title="tdreplay and its peers", title_justify="left", box=None, pad_edge=False)
+    table = Table(*COLUMNS, title=title, title_justify="left", box=None, pad_edge=False)
     for column in (2, 4, 5, 6, 7):
         table.columns[column].justify = "right"
     for comparison, verdict in compared:
         table.add_row(*_names(comparison), *_results(comparison, verdict, outcome))
     console.print(table)
-    for line in (*_versions(versions), *_memory(figures), *_missing(outcome)):
+    for line in (*_versions(versions), *memory, *_missing(outcome)):
         console.print(line, markup=False)
-    console.print("What this does not show:\n" + "\n".join(f"- {limit}" for limit in LIMITS), markup=False)
+    console.print("What this does not show:\n" + "\n".join(f"- {limit}" for limit in limits), markup=False)
 
 
 def _names(comparison: Comparison) -> tuple[str, str]:
@@ -77,7 +84,8 @@ def _versions(versions: Mapping[str, Mapping[str, str]]) -> list[str]:
     return [f"{name}: " + ", ".join(f"{package} {version}" for package, version in found.items()) for name, found in versions.items()]
 
 
-def _memory(figures: Figures) -> list[str]:
+def memory_lines(figures: Figures) -> list[str]:
+    """What the servers' memory was while they streamed."""
     cases = ((SERVICE, "small"), (SERVICE, "image"), (SHARED_MEMORY, "image"))
     found = ([figures.memory(Side(*case, f"server memory, {when}")) / MIB for when in ("idle", "streaming")] for case in cases)
     return [

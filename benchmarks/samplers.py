@@ -59,18 +59,18 @@ class Filled:
 
     def figures(self) -> list[float]:
         """Seconds of each column from `draw` on."""
-        draw = _median(self.draw, self.update)
-        at_once = _median(lambda: self.draw(AT_ONCE), self.update) / AT_ONCE
-        update, insert, after = _median(self.update), _median(self.insert), _median(self.draw, self.insert)
-        withhold = _median(lambda: self.sampler.withhold(self.ids), self.update, lambda: self.sampler.offer(self.ids))
-        offer = _median(lambda: self.sampler.offer(self.ids), self.update, lambda: self.sampler.withhold(self.ids))
+        draw = median_time(self.draw, self.update)
+        at_once = median_time(lambda: self.draw(AT_ONCE), self.update) / AT_ONCE
+        update, insert, after = median_time(self.update), median_time(self.insert), median_time(self.draw, self.insert)
+        withhold = median_time(lambda: self.sampler.withhold(self.ids), self.update, lambda: self.sampler.offer(self.ids))
+        offer = median_time(lambda: self.sampler.offer(self.ids), self.update, lambda: self.sampler.withhold(self.ids))
         return [draw, at_once, update, insert, after, withhold, offer]
 
 
-def _median(call: Callable[[], object], *before: Callable[[], object]) -> float:
-    """The seconds that `call` takes, each time after others."""
+def median_time(call: Callable[[], object], *before: Callable[[], object], seconds: float = SECONDS) -> float:
+    """The median of the seconds that `call` takes, each time after others, over about `seconds`."""
     taken: list[float] = []
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(taken) < 5:
         for other in before:
             other()

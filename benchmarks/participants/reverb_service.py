@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,6 +20,8 @@ from benchmarks.work import BATCH, Columns, Live, Work
 ROWS = {"small": 10_000, "image": 4_000}
 """Rows that it holds: fewer than the others, because it takes them in slowly. That is in its favour."""
 TABLE = "rows"
+
+__all__ = ["TABLE", "arrays", "batches", "fill", "serving"]
 
 
 def main(task: Task) -> None:
@@ -35,26 +38,27 @@ def main(task: Task) -> None:
         report.speed("client.insert", 1, latency(lambda: client.insert(steps[0], {TABLE: 1.0}), task.seconds / 2))
 
 
-def fill(address: str, steps: list[Columns]) -> None:
-    """Stores all steps, each as an item of its own."""
+def fill(address: str, steps: Iterable[Columns], priorities: Iterable[float] = itertools.repeat(1.0)) -> None:
+    """Stores all steps, each as an item of its own, with its priority."""
     with reverb.Client(address).trajectory_writer(num_keep_alive_refs=1) as writer:
-        for number, step in enumerate(steps, 1):
+        for number, (step, priority) in enumerate(zip(steps, priorities), 1):  # noqa: B905 - priorities may be without an end.
             writer.append(step)
-            writer.create_item(TABLE, 1.0, {name: writer.history[name][-1:] for name in step})
+            writer.create_item(TABLE, priority, {name: writer.history[name][-1:] for name in step})
             if number % 50 == 0:
                 writer.flush(block_until_num_items=50)
         writer.flush()
 
 
 def _stream(task: Task, report: Report, work: Work, live: Live, address: str, workers: int) -> float:
-    sample = _batches(address, work.steps(0, 1)[0], workers)
-    check_samples(work, live, lambda: {name: column.numpy() for name, column in sample().items()})
+    sample = batches(address, work.steps(0, 1)[0], workers)
+    check_samples(work, live, lambda: arrays(sample()))
     seconds = throughput(sample, task.seconds)
     report.speed(f"stream, {workers} workers", BATCH, seconds)
     return seconds
 
 
-def _batches(address: str, step: Columns, workers: int) -> Callable[[], Any]:
+def batches(address: str, step: Columns, workers: int) -> Callable[[], Any]:
+    """What gives the next random batch, as the dataset has it. `step`: any row."""
     dataset = reverb.TrajectoryDataset(
         server_address=address,
         table=TABLE,
@@ -63,15 +67,20 @@ def _batches(address: str, step: Columns, workers: int) -> Callable[[], Any]:
         max_in_flight_samples_per_worker=2 * BATCH,
         num_workers_per_iterator=workers,
     )
-    batches = (sample.data for sample in dataset.batch(BATCH, drop_remainder=True).prefetch(2))
-    return lambda: next(batches)
+    samples = iter(dataset.batch(BATCH, drop_remainder=True).prefetch(2))
+    return lambda: next(samples)
+
+
+def arrays(sample: Any) -> Columns:
+    """The fields of a batch."""
+    return {name: column.numpy() for name, column in sample.data.items()}
 
 
 @contextmanager
-def serving(rows: int) -> Iterator[str]:
-    """A server process while the context is open: its address."""
+def serving(rows: int, alpha: float | None = None) -> Iterator[str]:
+    """A server process while the context is open: its address. `alpha`: of its prioritized table; None: the table is uniform."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(there, rows), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(there, rows, alpha), daemon=True)
     process.start()
     try:
         yield f"127.0.0.1:{here.recv()}"
@@ -80,9 +89,10 @@ def serving(rows: int) -> Iterator[str]:
         process.join()
 
 
-def serve(pipe: Connection, rows: int) -> None:
+def serve(pipe: Connection, rows: int, alpha: float | None) -> None:
     """Serves until the process is ended."""
-    parts = {"sampler": reverb.selectors.Uniform(), "remover": reverb.selectors.Fifo(), "rate_limiter": reverb.rate_limiters.MinSize(1)}
+    sampler = reverb.selectors.Uniform() if alpha is None else reverb.selectors.Prioritized(alpha)
+    parts = {"sampler": sampler, "remover": reverb.selectors.Fifo(), "rate_limiter": reverb.rate_limiters.MinSize(1)}
     server = reverb.Server(tables=[reverb.Table(TABLE, max_size=rows, **parts)], port=None)
     pipe.send(server.port)
     server.wait()

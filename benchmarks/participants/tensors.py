@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from benchmarks.checks import check_samples
+from benchmarks.checks import Masses, check_samples
 from benchmarks.work import Columns, Live, Work, WrongRowsError
 
 __all__ = ["as_arrays", "as_tensordict", "check_owned", "check_tensordicts", "parts"]
@@ -35,9 +35,9 @@ def parts(work: Work, size: int) -> Iterator[TensorDict]:
     return (as_tensordict(work.rows(first, min(step, size - first))) for first in range(0, size, step))
 
 
-def check_tensordicts(work: Work, live: Live, sample: Callable[[], Any]) -> None:
+def check_tensordicts(work: Work, live: Live, sample: Callable[[], Any], masses: Masses | None = None) -> None:
     """As `check_samples`, of a source of TensorDicts."""
-    check_samples(work, live, lambda: as_arrays(sample()))
+    check_samples(work, live, lambda: as_arrays(sample()), masses)
 
 
 def check_owned(work: Work, live: Live, sample: Callable[[], Any], following: int = FOLLOWING) -> None:

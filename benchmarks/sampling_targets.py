@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.plan import REVERB, SERVICE, TORCHRL, Entry
+from benchmarks.plan import REVERB, SERVICE, SHARED_MEMORY, TORCHRL, Entry
 from benchmarks.targets import Comparison, Side
 
 __all__ = ["LIMITS", "comparisons", "programs"]
@@ -33,7 +33,7 @@ def programs(quick: bool, against: Path | None) -> tuple[Entry, ...]:
         Entry(TORCHRL, "torchrl_prioritized", variant=rows, works=("small",), quick=False, deadline=MINUTES),
         Entry(SAMPLER, "tdreplay_sampler_sizes", variant=sampled, works=("small",)),
         *before,
-        Entry(SERVICE, "tdreplay_queue", variant=queued, works=("image",)),
+        Entry(SHARED_MEMORY, "tdreplay_queue", variant=queued, works=("image",)),
         Entry(SERVICE, "tdreplay_epoch_starts", variant=few_and_many, works=("small",), deadline=MINUTES),
     )
 
@@ -50,7 +50,7 @@ def comparisons(against: Path | None) -> tuple[Comparison, ...]:
         _own("an update of 256, many rows", "update of many rows", "update of few rows", 1 / 2, SAMPLER),
         *before,
         _own("add_batch(256), pipelined, prioritized", "extend, prioritized", "extend, uniform", 0.9),
-        _own("fifo queue, shared memory", "queue", "stream beside a writer", 0.8, work="image"),
+        _own("fifo queue, shared memory", "stream, queue", "stream, uniform", 0.8, SHARED_MEMORY, "image"),
         _own("start of a shuffled epoch, many rows", "epoch of many rows", "epoch of few rows", 1 / 1.5),
     )
 

@@ -27,38 +27,38 @@ from tdreplay_server import ServerConfig, spawn_server
 
 ROWS = 16 * BATCH
 """Of either table, and so of what may wait in the queue."""
-UNIFORM, QUEUE = "stream beside a writer", "queue"
+UNIFORM, QUEUE = "uniform", "queue"
 
 
 def main(task: Task) -> None:
     """Measures both, with so many batches as the task's variant says."""
     work, batches = Work(task.work), int(task.variant)
     with spawn_server(ServerConfig(address="127.0.0.1:0")) as server, ExitStack() as stack:
-        tables = {op: stack.enter_context(_table(server.address, op)) for op in (UNIFORM, QUEUE)}
+        tables = {name: stack.enter_context(_table(server.address, name)) for name in (UNIFORM, QUEUE)}
         tables[UNIFORM].add_batch(as_tensordict(work.rows(0, ROWS)))
         pipe = stack.enter_context(_writing(server.address, task.work))
         _check_order(work, tables[QUEUE], pipe)
-        laps = {op: partial(_lap, pipe, op, buffer, batches) for op, buffer in tables.items()}
-        for op, seconds in in_turn(laps, task.seconds).items():
-            Report(task).speed(op, BATCH, seconds)
+        laps = {name: partial(_lap, pipe, name, buffer, batches) for name, buffer in tables.items()}
+        for name, seconds in in_turn(laps, task.seconds).items():
+            Report(task).speed(f"stream, {name}", BATCH, seconds)
 
 
-def _table(address: str, op: str) -> RemoteReplayBuffer:
-    if op == UNIFORM:
-        return RemoteReplayBuffer(address, table=op, buffer_size=ROWS, transport="shared_memory")
+def _table(address: str, name: str) -> RemoteReplayBuffer:
+    if name == UNIFORM:
+        return RemoteReplayBuffer(address, table=name, buffer_size=ROWS, transport="shared_memory")
     return RemoteReplayBuffer(
-        address, table=op, buffer_size=ROWS, transport="shared_memory", sampler=Fifo(), rate_limiter=Queue(ROWS), max_times_sampled=1
+        address, table=name, buffer_size=ROWS, transport="shared_memory", sampler=Fifo(), rate_limiter=Queue(ROWS), max_times_sampled=1
     )
 
 
-def _lap(pipe: Connection, op: str, buffer: RemoteReplayBuffer, batches: int, _: float) -> float:
+def _lap(pipe: Connection, name: str, buffer: RemoteReplayBuffer, batches: int, _: float) -> float:
     """The seconds of a batch that comes and goes. The first one, before the clock starts, opens the stream."""
-    pipe.send((op, 1))
+    pipe.send((name, 1))
     with buffer.stream(BATCH, prefetch=PREFETCH["image"]) as stream:
         next(stream)
         pipe.recv()
         start = time.perf_counter()
-        pipe.send((op, batches))
+        pipe.send((name, batches))
         for _ in range(batches):
             next(stream)
         pipe.recv()
@@ -91,14 +91,14 @@ def write(pipe: Connection, address: str, name: str) -> None:
     """Inserts what it is told to until the process is ended."""
     batch = as_tensordict(Work(name).rows(0, BATCH))
     with ExitStack() as stack:
-        buffers = {op: stack.enter_context(RemoteReplayBuffer(address, table=op, transport="shared_memory")) for op in (UNIFORM, QUEUE)}
-        writers = {op: stack.enter_context(buffer.writer()) for op, buffer in buffers.items()}
+        buffers = {table: stack.enter_context(RemoteReplayBuffer(address, table=table, transport="shared_memory")) for table in (UNIFORM, QUEUE)}
+        writers = {table: stack.enter_context(buffer.writer()) for table, buffer in buffers.items()}
         while True:
-            op, batches = pipe.recv()
+            table, batches = pipe.recv()
             for _ in range(batches):
-                writers[op].extend(batch)
-            writers[op].flush(FLUSH_TIMEOUT)
-            pipe.send(op)
+                writers[table].extend(batch)
+            writers[table].flush(FLUSH_TIMEOUT)
+            pipe.send(table)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,18 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch.utils.weak import WeakIdKeyDictionary
 
 from tdreplay.api import BaseReplayBuffer
-from tdreplay.errors import UnimplementedError
+from tdreplay.errors import SlotIndexError, UnimplementedError
 from tdreplay.rows import given_row, given_rows
-from tdreplay.system_fields import INDEX, SYSTEM_NAMES
+from tdreplay.system_fields import DRAWN_NAMES, INDEX, SYSTEM_NAMES
 
-__all__ = ["IN_PLACE", "PARTS", "StoredRows", "WrittenRows", "refusing", "unchanged"]
+__all__ = ["IN_PLACE", "PARTS", "Places", "StoredRows", "WrittenRows", "first_of_each", "has_priorities", "refusing", "unchanged"]
 
 IN_PLACE = "a stored row does not change: `extend` stores new ones"
 PARTS = "storage, writer and sampler work on one table and belong together: make a TensorDictReplayBuffer of your own for other ones"
@@ -35,6 +38,16 @@ def refusing(reason: str) -> Callable[..., NoReturn]:
 def unchanged(batch: Any) -> Any:
     """The batch: TorchRL's own collate functions would stack it again."""
     return batch
+
+
+def first_of_each(values: torch.Tensor) -> torch.Tensor:
+    """A value of each row, of shape [rows]: system fields of rows that are batches are expanded to them."""
+    return values.reshape(len(values), -1)[:, 0]
+
+
+def has_priorities(batch: TensorDictBase) -> bool:
+    """Whether a random batch says how probable its rows were. A user may have fields of the same names, but not of all four."""
+    return all(name in batch.keys() for name in DRAWN_NAMES)  # noqa: SIM118 - a TensorDict iterates over its rows.
 
 
 class StoredRows:
@@ -79,8 +92,8 @@ class StoredRows:
 
         TorchRL draws slots first and reads them afterwards. The rows were read when they were drawn.
         """
-        index: torch.Tensor = batch[INDEX.name].reshape(len(batch), -1)[:, 0]
-        self._handed.over = index, batch.exclude(*self._hidden)
+        index = first_of_each(batch[INDEX.name])
+        self._handed.over = index, batch.exclude(*self._hidden, *(DRAWN_NAMES if has_priorities(batch) else ()))
         return index
 
     def get(self, index: Any) -> TensorDict:
@@ -113,6 +126,64 @@ class StoredRows:
 
     def _empty(self) -> None:
         """Nothing is left to do: the writer has reset the buffer."""
+
+
+class Places:
+    """Which rows a user means by slots: those that he was given with them, and not others that took their places since.
+
+    A tensor of slots that was given out means exactly its rows, as long as it is there. A copy of it, or a part, means the rows that were given last
+    with these slots.
+
+    Args:
+        buffer: The buffer that has the rows.
+    """
+
+    def __init__(self, buffer: BaseReplayBuffer) -> None:
+        self._buffer = buffer
+        self._exact: Any = WeakIdKeyDictionary()  # It has no types.
+        self._last = np.zeros(0, np.int64)  # Of each slot, one more than the row id: 0 stands for none. Memory is taken where one is noted.
+
+    def slots(self, row_ids: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The slots of rows that were just inserted, to be given out: int64 of shape [n]."""
+        self._last = self._last if len(self._last) else np.zeros(self._buffer.buffer_size, np.int64)
+        slots = torch.from_numpy(row_ids % len(self._last))
+        self.note(slots, row_ids)
+        return slots
+
+    def note(self, slots: torch.Tensor, row_ids: npt.NDArray[np.int64]) -> None:
+        """Notes what is given out.
+
+        Another client may have changed the capacity, and with it the slots. Then what was known is forgotten.
+        """
+        places = slots.cpu().numpy()
+        if not len(self._last) or (row_ids % len(self._last) != places).any():
+            self._last = np.zeros(self._buffer.buffer_size, np.int64)
+        self._last[places] = row_ids + 1
+        self._exact[slots] = row_ids
+
+    def row_ids(self, slots: torch.Tensor) -> npt.NDArray[np.int64]:
+        """The rows that a user means by slots; where none was given with one, the row that lies there now.
+
+        Raises:
+            SlotIndexError: A slot holds no row.
+        """
+        exact: npt.NDArray[np.int64] | None = self._exact.get(slots)
+        return self._last_given(slots.reshape(-1).cpu().numpy()) if exact is None else exact
+
+    def _last_given(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        state = self._buffer.state()
+        last = self._last if len(self._last) else np.zeros(state.buffer_size, np.int64)
+        if ((slots < 0) | (slots >= len(last))).any():
+            raise SlotIndexError(f"index ({slots.min()} to {slots.max()}) must be slots from 0 to {len(last) - 1}")
+        oldest = state.write_count - state.size
+        row_ids = np.where(last[slots] > 0, last[slots] - 1, oldest + (slots - oldest) % state.buffer_size)
+        if (row_ids >= state.write_count).any():
+            raise SlotIndexError(f"slot {slots[row_ids >= state.write_count][0]} holds no row")
+        return row_ids
+
+    def forget(self) -> None:
+        """Forgets all rows: the table does not hold them any more."""
+        self._last = np.zeros(0, np.int64)
 
 
 class WrittenRows:

@@ -1,12 +1,8 @@
-"""TorchRL's replay buffer over a table of a server.
-
-This is the only module of the client that knows TorchRL, and nothing of the client imports it: it is for those who have TorchRL.
-"""
+"""The buffer that TorchRL's collectors, trainers and scripts take for their own."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
@@ -17,180 +13,22 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDictBase
+from torchrl.data import TensorDictReplayBuffer
 from typing_extensions import Self
 
-from tdreplay.errors import InvalidArgumentError, MissingRowsError, SlotIndexError, UnimplementedError
-from tdreplay.limits import check_batch_size, check_flag, check_whole
-from tdreplay.processes import Owner
+from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, MissingRowsError, UnimplementedError
+from tdreplay.limits import check_batch_size, check_flag, check_number, check_whole
+from tdreplay.priorities import checked_priorities
 from tdreplay.system_fields import INDEX, ROW_ID
-from tdreplay.torchrl_parts import IN_PLACE, PARTS, StoredRows, WrittenRows, refusing, unchanged
+from tdreplay.torchrl_parts import IN_PLACE, PARTS, Places, first_of_each, refusing, unchanged
 from tdreplay_client.buffer import MAX_PREFETCH, RemoteReplayBuffer
-from tdreplay_client.reading.stream import BatchStream
-
-try:
-    from torchrl.data import TensorDictReplayBuffer
-    from torchrl.data.replay_buffers.samplers import Sampler
-    from torchrl.data.replay_buffers.storages import Storage
-    from torchrl.data.replay_buffers.writers import Writer
-except ModuleNotFoundError as missing:
-    if missing.name != "torchrl":
-        raise
-    text = "tdreplay_client.torchrl needs torchrl, which is not installed: pip install 'tdreplay[torchrl]'"
-    raise ModuleNotFoundError(text, name=missing.name) from missing
+from tdreplay_client.torchrl.parts import STATE, TableSampler, TableStorage, TableWriter
 
 __all__ = ["RemoteTensorDictReplayBuffer"]
 
-STATE = "the server keeps the rows: `state_dict` of the whole buffer says where it stands, and `buffer.checkpoint` copies them"
 TRANSFORMS = "`dumps` writes no pickle, and these transforms have tensors: keep `transform.state_dict()` beside it"
 FILE = "tdreplay.json"
-
-
-class Places:
-    """Which row lay in which slot, as this buffer said last: who names a slot means the row that he was given, and not one that took its place since.
-
-    Args:
-        buffer: The buffer over the table.
-    """
-
-    def __init__(self, buffer: RemoteReplayBuffer) -> None:
-        self._buffer = buffer
-        self._row_ids = np.zeros(0, np.int64)  # Of each slot, and one more than it is: 0 stands for none. Memory is taken where one is noted.
-
-    def slots(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The slots of rows that were just inserted."""
-        self._row_ids = self._row_ids if len(self._row_ids) else np.zeros(self._buffer.buffer_size, np.int64)
-        slots = row_ids % len(self._row_ids)
-        self._row_ids[slots] = row_ids + 1
-        return slots
-
-    def note(self, slots: npt.NDArray[np.int64], row_ids: npt.NDArray[np.int64]) -> None:
-        """Notes rows that are given to the user.
-
-        Another client may have changed the capacity, and with it the slots. Then what was known is forgotten.
-        """
-        if not len(self._row_ids) or (row_ids % len(self._row_ids) != slots).any():
-            self._row_ids = np.zeros(self._buffer.buffer_size, np.int64)
-        self._row_ids[slots] = row_ids + 1
-
-    def row_ids(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The rows that were given with these slots; where none was, those that lie there now.
-
-        Raises:
-            SlotIndexError: A slot holds no row.
-        """
-        state = self._buffer.state()
-        known = self._row_ids if len(self._row_ids) else np.zeros(state.buffer_size, np.int64)
-        if ((slots < 0) | (slots >= len(known))).any():
-            raise SlotIndexError(f"index ({slots.min()} to {slots.max()}) must be slots from 0 to {len(known) - 1}")
-        oldest = state.write_count - state.size
-        row_ids = np.where(known[slots] > 0, known[slots] - 1, oldest + (slots - oldest) % state.buffer_size)
-        if (row_ids >= state.write_count).any():
-            raise SlotIndexError(f"slot {slots[row_ids >= state.write_count][0]} holds no row")
-        return row_ids
-
-    def forget(self) -> None:
-        """Forgets all rows: the table does not hold them any more."""
-        self._row_ids = np.zeros(0, np.int64)
-
-
-class TableStorage(StoredRows, Storage):
-    """The rows of a table as TorchRL reads them. Only `TableWriter` stores rows.
-
-    Args:
-        buffer: The buffer over the table.
-    """
-
-    def __init__(self, buffer: RemoteReplayBuffer) -> None:
-        StoredRows.__init__(self, buffer, shown=(INDEX.name, ROW_ID.name))
-        Storage.__init__(
-            self, 1, compilable=True
-        )  # Whatever it is told: `max_size` asks the table. Compilable: it needs no memory of several processes.
-
-    state_dict = load_state_dict = refusing(STATE)
-
-
-class TableWriter(WrittenRows, Writer):
-    """Stores rows as `RemoteReplayBuffer.add_batch` does: in one order with the inserts of all clients, and as durable.
-
-    Args:
-        buffer: The buffer over the table.
-        places: Where the rows go that are inserted.
-    """
-
-    def __init__(self, buffer: RemoteReplayBuffer, places: Places) -> None:
-        Writer.__init__(self, compilable=True)
-        WrittenRows.__init__(self, buffer)
-        self._places = places
-
-    def _slots(self, row_ids: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self._places.slots(row_ids.numpy()))
-
-    def _empty(self, empty_write_count: bool = True) -> None:
-        super()._empty(empty_write_count)
-        self._places.forget()
-
-    state_dict = load_state_dict = dumps = loads = refusing(STATE)
-
-
-class TableSampler(Sampler):
-    """The batches that the table's own sampler draws: one for each call, or from a stream that reads them ahead.
-
-    Args:
-        buffer: The buffer over the table.
-        places: Where the rows lie that are drawn.
-        batch_size: Rows of the batches that are read ahead.
-        prefetch: How many of them are on their way; 0: none.
-        wait: Whether an empty table is waited for.
-    """
-
-    def __init__(self, buffer: RemoteReplayBuffer, places: Places, batch_size: int | None, prefetch: int, *, wait: bool) -> None:
-        self._buffer, self._places, self._batch_size, self._prefetch, self._wait = buffer, places, batch_size, prefetch, wait
-        self._owner = Owner("the buffer", "start processes with spawn: each opens a connection of its own")
-        self._lock = threading.Lock()
-        self._stream: BatchStream | None = None
-
-    def sample(self, storage: TableStorage, batch_size: int) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The slots of a batch, int64 of shape [batch_size], and what TorchRL is to add to its rows.
-
-        Raises:
-            EmptyTableError: There is no row, and none came within the buffer's timeout where it waits.
-        """
-        self._owner.check()
-        ahead = self._prefetch > 0 and batch_size == self._batch_size
-        batch = self._next() if ahead else self._buffer.sample_batch(batch_size, seed=self._seed(), wait=self._wait)
-        index, row_ids = storage.hand_over(batch), first_of_each(batch[ROW_ID.name])
-        self._places.note(index.cpu().numpy(), row_ids.cpu().numpy())
-        return index, {ROW_ID.name: row_ids}
-
-    def _next(self) -> TensorDict:
-        """The next batch of the stream. After an error the next call opens another one."""
-        with self._lock:
-            while True:
-                stream = self._stream = self._stream or self._opened()
-                try:
-                    return next(stream)
-                except StopIteration:  # `begin_anew` closed it.
-                    self._stream = None
-                except BaseException:
-                    self.begin_anew()
-                    raise
-
-    def _opened(self) -> BatchStream:
-        return self._buffer.stream(self._batch_size or 1, prefetch=self._prefetch, seed=self._seed(), wait=self._wait)
-
-    def _seed(self) -> int | None:
-        """A seed from TorchRL's generator, where there is one. Else the buffer's own seed makes its batches reproducible."""
-        return None if self._rng is None else int(torch.randint(1 << 62, (), generator=self._rng, device=self._rng.device))
-
-    def begin_anew(self) -> None:
-        """Forgets the batches that were read ahead. A thread that waits for the next one gets one of another stream."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
-
-    _empty = begin_anew
-    state_dict = load_state_dict = dumps = loads = refusing(STATE)
 
 
 class RemoteTensorDictReplayBuffer(TensorDictReplayBuffer):
@@ -217,7 +55,10 @@ class RemoteTensorDictReplayBuffer(TensorDictReplayBuffer):
         prefetch: How many batches are on their way while one is used: they are drawn before they are asked for. None: none is, and a batch is of the
             moment of its call. Batches of another size than `batch_size` are never read ahead.
         transform: What is done to rows; see TorchRL.
-        priority_key: The field of `extend` and of `update_tensordict_priority` that has the priorities.
+        priority_key: The field that has the priorities, in `update_tensordict_priority` and, where it is there, in `extend`. Where it has several
+            values a row, the largest counts.
+        beta: How much ``priority_weight`` corrects, from 0 up; see `importance_weights`. ``sampler.beta`` can be changed, as by a scheduler.
+        eps: What is added to each priority: a row of priority 0 would not be drawn any more.
         collate_fn: is given each batch. None: batches stay as they are.
         generator: Makes batches reproducible: it gives a seed for each batch, or for each stream of batches that are read ahead. None: the buffer's
             own seed does, if it has one. ``torch.manual_seed`` has no influence: rows are drawn by the server.
@@ -236,6 +77,8 @@ class RemoteTensorDictReplayBuffer(TensorDictReplayBuffer):
         prefetch: SupportsIndex | None = None,
         transform: Any = None,
         priority_key: str = "td_error",
+        beta: float = 0.4,
+        eps: float = 1e-8,
         collate_fn: Callable[[Any], Any] | None = None,
         generator: torch.Generator | None = None,
         wait: bool = False,
@@ -254,7 +97,7 @@ class RemoteTensorDictReplayBuffer(TensorDictReplayBuffer):
         super().__init__(
             storage=TableStorage(self._buffer),
             writer=TableWriter(self._buffer, self._places),
-            sampler=TableSampler(self._buffer, self._places, size, ahead, wait=waits),
+            sampler=TableSampler(self._buffer, self._places, size, ahead, wait=waits, beta=check_number(beta, "beta", 0)),
             batch_size=size,
             transform=transform,
             priority_key=priority_key,
@@ -264,12 +107,14 @@ class RemoteTensorDictReplayBuffer(TensorDictReplayBuffer):
         # The server has locks, and a thread that waits for rows must not stop the one that brings them.
         self._replay_lock = nullcontext()
         self.shared = True
-        self._arguments = {"batch_size": size, "prefetch": ahead, "priority_key": priority_key, "collate_fn": collate_fn, "wait": waits}
+        self._eps = check_number(eps, "eps", 0)
+        self._arguments = {"batch_size": size, "prefetch": ahead, "priority_key": priority_key, "eps": eps, "collate_fn": collate_fn, "wait": waits}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The buffer, which opens a connection of its own there, and the arguments. `empty` is counted from where it was."""
         generator = None if self._rng is None else (self._rng.get_state(), self._rng.device)
-        return _reopened, (type(self), self._buffer, self._arguments, self._transform, generator), self._writer.not_counted
+        arguments = {**self._arguments, "beta": self._sampler.beta, "transform": self._transform}
+        return _reopened, (type(self), self._buffer, arguments, generator), self._writer.not_counted
 
     def __setstate__(self, not_counted: int) -> None:
         self._writer.not_counted = not_counted
@@ -292,6 +137,74 @@ class RemoteTensorDictReplayBuffer(TensorDictReplayBuffer):
         """Another generator. Batches that were read ahead are forgotten."""
         super().set_rng(generator)
         self._sampler.begin_anew()
+
+    # -- priorities ---------------------------------------------------------------------------------------------------------------------------
+
+    def add(self, data: TensorDictBase) -> int:
+        """Stores a row, and gives its slot. It gets the priority that it has, and else the highest that the table has seen."""
+        self._given_priorities(data)
+        index: int = super().add(data)
+        return index
+
+    def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> torch.Tensor:
+        """Stores rows, and gives their slots, int64 of shape [n]. They get the priorities that they have, and else the highest so far.
+
+        Raises:
+            InvalidArgumentError: A priority is negative, NaN or infinite. No row is stored.
+        """
+        given = update_priority is not False and self._given_priorities(tensordicts) is not None and self._sampler.prioritized
+        index: torch.Tensor = super().extend(tensordicts, update_priority=given)
+        return index
+
+    def update_priority(self, index: Any, priority: Any) -> None:
+        """Gives rows other priorities, by their slots: those rows that `sample` or `extend` gave with these slots.
+
+        They may be overwritten meanwhile: then other rows have their slots, and do not change. The tensors that were given are exact. In a copy or a
+        part of one, a slot means the row that was given with it last; `update_tensordict_priority`, which goes by ``row_id``, is exact there, too.
+
+        Args:
+            index: A slot, or some, n of them; also the tuple that TorchRL makes of them.
+            priority: Numbers from 0 up: one for all, or of shape [n] or [n, ...], of which the largest of each row counts.
+
+        Raises:
+            NoPrioritiesError: The rows of this table have no priorities.
+            InvalidArgumentError: A priority is negative, NaN or infinite. None changes.
+            SlotIndexError: A slot holds no row.
+        """
+        slots = torch.as_tensor(index[0] if isinstance(index, tuple) else index)
+        row_ids = self._places.row_ids(slots)
+        self._sampler.update(torch.from_numpy(row_ids), self._raised(priority, len(row_ids)))
+
+    def update_tensordict_priority(self, data: TensorDictBase) -> None:
+        """Gives the rows of a batch the priorities of its field `priority_key`, by its ``row_id``. Rows that were overwritten meanwhile are left out.
+
+        Where the rows of this table have no priorities, it does nothing, as in TorchRL, and so does a single row without that field. With `prefetch`
+        it does not wait until the server has them.
+
+        Raises:
+            FieldNotFoundError: The batch has no such field.
+            InvalidArgumentError: A priority is negative, NaN or infinite. None changes.
+        """
+        priorities = self._given_priorities(data)
+        if priorities is None and data.ndim and self._sampler.prioritized:
+            raise FieldNotFoundError(f"the batch has no field {self.priority_key!r}, which has the priorities: priority_key may name another one")
+        if priorities is None or not self._sampler.prioritized:
+            return
+        row_ids = data.get(ROW_ID.name, None)
+        if row_ids is None:
+            index = data[INDEX.name]
+            row_ids = torch.from_numpy(self._places.row_ids(index if index.ndim < 2 else first_of_each(index)))
+        self._sampler.update(first_of_each(row_ids) if row_ids.ndim else row_ids.reshape(1), priorities)
+
+    def _given_priorities(self, data: TensorDictBase) -> npt.NDArray[np.float64] | None:
+        """The priorities that rows have in their field `priority_key`, float64 of shape [n], raised by `eps`. None: they have no such field."""
+        priority = data.get(self.priority_key, None)
+        return None if priority is None else self._raised(priority, len(data) if data.ndim else 1)
+
+    def _raised(self, priority: Any, rows: int) -> npt.NDArray[np.float64]:
+        values = torch.as_tensor(priority).detach().double()
+        largest = values.reshape(rows, -1).amax(1) if values.numel() > 1 and rows else values.reshape(-1)
+        return checked_priorities(largest if values.numel() > 1 else largest.expand(rows), rows) + self._eps
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
@@ -366,7 +279,6 @@ def _reopened(
     kind: type[RemoteTensorDictReplayBuffer],
     buffer: RemoteReplayBuffer,
     arguments: dict[str, Any],
-    transform: Any,
     generator: tuple[torch.Tensor, torch.device] | None,
 ) -> RemoteTensorDictReplayBuffer:
     """The copy of a buffer that was pickled or copied."""
@@ -374,9 +286,4 @@ def _reopened(
     if generator is not None:
         rng = torch.Generator(device=generator[1])
         rng.set_state(generator[0])
-    return kind(buffer, transform=transform, generator=rng, **arguments)
-
-
-def first_of_each(values: torch.Tensor) -> torch.Tensor:
-    """A value of each row, of shape [rows]: system fields of rows that are batches are expanded to them."""
-    return values.reshape(len(values), -1)[:, 0]
+    return kind(buffer, generator=rng, **arguments)

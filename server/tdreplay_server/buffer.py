@@ -112,7 +112,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     def insert(self, rows: Given) -> npt.NDArray[np.int64]:
         fit = self._table.state().schema if self._cast or not rows.typed else None
         columns = rows.columns(fit, cast=self._cast)
-        first, _ = self._table.insert(columns, rows.schema(columns), rows.number)
+        first, _ = self._table.insert(columns, rows.schema(columns), rows.number, wait=Wait(time.monotonic() + DEFAULT_TIMEOUT))
         return np.arange(first, first + rows.number)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------

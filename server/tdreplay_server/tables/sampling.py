@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tdreplay.errors import FailedPreconditionError
+from tdreplay.errors import FailedPreconditionError, RateLimitedError
 from tdreplay.priorities import Updated
 from tdreplay.table_config import TableConfig
 from tdreplay_server.durability.row_listeners import Priorities
@@ -90,8 +91,9 @@ class Sampling:
                 with self.limiter.sampling(rows, batches, wait) as reserved:
                     selection, drawn = select(reserved.batches)
                     return Drawn(selection, [_Lease(self, reserved, drawn, number) for number in range(reserved.batches)])
-            except TooFewDrawsError:  # Rows were overwritten since the limiter looked: it waits for others.
-                continue
+            except TooFewDrawsError as error:  # Rows were overwritten since the limiter looked: it waits for others.
+                if time.monotonic() >= wait.until:
+                    raise RateLimitedError(str(error)) from None
 
     def taken(self, reserved: Reserved, ids: RowIds, moment: int) -> None:
         """A learner took a batch with these rows. Those that were drawn often enough leave."""

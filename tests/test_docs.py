@@ -74,6 +74,13 @@ def test_a_python_block_runs_when_it_is_pasted_alone(block, tmp_path, address):
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.parametrize("block", blocks_alone("toml"))
+def test_a_toml_block_is_a_file_of_settings(block, tmp_path):
+    (tmp_path / "server.toml").write_text(block.text)
+    config = ServerConfig(config=tmp_path / "server.toml")
+    assert config.tables is None or all(table.buffer_size for table in config.tables.values())
+
+
 # -- commands ---------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import torch
 from restarts import Phoenix
 
 from conftest import numbers, rows
-from tdreplay.errors import InvalidArgumentError
+from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, TokenError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer
 
@@ -91,3 +92,37 @@ def test_a_seed_out_of_its_range_is_refused(address, filled, seed):
     for use in (lambda: filled.stream(4, seed=seed), lambda: RemoteReplayBuffer(address, table=filled.table, seed=seed)):
         with pytest.raises(InvalidArgumentError, match=r"seed .* must be a whole number from 0"):
             use()
+
+
+def test_a_stream_goes_on_where_another_one_of_its_seed_stood(address, table):
+    with RemoteReplayBuffer(address, table=table, buffer_size=100) as buffer:
+        buffer.add_batch(rows(100))
+        with buffer.stream(8, seed=3, prefetch=5) as batches, buffer.stream(8, seed=3) as expected:
+            for _ in range(7):
+                assert numbers(next(batches)) == numbers(next(expected))
+            token = json.loads(json.dumps(batches.state_dict()))
+            assert token["position"] == 7
+            with buffer.stream(8) as other:
+                next(other)
+                other.load_state_dict(token)
+                assert other.state_dict() == token
+                assert [numbers(next(other)) for _ in range(5)] == [numbers(next(expected)) for _ in range(5)]
+
+
+def test_a_token_of_another_stream_is_refused_and_changes_nothing(address, table):
+    with RemoteReplayBuffer(address, table=table, buffer_size=100) as buffer:
+        buffer.add_batch(rows(100))
+        with buffer.stream(8, seed=3) as batches, buffer.stream(8, seed=3) as expected:
+            token = batches.state_dict()
+            for change in ({"table": "other"}, {"batch_size": 9}, {"seed": -1}, {"position": 1.5}, {"version": True}, {"more": 1}):
+                with pytest.raises(TokenError):
+                    batches.load_state_dict({**token, **change})
+            assert batches.state_dict() == token
+            assert numbers(next(batches)) == numbers(next(expected))
+
+
+def test_a_stream_without_a_seed_has_no_token(address, table):
+    with RemoteReplayBuffer(address, table=table, buffer_size=100) as buffer:
+        buffer.add_batch(rows(100))
+        with buffer.stream(8) as batches, pytest.raises(FailedPreconditionError, match="without a seed"):
+            batches.state_dict()

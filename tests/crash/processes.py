@@ -17,7 +17,7 @@ from numbered import Sightings, rows
 from tensordict import TensorDict
 
 from children import Child, child_of, free_port
-from tdreplay.errors import ServerUnavailableError, SlotIndexError
+from tdreplay.errors import SlotIndexError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
 from tdreplay_server.durability import journal
@@ -229,8 +229,7 @@ def _mixed_batches(buffer: RemoteReplayBuffer) -> Iterator[object]:
         newest = torch.arange(state.write_count - min(BLOCK, state.size), state.write_count)
         with suppress(SlotIndexError):  # The server died since then while these rows were being overwritten: they are gone, the new ones not there.
             yield buffer.sample_by_index(newest % state.buffer_size)
-        with suppress(ServerUnavailableError):  # An epoch cannot be continued.
-            yield from buffer.create_epoch_iterator(BLOCK, shuffle=True)
+        yield from buffer.create_epoch_iterator(BLOCK, shuffle=True)
 
 
 def whole_tables(place: Place) -> None:

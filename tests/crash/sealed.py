@@ -47,3 +47,10 @@ def insert(table: Table, batch: TensorDict, writer: str = "", sequence: int = 0)
     columns, row_shape = from_rows(batch)
     first, _ = table.insert(columns, Schema.of(columns, row_shape), len(batch), InsertKey.of(writer, sequence, columns))
     return first
+
+
+def insert_with(table: Table, batch: TensorDict, priorities: np.ndarray) -> int:
+    """Stores a batch whose rows have these priorities, and gives its first row's id."""
+    columns, row_shape = from_rows(batch)
+    first, _ = table.insert(columns, Schema.of(columns, row_shape), len(batch), priorities=priorities)
+    return first

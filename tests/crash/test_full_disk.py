@@ -12,15 +12,18 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import pytest
 import torch
 from disks import ext4_image, fill, memory_disk, mounted, mounts, quick_path, read_only, repair
-from sealed import insert, sealed, window
+from sealed import insert, insert_with, sealed, window
 from tensordict import TensorDict
 
 from children import Command, command
 from conftest import files_under
 from tdreplay.errors import ReplayError, ResourceExhaustedError, ServerUnavailableError, StorageError
+from tdreplay.samplers import MaxHeap, Uniform
+from tdreplay.schema import Schema
 from tdreplay.table_config import TableConfig
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer
@@ -160,6 +163,45 @@ def test_where_there_is_room_for_the_rows_but_not_for_the_journal_the_rows_go_to
             assert not list((disk / "table").glob("rows-*"))
         filler.unlink()
         assert insert(table, sealed(0, BLOCK)) == 0
+
+
+@pytest.mark.parametrize("sampler", [Uniform(), MaxHeap()], ids=str)
+def test_where_there_is_room_for_the_rows_but_not_for_their_priorities_the_rows_go_too(sampler, tmp_path):
+    columns = {"number": torch.arange(BLOCK)}
+    schema = Schema.of(columns, ())
+    with memory_disk(tmp_path / "disk", 64 << 20) as disk, closing(Table(TableConfig(1 << 20, sampler=sampler), directory=disk / "table")) as table:
+        filler = fill(disk)
+        os.truncate(filler, filler.stat().st_size - (14 << 20))
+        if sampler.has_priorities:
+            for _ in range(3):
+                with pytest.raises(ResourceExhaustedError, match=f"{8 << 20} bytes are missing"):
+                    table.insert(columns, schema, BLOCK)
+                assert not list((disk / "table").glob("rows-*/*"))
+            filler.unlink()
+        assert table.insert(columns, schema, BLOCK) == (0, False)
+
+
+def test_on_a_full_disk_priorities_are_updated_and_those_of_refused_rows_are_nobodys(quick_path, tmp_path):
+    with memory_disk(tmp_path / "disk", 2 << 20) as disk, closing(Table(TableConfig(FEW, sampler=MaxHeap()), directory=disk / "table")) as table:
+        insert_with(table, sealed(0, FEW), np.arange(FEW) + 0.5)
+        filler = fill(disk)
+        acknowledged = FEW
+        with suppress(ResourceExhaustedError):
+            while True:
+                insert_with(table, sealed(acknowledged, 1), np.array([7000.0]))
+                acknowledged += 1
+        updated = np.arange(acknowledged - FEW + 1, acknowledged, 2)
+        assert table.update_priorities(updated, updated + 500.0) == (len(updated), 0)
+        shutil.copytree(disk / "table", quick_path / "killed")
+        filler.unlink()
+    list(verified(quick_path / "killed"))
+    with ReplayBuffer("cpu", "cpu", FEW, sampler=MaxHeap(), directory=quick_path / "killed") as buffer:
+        batch = buffer.sample_batch(buffer.size)
+        found = dict(zip(batch["row_id"].tolist(), batch["priority"].tolist(), strict=True))
+    came_with = {row_id: row_id + 0.5 if row_id < FEW else 7000.0 for row_id in range(acknowledged)}
+    expected = came_with | {row_id: row_id + 500.0 for row_id in updated.tolist()}
+    assert found == {row_id: expected[row_id] for row_id in found}
+    assert set(found) >= set(range(acknowledged - FEW + 1, acknowledged))
 
 
 @pytest.mark.parametrize("end", ["space", "kill"])

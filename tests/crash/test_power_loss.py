@@ -23,13 +23,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from disks import ext4_image, mounted, mounts, quick_path
-from sealed import insert, sealed, window
+from sealed import insert, insert_with, sealed, window
 
 from children import child_of
 from conftest import freeze
 from tdreplay.errors import CorruptDataError, ReplayError
+from tdreplay.samplers import MaxHeap, Sampler, Uniform
 from tdreplay.table_config import TableConfig
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
@@ -41,6 +43,7 @@ __all__ = ["mounts", "quick_path"]
 
 ROUNDS = 5 if int(os.environ.get("TDREPLAY_KILLS", "0")) >= 50 else 1
 IMAGE = 96 << 20
+UNIFORM = Uniform()
 SMALL, LARGE = 400, 200_000
 """Slots: some that a writer goes round several times, and more than it fills."""
 ALLOWANCE = 0.5
@@ -146,10 +149,10 @@ def pull_the_plug(image: Path, slots: int, durability: str, seconds: float, *, f
 
 
 @contextmanager
-def reopened(image: Path, slots: int, durability: str) -> Iterator[ReplayBuffer]:
+def reopened(image: Path, slots: int, durability: str, sampler: Sampler | None = None) -> Iterator[ReplayBuffer]:
     with mounted(image, image.with_name("again")) as disk:
         table = table_directory(disk / "data", "default")
-        with ReplayBuffer("cpu", "cpu", slots, directory=table, durability=durability) as buffer:
+        with ReplayBuffer("cpu", "cpu", slots, sampler=sampler, directory=table, durability=durability) as buffer:
             yield buffer
 
 
@@ -192,10 +195,11 @@ def test_with_an_interval_the_rows_of_the_last_second_may_be_lost_and_no_others(
 
 
 @contextmanager
-def opened(image: Path, durability: str, slots: int = SMALL) -> Iterator[Table]:
+def opened(image: Path, durability: str, slots: int = SMALL, sampler: Sampler = UNIFORM) -> Iterator[Table]:
     """A table on an image. What is on the disk at the end is in ``pulled``, beside it; only then is the table closed."""
     with mounted(image, image.with_name("disk"), "commit=300") as disk:
-        with closing(Table(TableConfig(slots), directory=disk / "data" / "tables" / "default", durability=durability)) as table:
+        config = TableConfig(slots, sampler=sampler)
+        with closing(Table(config, directory=disk / "data" / "tables" / "default", durability=durability)) as table:
             yield table
             shutil.copy(image, image.with_name("pulled"))
 
@@ -241,7 +245,12 @@ def test_rows_that_reach_the_disk_before_the_journal_says_what_they_overwrote_ar
 
 def flush_rows(image: Path) -> None:
     """Brings the rows to the disk, and nothing else."""
-    for path in image.with_name("disk").rglob("*.memmap"):
+    flush(image, "*.memmap")
+
+
+def flush(image: Path, pattern: str) -> None:
+    """Brings some files to the disk."""
+    for path in image.with_name("disk").rglob(pattern):
         with path.open("rb") as file:
             os.fdatasync(file.fileno())
 
@@ -261,3 +270,37 @@ def test_after_a_loss_of_power_a_table_of_the_level_process_is_opened_with_a_war
         with pytest.raises(AssertionError, match="another's id"):  # Else this test shows nothing.
             window(buffer.sample_all())
         assert "rows may be lost or broken" in caplog.text
+
+
+# -- priorities -------------------------------------------------------------------------------------------------------------------------------
+
+
+def priorities(buffer: ReplayBuffer) -> dict[int, float]:
+    """The ids of the rows, and their priorities."""
+    batch = buffer.sample_batch(buffer.size)
+    return dict(zip(batch["row_id"].tolist(), batch["priority"].tolist(), strict=True))
+
+
+def test_with_power_every_acknowledged_row_has_the_priority_that_it_came_with(image, monkeypatch):
+    with opened(image, "power", 100, MaxHeap()) as table:
+        for first in range(0, 150, 10):
+            insert_with(table, sealed(first, 10), np.arange(first, first + 10) + 0.5)
+    monkeypatch.setattr(journal_state, "boot_id", lambda: "another start")
+    with reopened(image.with_name("pulled"), 100, "power", MaxHeap()) as buffer:
+        assert priorities(buffer) == {row_id: row_id + 0.5 for row_id in range(50, 150)}
+
+
+@pytest.mark.parametrize("written", ["rows", "rows and priorities"])
+def test_with_an_interval_rows_that_reach_the_disk_before_their_priorities_have_the_highest_one(written, image, monkeypatch):
+    """What a row had for a priority is lost with the power, where it was not flushed. It must not be 0 by accident: the row would never be drawn."""
+    with opened(image, "interval:0.5", 100, MaxHeap()) as table:
+        insert_with(table, sealed(0, 30), np.arange(30) + 0.5)
+        time.sleep(1.25)
+        insert_with(table, sealed(30, 10), np.full(10, 7.0))
+        for pattern in ("field_*.memmap", "*.sqlite*", *(["state_*.memmap"] if written != "rows" else [])):
+            flush(image, pattern)
+    monkeypatch.setattr(journal_state, "boot_id", lambda: "another start")
+    with reopened(image.with_name("pulled"), 100, "interval:0.5", MaxHeap()) as buffer:
+        found = priorities(buffer)
+    assert {row_id: one for row_id, one in found.items() if row_id < 30} == {row_id: row_id + 0.5 for row_id in range(30)}
+    assert {row_id: one for row_id, one in found.items() if row_id >= 30} == dict.fromkeys(range(30, 40), 29.5)

@@ -28,10 +28,15 @@ from tdreplay.errors import (
     TableExistsError,
     TableNotFoundError,
 )
+from tdreplay.samplers import Prioritized
+from tdreplay.schema import Schema
+from tdreplay.table_config import TableConfig
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
 from tdreplay_server.checkpoints.verify import verified
+from tdreplay_server.tables.selection import BatchQuery
+from tdreplay_server.tables.table import Table
 
 LOCAL = "127.0.0.1:0"
 FIELDS, SLOTS = 700, 256
@@ -271,3 +276,21 @@ def test_a_reset_with_a_capacity_makes_the_default_table():
     with ReplayServer(config(None)) as server, RemoteReplayBuffer(server.address) as buffer:
         buffer.reset(12)
         assert (buffer.buffer_size, RemoteReplayBuffer.tables(server.address)) == (12, ["default"])
+
+
+@pytest.mark.parametrize("end", [Table.close, Table.drop, Table.reset])
+def test_the_state_of_a_table_that_is_gone_is_not_mapped_any_more(end, tmp_path):
+    """Else its space on the disk would be free only when the garbage is collected."""
+    with closing(Table(TableConfig(100, sampler=Prioritized(), max_times_sampled=3), directory=tmp_path / "table")) as table:
+        columns = {"number": torch.arange(10)}
+        table.insert(columns, Schema.of(columns, ()), 10)
+        _, leases = table.draw(BatchQuery(4), 2, table.unseeded)
+        assert mapped_states(tmp_path) == 3
+        end(table)
+        assert mapped_states(tmp_path) == 0
+        leases[0].taken()
+        leases[1].give_back()
+
+
+def mapped_states(directory: Path) -> int:
+    return sum(f"{directory}/" in line and "/state_" in line for line in Path("/proc/self/maps").read_text().splitlines())

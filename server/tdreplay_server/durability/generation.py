@@ -61,6 +61,8 @@ class Generation:
         self._open_state(is_new=False)
         self.schema = schema
         storage.ring = trusted(journal.state.ring, journal.state.unflushed, storage, schema)
+        if journal.state.rebooted and journal.state.unflushed:  # The digests are of the rows alone.
+            self._listener.lost(range(max(storage.ring.oldest, journal.state.unflushed[0][0]), storage.ring.write_count))
         if journal.durability.reaches_disk:
             self.writer.sync()  # The last server may have had another level.
         if journal.state.unflushed:

@@ -42,11 +42,20 @@ class RowListener(Protocol):
         What is written into the state here, of these slots alone, is of one moment with the rows. `priorities`: what the writer gave.
         """
 
+    def lost(self, ids: range) -> None:
+        """What was kept of the rows of these ids may not have reached the disk before a loss of power, though the rows did: it begins anew.
+
+        It comes between `opened` and `inserted`.
+        """
+
     def inserted(self, ids: range) -> None:
         """The rows of these ids are live from now on."""
 
     def evicted(self, ids: range) -> None:
         """The rows of these ids are not live any more."""
+
+    def closed(self) -> None:
+        """The table is at its end. Its state must not be touched any more, so that the memory and the space on the disk are free again."""
 
 
 class Unheard:
@@ -63,10 +72,16 @@ class Unheard:
     def written(self, ids: range, priorities: Priorities | None) -> None:
         """Nothing to note."""
 
+    def lost(self, ids: range) -> None:
+        """Nothing to note."""
+
     def inserted(self, ids: range) -> None:
         """Nothing to note."""
 
     def evicted(self, ids: range) -> None:
+        """Nothing to forget."""
+
+    def closed(self) -> None:
         """Nothing to forget."""
 
 

@@ -298,9 +298,10 @@ class RowLog:
     def watched(self, begin: Callable[[], W]) -> Iterator[W]:
         """Makes a watcher by `begin`, at a moment when nobody writes. Until the block ends, the watcher sees rows before they are overwritten.
 
-        It does not see those of a later version: after a reset, a rewind or a drop `reading` raises TableChangedError.
+        At that moment nobody reads either: draws and updates of priorities, which readers make, change what is kept beside the rows.
+        The watcher does not see rows of a later version: after a reset, a rewind or a drop `reading` raises TableChangedError.
         """
-        with self._inserts.alone(), self.shared:
+        with self._inserts.alone(), self._lock.write():
             self.check_open()
             watcher, writer = begin(), self._rows.writer
             writer.overwriting = watcher.save_until
@@ -397,9 +398,14 @@ class RowLog:
                 if closing:
                     self._end_ledger()
             finally:
-                self.storage.release()
+                self._release()
                 if self._directory is not None:
                     self._directory.close()
+
+    def _release(self) -> None:
+        self.storage.release()
+        self._rows.writer.state = None
+        self._told.listener.closed()
 
     def _end_ledger(self) -> None:
         if self._failure.happened:
@@ -423,7 +429,7 @@ class RowLog:
             removed = None if self._directory is None else self._directory.take_away()
             self._closed = self._dropped = True
             self._version += 1
-            self.storage.release()
+            self._release()
             # Before the name is free: SQLite removes its log by the name that it had.
             self._ledger.abandon()
             if self._directory is not None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from tdreplay.errors import CorruptDataError
-from tdreplay_server.storage.ring import Ring
+from tdreplay_server.storage.ring import Ring, slot_ranges
 from tdreplay_server.system.disk import check_name, reserve
 from tdreplay_server.system.disk_errors import disk_errors
 from tdreplay_server.system.private_files import make_directory, open_file
@@ -151,8 +151,8 @@ class SlotState:
 
     def copy(self, ring: Ring) -> StateCopy:
         """A copy of what is known of the live rows of `ring`, and of the table. Nobody may change it meanwhile."""
-        slots = np.arange(ring.oldest, ring.write_count) % ring.buffer_size
-        columns = {name: column[slots] for name, column in self.columns.items()}
+        ranges = slot_ranges(ring.oldest, ring.size, ring.buffer_size)
+        columns = {name: np.concatenate([column[start:stop] for start, stop in ranges]) for name, column in self.columns.items()}
         return StateCopy(columns, {name: value.item() for name, value in self.values.items()})
 
     def fill(self, copied: StateCopy, ring: Ring) -> None:

@@ -135,6 +135,7 @@ class Sampling:
 
     def emptied(self, ring: Ring) -> None:
         """As `RowListener.emptied`."""
+        self.sampler.opened(SlotState(self.kept, 1), ring.buffer_size)  # It lets go of the files of the rows that are gone.
         for part in (*self._counts, self.limiter):
             part.emptied(ring)
 
@@ -143,6 +144,11 @@ class Sampling:
         for part in (self.sampler, *self._counts):
             part.written(ids, priorities)
         self.rows_inserted.add(len(ids))
+
+    def lost(self, ids: range) -> None:
+        """As `RowListener.lost`. The rows are as new ones whose priorities nobody gave, and that nobody drew."""
+        for part in (self.sampler, *self._counts):
+            part.written(ids, None)
 
     def inserted(self, ids: range) -> None:
         """As `RowListener.inserted`."""
@@ -155,6 +161,10 @@ class Sampling:
         for part in (self.sampler, *self._counts):
             part.evicted(ids)
         self.limiter.changed()
+
+    def closed(self) -> None:
+        """As `RowListener.closed`: what comes now finds a state without rows."""
+        self.opened(SlotState(self.kept, 1), Ring(1))
 
 
 class _Lease:

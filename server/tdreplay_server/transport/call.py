@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 import grpc
@@ -56,16 +58,18 @@ class Call:
     Attributes:
         principal: who calls.
         waits_since: when the call began to wait for its first request, or for its answer to be taken (`time.monotonic`); None: it does not wait.
+        yields_since: when the call began to wait for other calls, which a rate limiter may make it do (`time.monotonic`); None: it does not.
         idle: whether the call waits for the next request.
         status: the status with which the call ends, as far as the server has a say in it: a client may end it before.
     """
 
-    __slots__ = ("_context", "admitted", "idle", "method", "patient", "principal", "status", "waits_since")
+    __slots__ = ("_context", "admitted", "idle", "method", "patient", "principal", "status", "waits_since", "yields_since")
 
     def __init__(self, context: grpc.ServicerContext, method: str, *, admitted: bool, patient: bool) -> None:
         self._context, self.method, self.admitted, self.patient = context, method, admitted, patient
         self.principal = ANONYMOUS
         self.waits_since: float | None = None
+        self.yields_since: float | None = None
         self.idle = False
         self.status = grpc.StatusCode.OK
 
@@ -82,6 +86,15 @@ class Call:
     def on_end(self, act: Callable[[], None]) -> None:
         """Calls `act` in a thread of gRPC's when the call ends, however it ends."""
         self._context.add_callback(act)
+
+    @contextmanager
+    def waiting_for_others(self) -> Iterator[None]:
+        """For ``with``: the call may wait for other calls. Where threads are short it makes room for them, so that they can come."""
+        self.yields_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.yields_since = None
 
     def accept(self) -> None:
         """Tells the client that its query is accepted, before there is an answer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ class ReplayBufferService:
         self._tables, self._shared_memory = tables, shared_memory
 
     def Add(self, request: Request, call: Call) -> pb.AddResponse:
-        return pb.AddResponse(**_insert(self._tables, request.head.table, request.head, _wait(request.head, call), request.block))
+        return pb.AddResponse(**_insert(self._tables, request.head.table, request.head, call, _wait(request.head, call), request.block))
 
     def AddBatch(self, requests: Requests, call: Call) -> Iterator[pb.AddBatchResponse]:
         opening = next(requests, None)
@@ -75,7 +75,7 @@ class ReplayBufferService:
             for request in requests if offered else itertools.chain([opening], requests):
                 table = request.head.table or table
                 wait = _wait(opening.head, call)
-                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, wait, *_block(request, segments)))
+                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, call, wait, *_block(request, segments)))
 
     def Sample(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
@@ -96,7 +96,9 @@ class ReplayBufferService:
     def SampleBatch(self, request: Request, call: Call) -> Iterator[bytes]:
         query = request.head
         table, asked = self._tables[query.table], _batch_query(query)
-        selection, leases = _drawing(table, query, query.batch, asked, call)(1)
+        draw = _drawing(table, query, query.batch, asked, call)
+        with _room_for_others(table, call):
+            selection, leases = draw(1)
         head = draw_head(selection) if query.knows_priorities else {}
         sent = SentBatches()
         sent.sent(leases, 1)
@@ -175,7 +177,7 @@ def _block(request: Request, segments: Segments | None) -> tuple[Bytes, bool]:
     return segments[request.head.slot], True
 
 
-def _insert(tables: Tables, name: str, head: Any, wait: Wait, block: Bytes, longer: bool = False) -> dict[str, Any]:
+def _insert(tables: Tables, name: str, head: Any, call: Call, wait: Wait, block: Bytes, longer: bool = False) -> dict[str, Any]:
     """Stores a block in the table of that name, and gives the fields of the answer. `longer`: as `_block` gives it."""
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
@@ -185,10 +187,16 @@ def _insert(tables: Tables, name: str, head: Any, wait: Wait, block: Bytes, long
     schema, priorities = _without_priorities(decoded, columns) if head.has_priorities else (decoded.header.schema, None)
 
     def stored(table: Table) -> dict[str, Any]:
-        first, again = table.insert(columns, schema, decoded.rows, key, priorities, wait)
+        with _room_for_others(table, call):
+            first, again = table.insert(columns, schema, decoded.rows, key, priorities, wait)
         return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(table.durability), "already_stored": again}
 
     return tables.write(name, stored)
+
+
+def _room_for_others(table: Table, call: Call) -> AbstractContextManager[object]:
+    """For ``with``: a call that may wait for a rate limiter makes room for others, unless it is a stream: these have permits."""
+    return call.waiting_for_others() if table.counts_draws and not call.patient else nullcontext()
 
 
 def _without_priorities(block: Block, columns: dict[str, Rows]) -> tuple[Schema, Priorities]:

@@ -23,7 +23,7 @@ LOOK_SECONDS = 1.0
 
 
 class Running:
-    """The calls that run, each in a thread. Where there are too many, a call that waits for its client makes room for a new one.
+    """The calls that run, each in a thread. Where there are too many, a call that waits makes room for a new one: for its client, or for others.
 
     A call that waits costs nothing but its thread. So a client that opens calls and sends no request, or asks for answers and does not take them,
     keeps threads from others only until these need them. There are some threads beyond the limit, so that a new call need not wait until the call
@@ -59,10 +59,10 @@ class Running:
         return True
 
     def _make_room(self) -> Call | None:
-        """The call that has waited longest for its client, if that is long enough. It does not count any more."""
+        """The call that has waited longest for its client, or for other calls, if that is long enough. It does not count any more."""
         now = time.monotonic()
-        longest = max(self._calls, key=lambda call: _waited(call, now), default=None)
-        if longest is None or _waited(longest, now) < YIELD_SECONDS:
+        longest = max(self._calls, key=lambda call: _yielded(call, now), default=None)
+        if longest is None or _yielded(longest, now) < YIELD_SECONDS:
             return None
         self._calls.discard(longest)
         self._admitted -= 1
@@ -134,6 +134,11 @@ class Running:
             call.cancel()
         with self._changed:
             self._changed.wait_for(lambda: not self._calls, seconds)
+
+
+def _yielded(call: Call, now: float) -> float:
+    """The seconds that a call has done nothing that others need."""
+    return max(_waited(call, now), 0.0 if call.yields_since is None else now - call.yields_since)
 
 
 def _waited(call: Call, now: float) -> float:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from tdreplay.limits import check_whole
 from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
 from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.storage.ring import RowIds
 from tdreplay_server.tables.leases import Drawn, SentBatches
 from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.call import Request
@@ -40,8 +44,8 @@ class SampleCall:
         """
         if head.taken:
             self._sent.taken(head.taken)
-        for update in head.updates:
-            done = updated(self._table, update)
+        if head.updates:
+            done = updated(self._table, head.updates)
             self._updated = Updated(self._updated.updated + done.updated, self._updated.stale + done.stale)
 
     def batches(self, granted: Credits, most: int) -> Iterator[Outgoing]:
@@ -71,15 +75,23 @@ def draw_head(selection: Any) -> dict[str, Any]:
     return {} if not selection.is_described else {"table_size": selection.chosen.size, "min_probability": selection.chosen.min_probability}
 
 
-def updated(table: Table, update: pb.PriorityUpdate) -> Updated:
-    """What became of an update of priorities.
+def updated(table: Table, updates: Sequence[pb.PriorityUpdate]) -> Updated:
+    """What became of updates of priorities, of which there is one at least. They are made at once, which costs less than one after the other.
+
+    Of equal ids the last one counts, in whichever update it is.
 
     Raises:
-        ReplayError: it cannot be. No priority changed.
+        ReplayError: one of them cannot be. No priority changed.
     """
+    found = [_checked(update) for update in updates]
+    row_ids, priorities = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
+    return table.update_priorities(row_ids, priorities)
+
+
+def _checked(update: pb.PriorityUpdate) -> tuple[RowIds, Priorities]:
     row_ids = checked_row_ids(update.row_ids)
     check_whole(len(update.priorities), "the number of priorities", len(row_ids), len(row_ids))
-    return table.update_priorities(row_ids, checked_priorities(update.priorities, len(row_ids)))
+    return row_ids, checked_priorities(update.priorities, len(row_ids))
 
 
 def read_ahead(requests: Iterator[Request], note: Callable[[Any], object]) -> Iterator[Request]:

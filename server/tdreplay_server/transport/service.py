@@ -134,7 +134,7 @@ class ReplayBufferService:
             yield from EpochStream(table, batches, segments, says_progress=bool(query.generation_id)).messages(place, granted, most)
 
     def UpdatePriorities(self, request: Request, call: Call) -> pb.UpdatePrioritiesResponse:
-        return pb.UpdatePrioritiesResponse(**updated(self._tables[request.head.table], request.head.update)._asdict())
+        return pb.UpdatePrioritiesResponse(**updated(self._tables[request.head.table], (request.head.update,))._asdict())
 
     def Describe(self, request: Request, call: Call) -> pb.DescribeResponse:
         return description_to_message(self._tables[request.head.table].describe())

@@ -187,3 +187,35 @@ def test_an_epoch_of_a_table_that_is_reset_ends_with_its_error(client):
         next(received)
     assert refusal(raised.value) == ("TableChangedError", grpc.StatusCode.ABORTED)
     requests.half_close()
+
+
+def test_the_updates_of_a_message_count_in_their_order(client):
+    sampler = pb.Sampler(name="prioritized", alpha=1.0)
+    client.stub.CreateTable(pb.CreateTableRequest(table=client.table, buffer_size=4, sampler=sampler), timeout=TIMEOUT)
+    client.add(transitions(4))
+    requests = Requests(pb.SampleRequest(table=client.table, batch_size=64, credits=0, knows_priorities=True))
+    responses = client.stub.Sample(iter(requests), timeout=TIMEOUT)
+    first = pb.PriorityUpdate(row_ids=[0, 1, 2, 3], priorities=[5, 0, 6, 0])
+    second = pb.PriorityUpdate(row_ids=[2, 1, 0, 1], priorities=[0, 7, 0, 8])
+    requests.send(pb.SampleRequest(credits=1, updates=[first, second]))
+    response = next(responses)
+    batch = load(response.block)
+    assert (set(batch["row_id"].tolist()), set(batch["priority"].tolist())) == ({1}, {8.0})
+    assert (response.updated, response.stale) == (8, 0)
+    requests.half_close()
+    assert list(responses) == []
+
+
+def test_no_update_of_a_message_is_made_where_one_cannot_be(client):
+    client.stub.CreateTable(
+        pb.CreateTableRequest(table=client.table, buffer_size=4, sampler=pb.Sampler(name="prioritized", alpha=1.0)), timeout=TIMEOUT
+    )
+    client.add(transitions(4))
+    good, bad = pb.PriorityUpdate(row_ids=[0, 1], priorities=[9, 9]), pb.PriorityUpdate(row_ids=[2, 3], priorities=[9])
+    requests = [pb.SampleRequest(table=client.table, batch_size=4), pb.SampleRequest(credits=1, updates=[good, bad])]
+    with pytest.raises(grpc.RpcError) as raised:
+        list(client.stub.Sample(iter(requests), timeout=TIMEOUT))
+    assert refusal(raised.value) == ("InvalidArgumentError", grpc.StatusCode.INVALID_ARGUMENT)
+    query = pb.SampleRequest(table=client.table, batch_size=64, credits=1, knows_priorities=True)
+    (batch,) = batches(client.stub.Sample(iter([query]), timeout=TIMEOUT))
+    assert set(batch["priority"].tolist()) == {1.0}

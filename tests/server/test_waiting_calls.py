@@ -27,7 +27,7 @@ def test_calls_that_wait_for_a_full_queue_make_room_for_others():
         ReplayServer(ServerConfig(address="127.0.0.1:0", max_workers=WORKERS, max_streams=2)) as server,
         RemoteReplayBuffer(
             server.address, table="queue", buffer_size=4, sampler=Fifo(), max_times_sampled=1, rate_limiter=Queue(4), transport="grpc"
-        ),
+        ) as queue,
         grpc.insecure_channel(server.address) as channel,
     ):
         stub, block = ReplayBufferServiceStub(channel), save({"x": np.arange(4.0)}, {"batch_shape": "[4]"})
@@ -41,7 +41,7 @@ def test_calls_that_wait_for_a_full_queue_make_room_for_others():
         for call in waiting:
             call.start()
         deadline = time.monotonic() + 10
-        while stub.Describe(pb.DescribeRequest(table="queue"), timeout=10).inserts.waiting < WORKERS:
+        while queue.describe().inserts.waiting < WORKERS:  # It asks again while no call waits for long enough to make room.
             assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(1)  # All of them wait by now, and are as many as there are threads.

@@ -23,7 +23,7 @@ from tdreplay_client.torchrl import RemoteTensorDictReplayBuffer
 __all__ = ["train"]
 
 ACTORS = 2
-UPDATES = 4000
+UPDATES = 2000
 UPDATES_PER_PUSH = 50
 WARM_UP = 1000
 EPISODES = 5

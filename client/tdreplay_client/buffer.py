@@ -37,6 +37,7 @@ from tdreplay_client.reading.stream import BatchStream
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
+from tdreplay_client.writing.block_rows import most_block_rows
 from tdreplay_client.writing.known_schema import KnownSchema
 from tdreplay_client.writing.pipeline import finish_all
 from tdreplay_client.writing.single_inserts import SingleInserts
@@ -129,7 +130,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             raise InvalidArgumentError(f"transport ({transport!r}) must be auto, shared_memory or grpc")
         self._connection = Connection(address, timeout)
         self._request, self._table, self._transport = request, request.name, transport
-        self._config: pb.TableConfig | None = None  # Of the table, once it is known.
+        self._config: pb.TableConfig | None = None  # Of the table, once it is known. An older server does not say it.
+        self._asked = False  # Whether the server was asked for it.
         self._storing_device: torch.device | None = None  # Of the table, once it is known.
         self._sharing = Sharing(self.address, wanted=transport != "grpc")
         self._transfer = DeviceTransfer(self._device)
@@ -178,31 +180,34 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     def drop(self) -> None:
         """Removes the table and its rows from the server."""
         self._connection.unary("DropTable", pb.DropTableRequest(table=self._table))
-        self._storing_device = self._config = None
+        self._storing_device, self._asked = None, False
         self._begin_anew()
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
-    def add(self, row: Row) -> None:
-        self.insert(given_row(row))
+    def add(self, row: Row, *, priority: float | None = None) -> None:
+        self.insert(given_row(row).prioritized(priority))
 
-    def add_batch(self, batch: Row) -> None:
+    def add_batch(self, batch: Row, *, priorities: Any = None) -> None:
         """As in `BaseReplayBuffer`. A batch above a few MiB is stored in parts, pipelined; what is refused after the first part leaves it there."""
-        self.insert(given_rows(batch))
+        self.insert(given_rows(batch).prioritized(priorities))
 
     def insert(self, rows: Given) -> npt.NDArray[np.int64]:
-        return self._known_schema.insert(rows, self._inserts.add)
+        self._learn_config()
+        return self._known_schema.insert(rows, partial(self._inserts.add, priorities=rows.priorities))
 
     def writer(self, *, flush_rows: SupportsIndex = 64, flush_seconds: float = 0.1, max_in_flight: SupportsIndex = 16) -> Writer:
         """A writer that coalesces rows into blocks and does not wait for each: ``with buffer.writer() as writer: writer.append(row)``.
 
         Args:
-            flush_rows: the number of appended rows that are sent together. They are sent earlier where they fill a block (2 MiB).
+            flush_rows: the number of appended rows that are sent together. They are sent earlier where they fill a block: 2 MiB, or as many rows as
+                a rate limiter lets in at once.
             flush_seconds: the longest time in seconds that an appended row waits for others.
             max_in_flight: the most blocks that wait for their acknowledgement, at most 32; `append` waits while there are more.
         """
         rows, blocks = check_whole(flush_rows, "flush_rows", 1, MAX_BATCH_SIZE), check_whole(max_in_flight, "max_in_flight", 1)
         seconds = check_seconds(flush_seconds, "flush_seconds")
+        self._learn_config()
         return Writer(self._connection, self._table, self._sharing, self._unacknowledged, self._known_schema, rows, seconds, blocks)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
@@ -320,24 +325,24 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     def _answer(self, budget: RetryBudget | None) -> Any:
         return self._connection.unary("Describe", pb.DescribeRequest(table=self._table), budget)
 
-    @property
-    def _known_config(self) -> pb.TableConfig | None:
-        """What the table was made with; None where the server is an older one, which does not say it."""
-        if self._config is None:
+    def _learn_config(self) -> None:
+        """Sees to it that the server was asked what the table was made with."""
+        if not self._asked:
             self.state()
-        return self._config
 
     @property
     def _counts_draws(self) -> bool:
-        """Whether rows leave when they were drawn, or a rate limiter counts what is drawn."""
-        config = self._known_config
+        """Whether rows leave when they were drawn, or a rate limiter counts what is drawn; True where it is not known."""
+        self._learn_config()
+        config = self._config
         return config is None or config.max_times_sampled > 0 or config.rate_limiter.name not in ("", Unlimited.name)
 
     def _described(self, budget: RetryBudget | None = None) -> State:
         answer = self._answer(budget)
         state = state_from_message(answer)
         self._storing_device = state.storing_device
-        self._config = answer.config if answer.HasField("config") else None
+        self._config, self._asked = answer.config if answer.HasField("config") else None, True
+        self._unacknowledged.block_rows = most_block_rows(answer.config)
         return state
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:

@@ -80,7 +80,7 @@ class BaseReplayBuffer(ABC):
     # -- what an implementation provides ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, *, priority: float | None = None) -> None:
         """Stores one row: a TensorDict without a row dimension, or a dict (nested or not) of tensors, arrays, numbers and lists.
 
         Its memory is copied. Which values fit a field:
@@ -91,23 +91,34 @@ class BaseReplayBuffer(ABC):
         - With ``cast=True`` the buffer converts any dtype if every value keeps its meaning: bools are 0 and 1, a whole number stays whole, and a
           finite number stays finite. Dimensions of 1 may then differ, too.
 
-        ``index`` and ``row_id`` of a sampled batch are left out.
+        ``index`` and ``row_id`` of a sampled batch are left out, and so is what says how it was drawn, unless the buffer's rows have such fields.
+
+        Args:
+            row: the row.
+            priority: its priority, a number from 0 up. None: the highest that the buffer has seen so far.
 
         Raises:
+            InvalidArgumentError: the priority is negative, NaN or infinite.
+            NoPrioritiesError: a priority is given, and the rows of this buffer have none.
             SchemaError: the row differs from those before it, a number does not fit, or something would be lost, such as an inner batch size.
             CodecError: a field cannot be stored: non-tensor data, a key with '.', an unknown dtype.
         """
 
     @abstractmethod
-    def add_batch(self, batch: Row) -> None:
+    def add_batch(self, batch: Row, *, priorities: Any = None) -> None:
         """Stores n rows: a TensorDict of batch size [n, ...], or a dict whose values have a first dimension of n. Its memory is copied.
 
         If there are more than `buffer_size` rows, the last ones stay. The values must fit as in `add`.
 
+        Args:
+            batch: the rows.
+            priorities: their priorities, as in `update_priorities`. None: the highest that the buffer has seen so far.
+
         Raises:
+            NoPrioritiesError: priorities are given, and the rows of this buffer have none.
             SchemaError: the rows differ from those before them, or one of the other reasons of `add`.
             CodecError: a field cannot be stored: non-tensor data, a key with '.', an unknown dtype.
-            InvalidArgumentError: there is no batch dimension, or no row.
+            InvalidArgumentError: there is no batch dimension, or no row, or a priority breaks its rule.
         """
 
     @abstractmethod

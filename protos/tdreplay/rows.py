@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase, is_non_tensor, is_tensor_collection
 
 from tdreplay.columns import collect, from_rows, leaves, without_system_fields
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
+from tdreplay.priorities import checked_priorities
 from tdreplay.schema import MAX_NAME_LENGTH, Columns, DimNames, Schema, check_dim_names
-from tdreplay.system_fields import SYSTEM_NAMES
+from tdreplay.system_fields import DRAWN_NAMES, SYSTEM_NAMES
 from tdreplay.values import fitted, has_dtype
 
 __all__ = ["Given", "Row", "given_row", "given_rows"]
@@ -32,12 +34,14 @@ class Given(NamedTuple):
         row_shape: batch dimensions of a row.
         rows: number of rows; None for one row whose values have no row dimension.
         dim_names: names of the batch dimensions, the first of which counts the rows; () if none has one.
+        priorities: the priorities of all rows, checked; None: they get the highest one so far.
     """
 
     values: Mapping[str, Any]
     row_shape: tuple[int, ...]
     rows: int | None
     dim_names: DimNames = ()
+    priorities: npt.NDArray[np.float64] | None = None
 
     @property
     def number(self) -> int:
@@ -52,13 +56,32 @@ class Given(NamedTuple):
     def columns(self, schema: Schema | None, *, cast: bool) -> Columns:
         """The rows as columns of shape [n, ...], views where possible. `tdreplay.values` says which values take the dtypes of `schema`.
 
+        What says how the rows of a sampled batch were drawn is left out where the schema does not have it.
+
         Raises:
             CodecError: a field cannot be stored.
             SchemaError: a value does not fit; the message names it and the rule.
         """
         fields, batch = {} if schema is None else schema.fields_by_name, self.rows is not None
-        columns = {name: fitted(name, value, fields.get(name), cast=cast, batch=batch) for name, value in self.values.items()}
+        columns = {name: fitted(name, value, fields.get(name), cast=cast, batch=batch) for name, value in self.known_to(schema).items()}
         return columns if batch else {name: column.unsqueeze(0) for name, column in columns.items()}
+
+    def known_to(self, schema: Schema | None) -> Mapping[str, Any]:
+        """The values, without those of a draw that the schema does not know."""
+        if schema is None or DRAWN_NAMES.isdisjoint(self.values):
+            return self.values
+        return {name: value for name, value in self.values.items() if name in schema.fields_by_name or name not in DRAWN_NAMES}
+
+    def prioritized(self, priorities: Any) -> Given:
+        """The same rows with priorities, where these are not None. Fields of a draw are left out: tables with priorities have none of their own.
+
+        Raises:
+            InvalidArgumentError: one is negative, NaN or infinite, or there is another number of them.
+        """
+        if priorities is None:
+            return self
+        values = {name: value for name, value in self.values.items() if name not in DRAWN_NAMES}
+        return self._replace(values=values, priorities=np.array(checked_priorities(priorities, self.number)))
 
     def schema(self, columns: Columns) -> Schema:
         """The schema of the rows, given their columns.

@@ -103,16 +103,17 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
 
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
-    def add(self, row: Row) -> None:
-        self.insert(given_row(row))
+    def add(self, row: Row, *, priority: float | None = None) -> None:
+        self.insert(given_row(row).prioritized(priority))
 
-    def add_batch(self, batch: Row) -> None:
-        self.insert(given_rows(batch))
+    def add_batch(self, batch: Row, *, priorities: Any = None) -> None:
+        self.insert(given_rows(batch).prioritized(priorities))
 
     def insert(self, rows: Given) -> npt.NDArray[np.int64]:
         fit = self._table.state().schema if self._cast or not rows.typed else None
         columns = rows.columns(fit, cast=self._cast)
-        first, _ = self._table.insert(columns, rows.schema(columns), rows.number, wait=Wait(time.monotonic() + DEFAULT_TIMEOUT))
+        wait = Wait(time.monotonic() + DEFAULT_TIMEOUT)
+        first, _ = self._table.insert(columns, rows.schema(columns), rows.number, priorities=rows.priorities, wait=wait)
         return np.arange(first, first + rows.number)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------

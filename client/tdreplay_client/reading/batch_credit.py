@@ -73,6 +73,11 @@ class BatchCredit:
         self._taken += 1
 
     @property
+    def taken(self) -> int:
+        """Batches that the user took."""
+        return self._taken
+
+    @property
     def unsaid(self) -> int:
         """Batches that the user took, and that the server does not know of."""
         return self._taken - self._said

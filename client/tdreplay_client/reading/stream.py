@@ -279,8 +279,8 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
             reader.join(LAST_WORDS_SECONDS)
 
     def _heeds(self, call: BatchCall) -> bool:
-        """Whether the server is to hear what it does not know of a call."""
-        return call.has_unconfirmed_updates or (self._counted and call.credit.unsaid > 0)
+        """Whether the server may not have heard yet what was said last. It confirms updates alone, and these with the next batches."""
+        return call.has_unconfirmed_updates or (self._counted and call.credit.taken > 0)
 
     def _end_call(self) -> None:
         self._end()

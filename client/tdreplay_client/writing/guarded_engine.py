@@ -20,7 +20,6 @@ from tdreplay.errors import CancelledError, ClosedError, InternalError, ReplayEr
 from tdreplay.schema import Schema
 from tdreplay_client.writing.insert_calls import InsertCall
 from tdreplay_client.writing.insert_engine import FlushPolicy, WriterEngine
-from tdreplay_client.writing.insert_messages import block_layout
 from tdreplay_client.writing.insert_state import Batch, Part
 from tdreplay_client.writing.staging import Staging
 from tdreplay_client.writing.unacknowledged import Record, UnacknowledgedInserts, handed_back, record_of, same_rest
@@ -51,6 +50,7 @@ class GuardedEngine:
         call: the call over which blocks go, or went last; None: there was none yet.
         error: what ended the writer, for its next call to raise.
         inside: whether a call of the writer holds the lock.
+        has_priorities: whether any row was given with a priority.
         broken_off: the batch of an `extend` that an error ended, as it was when the call began, the last part of it that was looked at (None:
             none was), and the error. `settle` has to come next.
 
@@ -66,6 +66,7 @@ class GuardedEngine:
         self.call: InsertCall | None = None
         self.error: ReplayError | None = None
         self.inside = False
+        self.has_priorities = False
         self.broken_off: tuple[Batch, Part | None, BaseException] | None = None
         self._settlement: _Settlement | None = None
         self._leaving = self._over = False  # No rows come any more; nothing is sent any more.
@@ -123,18 +124,21 @@ class GuardedEngine:
             again = interrupted is not None and same_rest(interrupted, batch)
             self.check(None if again or not batch.rest() else torch.cat(batch.rest()))
 
-    def staged(self, schema: Schema | None, rows: int) -> Staging:
-        """The block that is being filled, with room for `rows` rows more: a new one where the old one has none. With the lock held, and a call."""
+    def staged(self, schema: Schema | None, rows: int, *, has_priorities: bool) -> Staging:
+        """The block that is being filled, with room for `rows` rows more: a new one where the old one has none. With the lock held, and a call.
+
+        Its rows have priorities, or none of them has.
+        """
         staging = self.engine.staging
-        if staging is not None and staging.room >= rows:
+        if staging is not None and staging.room >= rows and staging.has_priorities is has_priorities:
             return staging
         if schema is None:
             raise InternalError("rows are staged before their schema is known")
         self._seal()
         self.engine.drop_staging()
         self._wake_sender()
-        self.engine.stage(self._last_call.messages, schema, rows, time.monotonic())
-        return self.staged(schema, rows)
+        self.engine.stage(self._last_call.messages, schema, rows, time.monotonic(), has_priorities=has_priorities)
+        return self.staged(schema, rows, has_priorities=has_priorities)
 
     def end_unit(self) -> None:
         """Ends a unit of the block that is being filled, and sends the block unless it is worth while to wait for more. With the lock held."""
@@ -174,8 +178,8 @@ class GuardedEngine:
                 self.inside = True
                 self.check()
                 self._check_not_over()
-                message = self._last_call.messages.new(block_layout(batch.schema, part.rows), part.insert_id)
-                message.fill(batch.columns, part.start, part.stop)
+                message = self._last_call.messages.new(batch.layout(part), part.insert_id, has_priorities=batch.has_priorities(part))
+                message.fill(batch.sent_columns, part.start, part.stop)
                 self._wake_sender()
                 self.engine.take(replace(message, units=1))
             finally:
@@ -251,7 +255,7 @@ class GuardedEngine:
 
     def _hand_back(self, error: ReplayError, given: TensorDict | None) -> None:
         """Gives an error the rows that were not acknowledged, and notes under which insert ids they are known."""
-        found = handed_back(self.engine.state, given)
+        found = handed_back(self.engine.state, given, has_priorities=self.has_priorities)
         if found is not None:
             rows, batch = found
             self._unacknowledged.note(batch, error)

@@ -63,8 +63,10 @@ class InsertCall:
             self._requests.put(None)  # An interrupt may leave a call behind, whose thread waits for requests.
             raise
         self._close = weakref.finalize(self, end_call, self._requests, self.answers)
-        share = pb.AddBatchRequest(table=table, standing=standing, shared_slots=SEGMENTS, slot_bytes=segment_bytes)
-        self.messages = InsertMessages(table, standing=standing, segments=self._shared(share) if segment_bytes else None)
+        wait = connection.server_wait
+        share = pb.AddBatchRequest(table=table, standing=standing, shared_slots=SEGMENTS, slot_bytes=segment_bytes, wait_seconds=wait)
+        segments = self._shared(share) if segment_bytes else None
+        self.messages = InsertMessages(table, standing=standing, segments=segments, wait_seconds=wait)
         self.segments = self.messages.segments
         self.block_bytes = SHARED_BLOCK_BYTES if self.segments else BLOCK_BYTES
 
@@ -126,5 +128,5 @@ def _as_put(requests: Requests) -> Iterator[Any]:
 
 
 def largest_block(schema: Schema, rows: int) -> int:
-    """The size in bytes of the largest block in which so many rows go through shared memory."""
-    return block_layout(schema, min(rows, rows_per_block(schema, SHARED_BLOCK_BYTES))).size
+    """The size in bytes of the largest block in which so many rows go through shared memory, with priorities."""
+    return block_layout(schema, min(rows, rows_per_block(schema, SHARED_BLOCK_BYTES)), has_priorities=True).size

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from tdreplay.errors import InternalError
+from tdreplay.limits import MAX_BATCH_SIZE
 from tdreplay.schema import Schema
 from tdreplay_client.writing.insert_ids import MAX_UNACKNOWLEDGED, InsertIds
 from tdreplay_client.writing.insert_messages import InsertMessage, InsertMessages, rows_per_block
@@ -75,8 +76,7 @@ class InsertEngine(Generic[B]):
             return None
         if batch.parts:
             return batch.parts[0]
-        stop = min(batch.rows, batch.done + rows_per_block(batch.schema, block_bytes))
-        return Part(self.insert_ids.next(), batch.done, stop)
+        return Part(self.insert_ids.next(), batch.done, batch.block_stop(block_bytes))
 
     def take(self, block: B) -> None:
         """Takes the next rows of the batch, as a block to be sent."""
@@ -122,12 +122,14 @@ class FlushPolicy(NamedTuple):
         flush_seconds: rows are sent when the oldest of them waited that long.
         max_in_flight: units that may wait for their acknowledgement.
         cast: whether values of other dtypes are converted.
+        block_rows: the most rows of a block.
     """
 
     flush_rows: int
     flush_seconds: float
     max_in_flight: int
     cast: bool = False
+    block_rows: int = MAX_BATCH_SIZE
 
 
 class WriterEngine(InsertEngine[InsertMessage]):
@@ -163,11 +165,12 @@ class WriterEngine(InsertEngine[InsertMessage]):
         # Beside those on their way, one block is being filled, and one may have to be cut short.
         self._max_in_flight = min(self._limit, max(1, segments - 2)) if segments else self._limit
 
-    def stage(self, messages: InsertMessages, schema: Schema, rows: int, now: float) -> None:
-        """Begins a block that is to be filled, with room for at least `rows` rows."""
+    def stage(self, messages: InsertMessages, schema: Schema, rows: int, now: float, *, has_priorities: bool = False) -> None:
+        """Begins a block that is to be filled, with room for at least `rows` rows, with their priorities or without."""
         unit = max(rows, self._policy.flush_rows)
         room = max(min(unit, rows_per_block(schema)), min(unit * SHARED_UNITS, SMALL_BYTES // max(1, schema.row_bytes)))
-        staging = Staging(messages, schema, room, self.insert_ids.next(), now, cast=self._policy.cast)
+        room = min(room, max(rows, self._policy.block_rows))
+        staging = Staging(messages, schema, room, self.insert_ids.next(), now, cast=self._policy.cast, has_priorities=has_priorities)
         self.state = self.state.with_staged(staging)
 
     def end_unit(self, staging: Staging) -> bool:

@@ -16,6 +16,7 @@ from tdreplay.insert_id import InsertId
 from tdreplay.limits import BLOCK_BYTES, LEAST_SHARED_BYTES, MAX_BATCH_SIZE
 from tdreplay.memory import Rows, as_rows, has_rows
 from tdreplay.schema import Columns, Schema
+from tdreplay.system_fields import PRIORITY
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.shared_memory import MappedSegments
 
@@ -35,6 +36,7 @@ class InsertMessage:
         segment: the number of the segment in which the block lies.
         segments: the shared memory of that segment; None where the block lies in the message.
         units: the complete units of a writer in the block; see `FlushPolicy`.
+        has_priorities: whether the block has the priorities of its rows, as the field ``priority``.
     """
 
     encoded: bytes
@@ -45,6 +47,7 @@ class InsertMessage:
     segment: int = 0
     segments: MappedSegments | None = None
     units: int = 0
+    has_priorities: bool = False
 
     def fill(self, columns: Columns, start: int, stop: int) -> None:
         """Copies the rows of `columns` from start to stop in: columns of any device and layout."""
@@ -66,22 +69,33 @@ class InsertMessages:
         table: the table's name.
         standing: whether the server may refuse the call in favour of other streams.
         segments: the memory that is shared with the server, where there is any.
+        wait_seconds: how long the server may wait for a rate limiter with each block; None: as long as it waits by itself.
     """
 
-    def __init__(self, table: str, *, standing: bool = False, segments: MappedSegments | None = None) -> None:
-        self._table, self._standing, self._segments = table, standing, segments
+    def __init__(self, table: str, *, standing: bool = False, segments: MappedSegments | None = None, wait_seconds: float | None = None) -> None:
+        self._table, self._standing, self._segments, self._wait_seconds = table, standing, segments, wait_seconds
         self.segments = 0 if segments is None else segments.count
         self._free = list(range(self.segments))
 
-    def new(self, block: Layout, insert_id: InsertId) -> InsertMessage:
+    def new(self, block: Layout, insert_id: InsertId, *, has_priorities: bool = False) -> InsertMessage:
         """A message with room for a block of that layout, in shared memory where there is a free segment for it."""
-        head = pb.AddBatchRequest(table=self._table, standing=self._standing, writer_id=insert_id.writer_id, sequence=insert_id.sequence)
+        # Whether the message will be the first of its call, which says how long the server may wait, is not known.
+        head = pb.AddBatchRequest(
+            table=self._table,
+            standing=self._standing,
+            writer_id=insert_id.writer_id,
+            sequence=insert_id.sequence,
+            wait_seconds=self._wait_seconds,
+            has_priorities=has_priorities,
+        )
         if self._segments is None or not self._free or not LEAST_SHARED_BYTES <= block.size <= self._segments.segment_bytes:
-            return framed(head, block, insert_id)
+            return replace(framed(head, block, insert_id), has_priorities=has_priorities)
         head.slot = self._free.pop()
         memory = self._segments.block(head.slot)[: block.size]
         places = block.write_header(memory)
-        return InsertMessage(head.SerializeToString(), memory, places, insert_id, block.batch_shape[0], head.slot, self._segments)
+        return InsertMessage(
+            head.SerializeToString(), memory, places, insert_id, block.batch_shape[0], head.slot, self._segments, has_priorities=has_priorities
+        )
 
     def carries(self, message: InsertMessage) -> bool:
         """Whether a message can be sent over this call as it is: its block does not lie in another call's memory."""
@@ -91,7 +105,7 @@ class InsertMessages:
         """A message of any call, as one that can be sent over this call. Its block is copied where it lies in another call's memory."""
         if self.carries(message):
             return message
-        adopted = self.new(decode(message.memory).header, message.insert_id)
+        adopted = self.new(decode(message.memory).header, message.insert_id, has_priorities=message.has_priorities)
         adopted.memory[:] = message.memory
         return replace(adopted, units=message.units)
 
@@ -116,13 +130,13 @@ def framed(head: Message, block: Layout, insert_id: InsertId) -> InsertMessage:
     return InsertMessage(message, memory, block.write_header(memory), insert_id, block.batch_shape[0])
 
 
-def block_layout(schema: Schema, rows: int) -> Layout:
-    """The layout of a block of `rows` rows.
+def block_layout(schema: Schema, rows: int, *, has_priorities: bool = False) -> Layout:
+    """The layout of a block of `rows` rows, with their priorities or without.
 
     Raises:
         CodecError: its header is above the limit.
     """
-    return layout(schema.fields, rows, schema.row_shape, schema.dim_names)
+    return layout((*schema.fields, PRIORITY) if has_priorities else schema.fields, rows, schema.row_shape, schema.dim_names)
 
 
 def rows_per_block(schema: Schema, block_bytes: int = BLOCK_BYTES) -> int:

@@ -14,10 +14,13 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
+from tdreplay.block import Layout
 from tdreplay.columns import to_tensordict
 from tdreplay.insert_id import InsertId
+from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE
 from tdreplay.schema import Columns, Schema
-from tdreplay_client.writing.insert_messages import rows_per_block
+from tdreplay.system_fields import PRIORITY
+from tdreplay_client.writing.insert_messages import block_layout, rows_per_block
 
 __all__ = ["Batch", "Block", "InsertState", "Part", "Staged"]
 
@@ -65,6 +68,9 @@ class Batch(NamedTuple):
         done: The number of rows at the front that are acknowledged, or lie in a block that is on its way.
         parts: The rows after those, as far as they have insert ids. The rest is not cut into blocks yet.
         first_ids: Where each acknowledged block begins in the batch -> the row id of its first row.
+        priorities: The priorities of the rows. NaN stands for none: in rows that a writer hands back, some may have been given without. None: no
+            row has one.
+        block_rows: The most rows of a block.
     """
 
     columns: Columns
@@ -73,6 +79,8 @@ class Batch(NamedTuple):
     done: int = 0
     parts: tuple[Part, ...] = ()
     first_ids: Mapping[int, int] = MappingProxyType({})
+    priorities: npt.NDArray[np.float64] | None = None
+    block_rows: int = MAX_BATCH_SIZE
 
     @property
     def row_ids(self) -> npt.NDArray[np.int64]:
@@ -94,8 +102,29 @@ class Batch(NamedTuple):
     @property
     def fits_one_block(self) -> bool:
         """Whether what is not done goes out as one block."""
-        most = 0 if self.parts else rows_per_block(self.schema)
-        return self.rows - self.cut <= most and len(self.parts) <= 1
+        return len(self.parts) <= 1 and (self.cut if self.parts else self.block_stop(BLOCK_BYTES)) == self.rows
+
+    def block_stop(self, block_bytes: int) -> int:
+        """Where a block of about `block_bytes` ends that begins with the first row without an insert id. All of its rows have priorities, or none."""
+        start, most = self.cut, min(rows_per_block(self.schema, block_bytes), self.block_rows)
+        stop = min(self.rows, start + most)
+        if self.priorities is None or start == stop:
+            return stop
+        changes = np.flatnonzero(np.diff(np.isnan(self.priorities[start:stop])))
+        return start + 1 + int(changes[0]) if len(changes) else stop
+
+    def has_priorities(self, part: Part) -> bool:
+        """Whether the rows of a part have priorities."""
+        return self.priorities is not None and not np.isnan(self.priorities[part.start])
+
+    def layout(self, part: Part) -> Layout:
+        """The layout of the block in which a part travels."""
+        return block_layout(self.schema, part.rows, has_priorities=self.has_priorities(part))
+
+    @property
+    def sent_columns(self) -> Columns:
+        """The columns, and the priorities among them, where there are any."""
+        return self.columns if self.priorities is None else {**self.columns, PRIORITY.name: torch.from_numpy(self.priorities)}
 
     def without(self, rows: int) -> Batch | None:
         """The batch when that many rows more are done; None when all are."""
@@ -114,7 +143,7 @@ class Batch(NamedTuple):
         """A copy of the rows that are not done, in a list: an empty one where there are none."""
         if self.done >= self.rows:
             return []
-        columns = {name: column[self.done :].to("cpu", copy=True) for name, column in self.columns.items()}
+        columns = {name: column[self.done :].to("cpu", copy=True) for name, column in self.sent_columns.items()}
         return [to_tensordict(columns, (self.rows - self.done, *self.schema.row_shape), torch.device("cpu"), self.schema.dim_names)]
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
-from tdreplay.errors import ClosedError, InternalError, ReplayError
+from tdreplay.errors import ClosedError, InternalError, RateLimitedError, ReplayError
 from tdreplay.limits import MAX_BATCH_SIZE
 from tdreplay.schema import Schema
 from tdreplay_client.transport.connection import Connection
@@ -286,8 +286,8 @@ class Pipeline(GuardedEngine):
                 budget.answered()
             if not self._over:
                 raise self.connection.lost_error("ended the call")
-        except ReplayError:
-            self._lose(call, budget)
+        except ReplayError as error:
+            self._lose(call, budget, waited=isinstance(error, RateLimitedError))
             if not self._over:
                 raise
 
@@ -333,12 +333,15 @@ class Pipeline(GuardedEngine):
         self._changed()
         return call
 
-    def _lose(self, call: InsertCall, budget: RetryBudget) -> None:
-        """Notes that a call is lost. The time that the server has to come back begins, unless it began with a loss before, and nothing came since."""
+    def _lose(self, call: InsertCall, budget: RetryBudget, *, waited: bool) -> None:
+        """Notes that a call is lost. The time that the server has to come back begins, unless it began with a loss before, and nothing came since.
+
+        A server that `waited` for a rate limiter, and gave up, was there all the time.
+        """
         call.close()
         with self.lock:
             self.engine.lost()
-            if self._steady:
+            if self._steady and not waited:
                 budget.renew()
             self._steady = False
 

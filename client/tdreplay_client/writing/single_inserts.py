@@ -19,7 +19,7 @@ from tdreplay_client.transport.retry_budget import RetryBudget, jittered
 from tdreplay_client.transport.shared_memory import Sharing
 from tdreplay_client.writing.insert_calls import SEGMENTS, InsertCall, largest_block, open_inserts
 from tdreplay_client.writing.insert_engine import InsertEngine, Sending, left_of
-from tdreplay_client.writing.insert_messages import InsertMessage, block_layout, framed
+from tdreplay_client.writing.insert_messages import InsertMessage, framed
 from tdreplay_client.writing.insert_state import Batch, Part
 from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts
 
@@ -47,7 +47,7 @@ class _Insert(InsertEngine[Part]):
 
     def fill(self, message: InsertMessage, part: Part) -> InsertMessage:
         """The message, with the rows of a part in it."""
-        message.fill(self.given.columns, part.start, part.stop)
+        message.fill(self.given.sent_columns, part.start, part.stop)
         return message
 
     def stored(self, first_row_id: int, rows: int) -> None:
@@ -79,10 +79,10 @@ class SingleInserts:
         self._largest = 0  # Bytes of the block that it was opened for.
         self._not_before = 0.0
 
-    def add(self, columns: Columns, schema: Schema, rows: int) -> npt.NDArray[np.int64]:
+    def add(self, columns: Columns, schema: Schema, rows: int, *, priorities: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.int64]:
         """Stores rows, and gives their row ids, int64 of shape [rows], when they are acknowledged."""
         self._connection.check_open()
-        insert = _Insert(self._unacknowledged.claim(columns, schema, rows), self._unacknowledged)
+        insert = _Insert(self._unacknowledged.claim(columns, schema, rows, priorities), self._unacknowledged)
         try:
             self._connection.retried(partial(self._attempt, insert))
             # Inside the try: an interrupt from now on finds rows that are stored, and they are noted.
@@ -137,8 +137,14 @@ class SingleInserts:
     def _add_one_block(self, insert: _Insert, budget: RetryBudget) -> None:
         part = insert.next_block(insert.opened(), BLOCK_BYTES)
         if part is not None:
-            head = pb.AddRequest(table=self._table, writer_id=part.insert_id.writer_id, sequence=part.insert_id.sequence)
-            message = insert.fill(framed(head, block_layout(insert.given.schema, part.rows), part.insert_id), part)
+            head = pb.AddRequest(
+                table=self._table,
+                writer_id=part.insert_id.writer_id,
+                sequence=part.insert_id.sequence,
+                wait_seconds=budget.server_wait,
+                has_priorities=insert.given.has_priorities(part),
+            )
+            message = insert.fill(framed(head, insert.given.layout(part), part.insert_id), part)
             answer = self._connection.unary("Add", message.encoded, budget)
             insert.stored(answer.first_row_id, answer.rows)
 
@@ -154,7 +160,8 @@ def _pipelined(call: InsertCall, insert: _Insert) -> None:
     sending, in_flight = insert.opened(), deque[InsertMessage]()
     while True:
         while (part := insert.next_block(sending, call.block_bytes)) is not None:
-            message = insert.fill(call.messages.new(block_layout(insert.given.schema, part.rows), part.insert_id), part)
+            message = call.messages.new(insert.given.layout(part), part.insert_id, has_priorities=insert.given.has_priorities(part))
+            insert.fill(message, part)
             call.send(message)
             in_flight.append(message)
         if not in_flight:

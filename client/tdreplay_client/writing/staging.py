@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from tdreplay.limits import shown
 from tdreplay.memory import RAW, Rows
 from tdreplay.rows import Given
 from tdreplay.schema import Columns, Schema
+from tdreplay.system_fields import PRIORITY
 from tdreplay.values import NUMPY, dense, fitted, quick_limits
 from tdreplay_client.writing.insert_messages import InsertMessage, InsertMessages, block_layout, rows_of, rows_per_block
 
@@ -39,21 +41,39 @@ class Staging:
         insert_id: the name of the block.
         since: when it was made, in seconds of any clock.
         cast: whether values of other dtypes are converted.
+        has_priorities: whether the rows have priorities.
 
     Attributes:
+        has_priorities: the same.
         rows: the number of rows so far.
         units: the number of complete units among them; see `FlushPolicy`.
         since: when it was made.
     """
 
-    def __init__(self, messages: InsertMessages, schema: Schema, rows: int, insert_id: InsertId, since: float, *, cast: bool = False) -> None:
+    def __init__(
+        self,
+        messages: InsertMessages,
+        schema: Schema,
+        rows: int,
+        insert_id: InsertId,
+        since: float,
+        *,
+        cast: bool = False,
+        has_priorities: bool = False,
+    ) -> None:
         self._messages, self._schema, self._insert_id, self._cast = messages, schema, insert_id, cast
         self._room = min(rows, rows_per_block(schema))
         self.rows = self.units = self._unit_start = 0
         self.since = since
-        self._message = messages.new(block_layout(schema, self._room), insert_id)
+        self.has_priorities = has_priorities
+        self._message = self._new_message(self._room)
         places = self._message.places
+        self._priorities = places[PRIORITY.name].view(np.float64) if has_priorities else np.empty(0)
         self._fields = {field.name: _place(places.get(field.name), self._room, field) for field in schema.fields}
+
+    def _new_message(self, rows: int) -> InsertMessage:
+        block = block_layout(self._schema, rows, has_priorities=self.has_priorities)
+        return self._messages.new(block, self._insert_id, has_priorities=self.has_priorities)
 
     @property
     def full(self) -> bool:
@@ -81,9 +101,7 @@ class Staging:
         Raises:
             SchemaError: a field is missing, extra, misshapen or of another dtype, or a number does not fit.
         """
-        values, at = row.values, self.rows
-        if values.keys() != self._fields.keys() or row.row_shape != self._schema.row_shape or row.dim_names:
-            self._schema.check(row.schema(row.columns(self._schema, cast=self._cast)))
+        values, at = self._checked(row), self.rows
         for name, (array, field, dtype, limits) in self._fields.items():
             value = values[name]
             if isinstance(value, torch.Tensor):
@@ -94,16 +112,29 @@ class Staging:
             elif not _lies_between(value, limits.get(type(value))) or field.shape:
                 value = self._converted(field, value)
             array[at] = value
+        if self.has_priorities and row.priorities is not None:
+            self._priorities[at] = row.priorities[0]
+
+    def _checked(self, row: Given) -> Mapping[str, Any]:
+        """The values of a row that has the fields of the schema."""
+        values = row.values if row.values.keys() == self._fields.keys() else row.known_to(self._schema)
+        if values.keys() != self._fields.keys() or row.row_shape != self._schema.row_shape or row.dim_names:
+            self._schema.check(row.schema(row.columns(self._schema, cast=self._cast)))
+        return values
 
     def place_batch(self, columns: Columns, rows: int) -> None:
-        """Copies `rows` rows of the schema to where the next ones go; there must be room. They are not in before `rows` counts them."""
+        """Copies `rows` rows of the schema to where the next ones go; there must be room. They are not in before `rows` counts them.
+
+        Where the rows have priorities, these are one of the columns.
+        """
         for name, place in self._message.places.items():
             place[self.rows : self.rows + rows] = rows_of(columns[name])
 
     def has_placed(self, other: Staging, at: int, rows: int) -> bool:
         """Whether the rows that were placed, but not taken, equal `rows` rows of another block, or of this one, from row `at` on."""
         here, there = slice(self.rows, self.rows + rows), slice(at, at + rows)
-        return all(place.array[here].tobytes() == other._fields[name].array[there].tobytes() for name, place in self._fields.items())
+        same = self.has_priorities is other.has_priorities and self._priorities[here].tobytes() == other._priorities[there].tobytes()
+        return same and all(place.array[here].tobytes() == other._fields[name].array[there].tobytes() for name, place in self._fields.items())
 
     def _from_tensor(self, field: Field, value: torch.Tensor) -> Any:
         if value.dtype is not field.dtype or value.shape != field.shape:
@@ -125,7 +156,7 @@ class Staging:
         """The message, with a block of the rows that are in it. Once full it is the memory itself; before that, a copy of its part."""
         if self.full:
             return self._message
-        message = self._messages.new(block_layout(self._schema, self.rows), self._insert_id)
+        message = self._new_message(self.rows)
         for name, place in message.places.items():
             place[:] = self._message.places[name][: self.rows]
         return message

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeAlias
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from tensordict import TensorDict
 from typing_extensions import Self
 
-from tdreplay.columns import to_tensordict
 from tdreplay.copying import OfOneProcess
 from tdreplay.errors import FailedPreconditionError, ReplayError
 from tdreplay.limits import check_seconds
@@ -50,7 +50,8 @@ class Writer(OfOneProcess):
 
     What the server refuses, and what does not succeed within the connection's timeout, is raised by the next call. The writer is then at its end. The
     error's ``rows`` (a TensorDict) are those that were not acknowledged; after a lost connection or a timeout, some of them may be stored. Give all
-    of them to `add_batch` of the same buffer, or to `extend` of another of its writers, and they are stored once.
+    of them to `add_batch` of the same buffer, or to `extend` of another of its writers, and they are stored once. Where rows were given with
+    priorities, the error's rows have them in the field ``priority``, NaN where none was given. Rows that are given again as they are keep them.
 
     A writer that nothing refers to any more sends what it has, and ends by itself. So does one that is open when its buffer is closed or the
     interpreter exits. This takes at most the connection's timeout, at the exit a second. Rows that are dropped all the same, by `abandon` too, are
@@ -90,7 +91,10 @@ class Writer(OfOneProcess):
     ) -> None:
         connection.check_open()
         self._owner, self._unacknowledged, self._known_schema, self._flush_rows = connection.owner, unacknowledged, known_schema, flush_rows
-        self._core = Pipeline(connection, table, sharing, unacknowledged, FlushPolicy(flush_rows, flush_seconds, max_in_flight, known_schema.cast))
+        policy = FlushPolicy(flush_rows, flush_seconds, max_in_flight, known_schema.cast, unacknowledged.block_rows)
+        self._block_rows = unacknowledged.block_rows
+        self._core = Pipeline(connection, table, sharing, unacknowledged, policy)
+
         self._schema: Schema | None = None
         self._interrupted: _InterruptedCall | None = None
         self._turn = threading.RLock()
@@ -103,43 +107,51 @@ class Writer(OfOneProcess):
         """Whether blocks go through memory that is shared with the server: False until rows were added."""
         return self._core.call is not None and self._core.call.segments > 0
 
-    def append(self, row: Row) -> None:
+    def append(self, row: Row, *, priority: float | None = None) -> None:
         """Adds one row: a TensorDict without a row dimension, or a dict, as `add` takes them. Its memory is copied.
 
-        Blocks while `max_in_flight` blocks wait for their acknowledgement, at most the connection's timeout.
+        Blocks while `max_in_flight` blocks wait for their acknowledgement, at most the connection's timeout. `priority` is as in `add`.
 
         Raises:
+            InvalidArgumentError: the priority breaks its rule. The row is not added; the writer goes on.
             SchemaError, CodecError: the row does not fit the writer's first one, or cannot travel. It is not added; the writer goes on.
             ReplayError: rows were not stored; they are the error's ``rows``, this one among them.
         """
         self._owner.check()
-        given = given_row(row)
+        given = given_row(row).prioritized(priority)
         try:
+            self._core.has_priorities |= given.priorities is not None
             if self._schema is None:
                 self._open_for_row(given)
-            self._take(Staging.place, given, 1, self._flush_rows)
+            self._take(Staging.place, given, 1, self._flush_rows, has_priorities=given.priorities is not None)
         except ReplayError as error:
             self._core.forget(error)
             raise
 
-    def extend(self, batch: Row) -> None:
+    def extend(self, batch: Row, *, priorities: Any = None) -> None:
         """Adds n rows: a TensorDict of batch size [n, ...], or a dict, as `add_batch` takes them. Its memory is copied. Blocks as `append` does.
 
+        `priorities` are as in `add_batch`.
+
         Raises:
+            InvalidArgumentError: a priority breaks its rule. No row is added; the writer goes on.
             SchemaError, CodecError: the rows do not fit the writer's first one, or cannot travel. None is added; the writer goes on.
             ReplayError: rows were not stored; they are the error's ``rows``, these among them.
         """
         self._owner.check()
-        given = given_rows(batch)
+        given = given_rows(batch).prioritized(priorities)
         self._core.settle()
         self._core.check_open()
         try:
+            self._core.has_priorities |= given.priorities is not None
             columns = given.columns(self._schema or self._first_schema(given), cast=self._known_schema.cast)
-            schema, rows = given.schema(columns), given.number
-            self._open_for_batch(columns, schema, rows)
-            claimed = self._unacknowledged.claim(columns, schema, rows)
-            if schema.row_bytes * rows * 2 <= SMALL_BYTES and not claimed.resumed:
-                self._take(Staging.place_batch, columns, rows, 1)
+            rows = given.number
+            columns, schema = self._unacknowledged.as_given(columns, given.schema(columns), rows)
+            self._open_for_batch(columns, schema, rows, given.priorities)
+            claimed = self._unacknowledged.claim(columns, schema, rows, given.priorities)
+            self._core.has_priorities |= claimed.priorities is not None
+            if schema.row_bytes * rows * 2 <= SMALL_BYTES and rows <= self._block_rows and not claimed.resumed:
+                self._take(Staging.place_batch, claimed.sent_columns, rows, 1, has_priorities=claimed.priorities is not None)
             else:
                 self._extend_in_blocks(claimed)
         except ReplayError as error:
@@ -218,7 +230,7 @@ class Writer(OfOneProcess):
         schema = row.schema(columns)
         self._core.open(schema, self._flush_rows)
         if self._core.call is None:
-            self._core.check(_batch(columns, schema, 1))
+            self._core.check(_batch(row, columns, schema))
         self._fix(schema)
 
     def _first_schema(self, rows: Given) -> Schema | None:
@@ -228,17 +240,17 @@ class Writer(OfOneProcess):
         except ReplayError as error:
             columns = rows.columns(None, cast=False)
             self._core.fail(error)
-            self._core.check(_batch(columns, rows.schema(columns), rows.number))
+            self._core.check(_batch(rows, columns, rows.schema(columns)))
             raise
 
-    def _open_for_batch(self, columns: Columns, schema: Schema, rows: int) -> None:
+    def _open_for_batch(self, columns: Columns, schema: Schema, rows: int, priorities: npt.NDArray[np.float64] | None) -> None:
         """Opens the call for a first batch, and fixes the schema. Where the writer failed, the error hands the batch back."""
         self._refuse_reentry()
         if self._schema is not None:
             self._schema.check(schema)
         self._core.open(schema, rows)
         if self._core.error is not None:
-            self._core.check_batch(Batch(columns, schema, rows))
+            self._core.check_batch(Batch(columns, schema, rows, priorities=priorities))
         self._fix(schema)
 
     def _fix(self, schema: Schema) -> None:
@@ -252,7 +264,7 @@ class Writer(OfOneProcess):
         if opening or self._extending == threading.get_ident() or self._core.is_interrupted_here():
             raise FailedPreconditionError("a signal handler must not write into a writer in the middle of one of its calls; it may close it")
 
-    def _take(self, place: Callable[[Staging, Any, int], None], given: Any, rows: int, unit_rows: int) -> None:
+    def _take(self, place: Callable[[Staging, Any, int], None], given: Any, rows: int, unit_rows: int, *, has_priorities: bool) -> None:
         """Takes rows into the block that is being filled, and ends a unit there where it has `unit_rows`."""
         core, staging, at, taken, thread = self._core, None, 0, False, threading.get_ident()
         if core.inside:
@@ -262,7 +274,7 @@ class Writer(OfOneProcess):
                 try:
                     core.inside = True
                     core.check_open()
-                    staging = core.staged(self._schema, rows)
+                    staging = core.staged(self._schema, rows, has_priorities=has_priorities)
                     place(staging, given, rows)
                     if self._interrupted is None or not self._is_in(staging, rows):
                         at = staging.rows
@@ -321,8 +333,8 @@ class Writer(OfOneProcess):
                 self._extending = 0
 
 
-def _batch(columns: Columns, schema: Schema, rows: int) -> TensorDict:
-    return to_tensordict(columns, (rows, *schema.row_shape), torch.device("cpu"))
+def _batch(rows: Given, columns: Columns, schema: Schema) -> TensorDict:
+    return Batch(columns, schema, rows.number, priorities=rows.priorities).rest()[0]
 
 
 def _note(error: BaseException, failure: ReplayError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ __all__ = ["priority_updates", "update_priorities"]
 ROW_BYTES = 16
 MOST_ROWS = (MAX_HEAD_BYTES - 1024) // ROW_BYTES
 """The most rows of one update: a message without a block has at most `MAX_HEAD_BYTES`."""
+SPARE_ROWS = 2
+"""What an update takes beside its rows, in rows."""
 
 
 def priority_updates(row_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> Iterator[pb.PriorityUpdate]:
@@ -26,6 +28,20 @@ def priority_updates(row_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.
     for start in range(0, len(row_ids), MOST_ROWS):
         part = slice(start, start + MOST_ROWS)
         yield pb.PriorityUpdate.FromString(_packed(1, row_ids[part].astype("<i8")) + _packed(2, priorities[part].astype("<f8")))
+
+
+def messages_of(updates: Sequence[pb.PriorityUpdate]) -> list[list[pb.PriorityUpdate]]:
+    """The updates of each message, in order, at least one. As many go into a message as it may hold."""
+    messages: list[list[pb.PriorityUpdate]] = [[]]
+    rows = 0
+    for update in updates:
+        size = len(update.row_ids) + SPARE_ROWS
+        if rows + size > MOST_ROWS and messages[-1]:
+            messages.append([])
+            rows = 0
+        messages[-1].append(update)
+        rows += size
+    return messages
 
 
 def update_priorities(connection: Connection, table: str, row_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> Updated:

@@ -58,6 +58,8 @@ def methods(buffer, iterator):
         "sample_by_index": lambda: buffer.sample_by_index([0]),
         "sample_by_index_fields": lambda: buffer.sample_by_index_fields([0], ["x"]),
         "sample_all": lambda: buffer.sample_all(),
+        "update_priorities": lambda: buffer.update_priorities([0], [2.0]),
+        "describe": lambda: buffer.describe(),
         "iterator": lambda: next(iterator),
         "get_next_batch": lambda: buffer.get_next_batch(2),
         "create_epoch_iterator": lambda: next(buffer.create_epoch_iterator(2)),
@@ -155,6 +157,7 @@ def tried(directory, **settings):
 
 tried(None)
 tried(folder / "kept", durability="interval:0.01")
+tried(folder / "priorities", sampler="max_heap")
 print("passed")
 """
 
@@ -249,6 +252,7 @@ def use():
     refused({
         "append": lambda: writer.append(batch(1, 7)[0]), "extend": lambda: writer.extend(batch(5, 7)), "flush": writer.flush,
         "stream": lambda: next(stream), "a stream": lambda: buffer.stream(2), "a writer": buffer.writer, "drop": buffer.drop,
+        "an update": lambda: stream.update_priorities(found, 2.0),
     })
     for thing in (writer, stream, buffer):
         thing.__exit__(None, None, None)
@@ -263,6 +267,7 @@ buffer.add_batch(batch(64, 0))
 buffer.save(folder / "saved")
 for _ in range(3):
     buffer.sample_batch(2)  # So that a call is held open.
+found = buffer.sample_batch(2)
 writer, stream, iterator = buffer.writer(), buffer.stream(2), buffer.create_epoch_iterator(2)
 writer.append(batch(1, 0)[0])
 for act in (use, drop):

@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from typing_extensions import Self
 
 from tdreplay.copying import OfOneProcess
-from tdreplay.errors import TokenError
+from tdreplay.errors import ForkedError, TokenError
 from tdreplay.limits import MAX_INT64, check_batch_size, check_choice, check_whole
 from tdreplay.tokens import check_keys, check_same, text_of, whole_of
 
@@ -273,6 +273,8 @@ class Epochs(OfOneProcess, Iterator[TensorDict]):
             batch, self._place = self._next()
             if batch is not None:
                 return batch
+        except ForkedError:  # As each call in a fork of the process: nothing changes.
+            raise
         except Exception:
             self._stopped = True
             raise

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tdreplay.errors import EmptyTableError, InternalError, SlotIndexError
+from tdreplay.samplers import MaxHeap, Prioritized, WithoutReplacement
 from tdreplay_server import ReplayBuffer
 from tdreplay_server.storage.locks import ReadWriteLock
 
@@ -88,6 +89,34 @@ def test_calls_may_be_interrupted_anywhere(kept, tmp_path):
     if directory is not None:
         with ReplayBuffer("cpu", "cpu", SIZE, directory=directory) as again:
             assert (again.sample_all()["a"] == 2).all()
+
+
+SAMPLERS = [MaxHeap(), Prioritized(0.6), WithoutReplacement()]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_calls_of_a_table_that_keeps_a_state_of_its_rows_may_be_interrupted_anywhere(sampler, tmp_path):
+    with ReplayBuffer("cpu", "cpu", SIZE, sampler=sampler, directory=tmp_path / "table") as buffer:
+        buffer.add_batch(batch(0, rows=SIZE))
+        operations = [OPERATIONS["add_batch"], OPERATIONS["sample_batch"]]
+        if sampler.has_priorities:
+            operations.append(lambda buffer: buffer.update_priorities(buffer.sample_batch(4)["row_id"], 3.0))
+
+        def works():
+            buffer.add_batch(batch(2, rows=SIZE))
+            return is_whole(buffer.sample_batch(2 * SIZE))
+
+        for operation in operations:
+            with interrupted_often(INTERRUPTS // 2) as hits:
+                while hits[0] < INTERRUPTS // 2:
+                    with suppress(KeyboardInterrupt):
+                        operation(buffer)
+            assert in_a_thread(works)
+        batch_now = buffer.sample_batch(100)
+        assert (batch_now["row_id"] >= buffer.state().write_count - SIZE).all()
+        if sampler.has_priorities:
+            assert set(batch_now["priority"].tolist()) == {3.0}  # New rows get the highest one.
+            assert buffer.update_priorities(batch_now["row_id"], 4.0) == (100, 0)
 
 
 def test_interrupts_beside_other_threads():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.batch_credit import BatchCredit
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
-from tdreplay_client.reading.priority_updates import messages_of
+from tdreplay_client.reading.priority_updates import together
 from tdreplay_client.reading.segment_loans import SegmentLoans
 from tdreplay_client.transport.answers import end_call
 from tdreplay_client.transport.connection import Connection
@@ -53,15 +52,14 @@ class BatchCall:
         call, self._response = _CALLS[type(query)]
         self._request = type(query)
         self._says_taken = call == "Sample" and query.says_taken
-        self._rows_given, self.updated = 0, Updated(0, 0)
-        self._updates: deque[pb.PriorityUpdate] = deque()  # Those that go with the next message. Another thread may add some meanwhile.
+        self._sent_updates, self.updated = 0, Updated(0, 0)
         self._sizes = range(query.batch_size if call == "Sample" else 1, query.batch_size + 1)  # A batch of an epoch may have fewer rows.
         query.batches_per_message = max(1, window // 2)
         query.shared_slots = window + SPARE_SEGMENTS if shared else 0
         self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.requests.put(query)
         try:
-            self.answers = connection.stream(call, iter(self.requests.get, None), budget)
+            self.answers = connection.stream(call, together(self.requests), budget)
         except BaseException:
             self.requests.put(None)  # An interrupt may leave a call behind, whose thread waits for requests.
             raise
@@ -82,44 +80,31 @@ class BatchCall:
         """Grants what there is room for, and gives back the segments that are not needed any more. The number of batches that it granted."""
         batches = self.credit.grant()
         if batches:
-            self.requests.put(self._request(credits=batches, released_slots=self.credit.returned(), **self._said()))
+            said = {"taken": self.credit.say_taken()} if self._says_taken else {}
+            self.requests.put(self._request(credits=batches, released_slots=self.credit.returned(), **said))
         return batches
-
-    def _said(self) -> dict[str, Any]:
-        """What the next message says beside its credits. Updates that are too many for one message go before it."""
-        said: dict[str, Any] = {"taken": self.credit.say_taken()} if self._says_taken else {}
-        if self._updates:
-            *before, said["updates"] = messages_of([self._updates.popleft() for _ in range(len(self._updates))])
-            for updates in before:
-                self.requests.put(pb.SampleRequest(updates=updates))
-        return said
 
     def take(self, pending: PendingBatch) -> None:
         """Notes that the user takes a batch, and what its message says of updates."""
         self.credit.take()
-        if self._rows_given:
+        if self._sent_updates:
             self.updated = Updated(pending.head.updated, pending.head.stale)
 
-    def say(self) -> None:
-        """Says what the server has not heard yet: which batches the user took, and updates of priorities."""
-        if self.has_more_to_say:
-            self.requests.put(pb.SampleRequest(**self._said()))
-
-    @property
-    def has_more_to_say(self) -> bool:
-        """Whether there is something that the server has not heard yet."""
-        return len(self._updates) > 0 or (self._says_taken and self.credit.unsaid > 0)
+    def say_taken(self) -> None:
+        """Says which batches the user took, where that was not said yet."""
+        if self._says_taken and self.credit.unsaid:
+            self.requests.put(pb.SampleRequest(taken=self.credit.say_taken()))
 
     def update_priorities(self, updates: Iterable[pb.PriorityUpdate]) -> None:
-        """Takes updates of priorities, which go with the next message: before any batch is drawn that this call has not been granted yet."""
+        """Sends updates of priorities. It waits for nothing."""
         for update in updates:
-            self._rows_given += len(update.row_ids)
-            self._updates.append(update)
+            self._sent_updates += len(update.row_ids)
+            self.requests.put(pb.SampleRequest(updates=[update]))
 
     @property
     def has_unconfirmed_updates(self) -> bool:
         """Whether the server did not say yet what became of some updates."""
-        return self._rows_given > sum(self.updated)
+        return self._sent_updates > sum(self.updated)
 
     def batches(self, messages: Iterator[bytes], transfer: DeviceTransfer) -> Iterator[PendingBatch]:
         """The batches that `messages` of this call bring."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import queue
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import Message
 
 from tdreplay.limits import MAX_HEAD_BYTES
 from tdreplay.priorities import Updated
@@ -14,13 +18,16 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget
 
-__all__ = ["priority_updates", "update_priorities"]
+__all__ = ["priority_updates", "together", "update_priorities"]
 
 ROW_BYTES = 16
 MOST_ROWS = (MAX_HEAD_BYTES - 1024) // ROW_BYTES
 """The most rows of one update: a message without a block has at most `MAX_HEAD_BYTES`."""
 SPARE_ROWS = 2
 """What an update takes beside its rows, in rows."""
+LINGER_SECONDS = 0.002
+"""How long an update waits for others. A learner takes small batches more often than that."""
+_NOTHING = object()
 
 
 def priority_updates(row_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> Iterator[pb.PriorityUpdate]:
@@ -30,18 +37,40 @@ def priority_updates(row_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.
         yield pb.PriorityUpdate.FromString(_packed(1, row_ids[part].astype("<i8")) + _packed(2, priorities[part].astype("<f8")))
 
 
-def messages_of(updates: Sequence[pb.PriorityUpdate]) -> list[list[pb.PriorityUpdate]]:
-    """The updates of each message, in order, at least one. As many go into a message as it may hold."""
-    messages: list[list[pb.PriorityUpdate]] = [[]]
-    rows = 0
-    for update in updates:
-        size = len(update.row_ids) + SPARE_ROWS
-        if rows + size > MOST_ROWS and messages[-1]:
-            messages.append([])
-            rows = 0
-        messages[-1].append(update)
-        rows += size
-    return messages
+def together(requests: queue.SimpleQueue[Message | None]) -> Iterator[Message]:
+    """The requests of a call, until None comes. An update of priorities waits `LINGER_SECONDS` for what follows it, and shares its message.
+
+    A message costs more than the updates in it, and a learner that updates batch after batch sends many. The order stays.
+    """
+    request: Any = requests.get()
+    while request is not None:
+        following, until = _NOTHING, time.monotonic() + LINGER_SECONDS
+        while _is_update(request):
+            following = _soon(requests, until)
+            if following in (_NOTHING, None) or _rows(request) + _rows(following) > MOST_ROWS:
+                break
+            request.MergeFrom(following)
+            following = _NOTHING
+        yield request
+        request = requests.get() if following is _NOTHING else following
+
+
+def _soon(requests: queue.SimpleQueue[Message | None], until: float) -> Any:
+    """The next request, where it comes until then."""
+    try:
+        return requests.get(timeout=max(0.0, until - time.monotonic()))
+    except queue.Empty:
+        return _NOTHING
+
+
+def _is_update(request: Any) -> bool:
+    """Whether a request brings updates, and asks for no batches: those are not to wait."""
+    return isinstance(request, pb.SampleRequest) and len(request.updates) > 0 and not request.credits
+
+
+def _rows(request: pb.SampleRequest) -> int:
+    """The rows of its updates, and what each update takes beside them."""
+    return sum(len(update.row_ids) + SPARE_ROWS for update in request.updates)
 
 
 def update_priorities(connection: Connection, table: str, row_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> Updated:

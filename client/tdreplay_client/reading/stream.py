@@ -212,8 +212,8 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
 
     def _awaited(self, call: BatchCall, budget: RetryBudget) -> PendingBatch | BaseException:
         """What comes next from a call, or how it ended."""
-        if call.has_more_to_say and self._ready.empty():
-            call.say()  # What this waits for may follow from it.
+        if self._counted and self._ready.empty():
+            call.say_taken()  # What this waits for may follow from it.
         try:
             pending = self._ready.get(timeout=budget.left)
         except queue.Empty:
@@ -232,10 +232,9 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
     def update_priorities(self, batch: TensorDictBase, td_error: Any) -> None:
         """Gives the rows of a batch new priorities, the absolute values of `td_error`. It does not wait for the server.
 
-        The rows are those of the batch's ``row_id``: none of them is mistaken for another row, however late the update comes. Updates take effect in
-        order. They go with the next message that asks for batches, so they come before every batch that this stream has not asked for yet; `close`
-        sends them too. Those that are on their way when the connection is lost may be lost with it; `update_priorities` of the buffer waits until
-        they took effect. A row of priority 0 is not drawn while others have more, so add a small number to each error.
+        The rows are those of the batch's ``row_id``: none of them is mistaken for another row, however late the update comes. Updates are sent
+        within 2 ms and take effect in order. Those that are on their way when the connection is lost may be lost with it; `update_priorities` of the buffer
+        waits until they took effect. A row of priority 0 is not drawn while others have more, so add a small number to each error.
 
         Args:
             batch: A batch of this table, of n rows, or a part of one.
@@ -275,7 +274,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
     def _say_last(self) -> None:
         call, reader = self._call, self._reader
         if call is not None and reader is not None and not self._lost and not self._connection.closed and self._heeds(call):
-            call.say()
+            call.say_taken()
             call.requests.put(None)
             reader.join(LAST_WORDS_SECONDS)
 

@@ -233,8 +233,8 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         """Gives the rows of a batch new priorities, the absolute values of `td_error`. It does not wait for the server.
 
         The rows are those of the batch's ``row_id``: none of them is mistaken for another row, however late the update comes. Updates are sent
-        within 2 ms and take effect in order. Those that are on their way when the connection is lost may be lost with it; `update_priorities` of the buffer
-        waits until they took effect. A row of priority 0 is not drawn while others have more, so add a small number to each error.
+        within 2 ms and take effect in order. Those that are on their way when the connection is lost may be lost with it; `update_priorities` of the
+        buffer waits until they took effect. A row of priority 0 is not drawn while others have more, so add a small number to each error.
 
         Args:
             batch: A batch of this table, of n rows, or a part of one.

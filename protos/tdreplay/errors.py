@@ -30,6 +30,7 @@ __all__ = [
     "MessageTooLargeError",
     "MissingRowsError",
     "NoPrioritiesError",
+    "OtherSettingsError",
     "OverwrittenError",
     "RateLimitedError",
     "ReplayError",
@@ -150,6 +151,18 @@ class SequenceError(FailedPreconditionError):
 
     Nothing was stored.
     """
+
+
+class OtherSettingsError(FailedPreconditionError):
+    """A table of a data directory has other settings than those that the server is started with. Nothing changed.
+
+    Attributes:
+        table: The name of the table.
+        settings: The settings that differ.
+    """
+
+    table: str = ""
+    settings: tuple[str, ...] = ()
 
 
 class DirectoryInUseError(FailedPreconditionError):

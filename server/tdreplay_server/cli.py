@@ -18,7 +18,7 @@ from pydantic_settings import EnvSettingsSource
 
 from tdreplay.command import command_line, failures_in_one_line, one_line
 from tdreplay.environment import environment_name
-from tdreplay.errors import FailedPreconditionError, ReplayError
+from tdreplay.errors import FailedPreconditionError, OtherSettingsError, ReplayError
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay_server.config import ServerConfig, not_empty
 from tdreplay_server.settings_file import line_of
@@ -119,8 +119,6 @@ def _origin(given: dict[str, Any], setting: str, *below: str) -> str:
 @contextmanager
 def _origins_of_tables(given: dict[str, Any]) -> Iterator[None]:
     """Within this context, the error that a table has other settings says where the settings come from."""
-    from tdreplay_server.tables.wanted import OtherSettingsError
-
     try:
         yield
     except OtherSettingsError as error:

@@ -5,23 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tdreplay.errors import FailedPreconditionError
+from tdreplay.errors import OtherSettingsError
 from tdreplay.table_config import TableConfig, TableRequest
 
-__all__ = ["OtherSettingsError", "check_wanted"]
-
-
-class OtherSettingsError(FailedPreconditionError):
-    """A table of the data directory has other settings than those that the server is started with. Nothing changed.
-
-    Attributes:
-        table: The name of the table.
-        settings: The settings that differ.
-    """
-
-    def __init__(self, text: str, table: str, settings: Sequence[str]) -> None:
-        super().__init__(text)
-        self.table, self.settings = table, tuple(settings)
+__all__ = ["check_wanted"]
 
 
 def check_wanted(data_dir: Path, found: Mapping[str, TableConfig], wanted: Sequence[TableRequest]) -> None:
@@ -35,9 +22,9 @@ def check_wanted(data_dir: Path, found: Mapping[str, TableConfig], wanted: Seque
         differing = [] if there is None else request.differing(there)
         if there is not None and differing:
             what = "; ".join(request.differences(there))
-            raise OtherSettingsError(
-                f"{data_dir} holds a table {request.name!r} with {what}: {_remedy(data_dir, request, differing)}", request.name, differing
-            )
+            error = OtherSettingsError(f"{data_dir} holds a table {request.name!r} with {what}: {_remedy(data_dir, request, differing)}")
+            error.table, error.settings = request.name, tuple(differing)
+            raise error
 
 
 def _remedy(data_dir: Path, request: TableRequest, differing: Sequence[str]) -> str:

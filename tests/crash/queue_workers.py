@@ -85,4 +85,4 @@ def learn(worker: Worker) -> None:
             if worker.path(".stop").exists():
                 worker.path(".stopped").touch()
                 time.sleep(TIMEOUT)
-            time.sleep(0.002)
+            time.sleep(0.01)

@@ -43,7 +43,7 @@ def test_each_row_of_a_queue_comes_and_twice_only_where_its_lease_was_given_back
         writing = [stack.enter_context(child_of(write, writer)) for writer in writers]
         children = [stack.enter_context(child_of(learn, learner)) for learner in learners]
         for kill in range(2 * KILLS):
-            until(lambda kill=kill: count(learners) > (kill + 1) / (2 * KILLS + 2) * ROWS, "the queue stands still")
+            until(lambda kill=kill: count(learners) > (kill + 1) / (2 * KILLS + 4) * ROWS, "the queue stands still")
             assert any(not child.ended for child in writing), "all rows were written before the last kill: the test proves nothing"
             if kill % 2:
                 number = kill // 2

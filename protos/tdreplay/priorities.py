@@ -110,6 +110,12 @@ def _field(batch: TensorDictBase, name: str, why: str) -> torch.Tensor:
 
 def _array(values: Any, name: str) -> npt.NDArray[Any]:
     try:
-        return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+        return np.asarray(_of_numpy(values) if isinstance(values, torch.Tensor) else values)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InvalidArgumentError(f"{name} must be numbers: {str(error)[:100]}") from None
+
+
+def _of_numpy(values: torch.Tensor) -> torch.Tensor:
+    """The same numbers on the CPU, in a dtype that NumPy has: bfloat16, which errors have under autocast, is none."""
+    found = values.detach().cpu()
+    return found.float() if found.is_floating_point() and found.itemsize < 4 else found

@@ -121,6 +121,21 @@ def test_a_stream_waits_as_long_as_it_may_though_its_call_waited_before(open_buf
         writing.join()
 
 
+@pytest.mark.parametrize("transport", ["grpc", "auto"])
+def test_a_stream_waits_no_longer_than_it_may_though_its_call_waited_before(open_buffer, transport):
+    """The server gives up while there is time left. The next call waits for the rest of it, whatever the server says of shared memory."""
+    buffer = open_buffer(buffer_size=100, rate_limiter=Queue(8), timeout=2, transport=transport)
+    buffer.add_batch(rows(4))
+    giving_up = threading.Timer(10, buffer.close)
+    giving_up.start()
+    with buffer.stream(4, prefetch=2) as stream:
+        next(stream)
+        time.sleep(0.8)
+        with pytest.raises(RateLimitedError):
+            next(stream)
+    giving_up.cancel()
+
+
 def test_an_insert_that_waited_too_long_is_not_stored(open_buffer):
     buffer = open_buffer(buffer_size=100, rate_limiter=Queue(4), timeout=1)
     buffer.add_batch(rows(4))

@@ -73,7 +73,7 @@ class BatchCall:
 
     def _accepted(self) -> MappedSegments | None:
         """The shared memory that the server offers, mapped; None where it offers none."""
-        head: Any = split(next(self.answers), self._response)[0]
+        head: Any = split(self.answers.offer(), self._response)[0]
         return mapped(head.shared_memory, self.answers)
 
     def grant(self) -> int:

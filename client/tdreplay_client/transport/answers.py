@@ -57,7 +57,7 @@ class Answers(Iterator[Any]):
     """The answers of a streaming call. Closing it ends the call.
 
     Attributes:
-        budget: the time that the next answer may take; each answer renews it. None: the connection's timeout, from when the answer is awaited.
+        budget: the time that the next answer may take; each answer but an `offer` renews it. None: the connection's timeout, from when the answer is awaited.
     """
 
     def __init__(self, call: Any, connection: ConnectionLike, budget: RetryBudget | None) -> None:
@@ -73,6 +73,10 @@ class Answers(Iterator[Any]):
         if self.budget is not None:
             self.budget.answered()
         return answer
+
+    def offer(self) -> Any:
+        """The first answer, where it only says how the others come. It renews no budget: what the call is made for may still have to wait."""
+        return self._awaited(self._call.__next__)
 
     def opened(self) -> None:
         """Waits until the server accepted the call, or raises the error with which it refused it."""

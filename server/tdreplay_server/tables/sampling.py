@@ -61,17 +61,23 @@ class Sampling:
         """Whether nobody waits, and nobody counts what is drawn."""
         return isinstance(self.limiter, UnlimitedLimiter)
 
+    def check(self, query: BatchQuery) -> None:
+        """Passes where such batches can be had, now or later.
+
+        Raises:
+            FailedPreconditionError: uniform batches are asked of a table whose rows leave when they were drawn.
+        """
+        if query.uniform and self.consumption is not None:
+            raise FailedPreconditionError("uniform batches cannot be had of this table: its max_times_sampled counts every draw")
+
     def drawn(self, query: BatchQuery, generators: Sequence[np.random.Generator], ring: Ring) -> DrawnRows:
         """The rows of random batches, one batch for each generator. To be called under the table's shared lock.
 
         Raises:
-            FailedPreconditionError: uniform batches are asked of a table whose rows leave when they were drawn.
             TooFewDrawsError: the rows cannot be drawn so often.
         """
         if self.consumption is None:
             return DrawnRows(self._uniform.draw if query.uniform else self.sampler.draw, query.rows, generators, ring)
-        if query.uniform:
-            raise FailedPreconditionError("uniform batches cannot be had of this table: its max_times_sampled counts every draw")
         return DrawnRows(self.consumption.draw, query.rows, generators, ring, self.consumption.moment, self.consumption.give_back)
 
     def leased(self, rows: int, batches: int, wait: Wait, select: Callable[[int], tuple[Selection, DrawnRows]]) -> Drawn:

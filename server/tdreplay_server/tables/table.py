@@ -194,6 +194,7 @@ class Table:
             selection = self.select_random(query, generators(batches))
             self._sampling.rows_drawn.add(selection.rows)
             return Drawn(selection, ())
+        self._sampling.check(query)
         return self._sampling.leased(query.rows, batches, wait, lambda count: self._drawn(query, generators(count)))
 
     @lets_go

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import rows
-from tdreplay.errors import InvalidArgumentError, NoPrioritiesError, RateLimitedError, RowIdError
+from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, NoPrioritiesError, RateLimitedError, RowIdError
 from tdreplay.priorities import Updated, importance_weights
 from tdreplay.samplers import Prioritized
 
@@ -41,6 +41,21 @@ def test_uniform_batches_of_rows_with_priorities(prioritized):
     assert set(batch["row_id"].tolist()) == {0, 1, 2, 3}  # The chance to miss one of them is below 1 in 10^31.
     assert DRAWN.isdisjoint(batch.keys())
     assert set(importance_weights(batch, 0.6).tolist()) == {1.0}
+
+
+def test_uniform_batches_of_rows_that_leave_are_refused_before_anybody_waits(make_buffer):
+    buffer = make_buffer(10, max_times_sampled=1)
+    buffer.add_batch(rows(2))
+    buffer.sample_batch(2)
+    with pytest.raises(FailedPreconditionError, match="uniform"):
+        buffer.sample_batch(1, uniform=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int8])
+def test_priorities_may_have_any_dtype_of_real_numbers(prioritized, dtype):
+    """Errors have bfloat16 under autocast, which NumPy does not know."""
+    assert prioritized.update_priorities(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 0, 0, 6], dtype=dtype)) == Updated(4, 0)
+    assert set(prioritized.sample_batch(8)["priority"].tolist()) == {6.0}
 
 
 def test_a_batch_of_rows_without_priorities_says_nothing_of_its_draw(make_buffer):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import MAX_ROW_ID, check_whole
 from tdreplay.named_settings import NamedSetting
-from tdreplay.rate_limiters import RateLimiter, Unlimited, rate_limiter_of
+from tdreplay.rate_limiters import MinSize, Queue, RateLimiter, SamplesPerInsert, Unlimited, rate_limiter_of
 from tdreplay.samplers import Sampler, Uniform, sampler_of
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAX_TIMES_SAMPLED", "SETTINGS", "TableConfig", "TableRequest"]
+__all__ = ["MAX_TIMES_SAMPLED", "SETTINGS", "TableConfig", "TableRequest", "check_limiter"]
 
 SETTINGS = ("buffer_size", "storing_device", "sampler", "rate_limiter", "max_times_sampled")
 """The settings of a table, in order."""
@@ -172,3 +172,25 @@ def _device(name: torch.device | str) -> str:
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return f"cuda:{torch.cuda.current_device()}"
     return str(device)
+
+
+def check_limiter(config: TableConfig) -> None:
+    """Passes where a table with these settings may always go on, with batches and inserts of one row at least.
+
+    To be called when a table is made, and before it gets another capacity.
+
+    Raises:
+        InvalidArgumentError: both sides would come to wait for ever. The message names the two settings.
+    """
+    limiter, buffer_size, times = config.rate_limiter, config.buffer_size, config.max_times_sampled
+    if isinstance(limiter, (MinSize, SamplesPerInsert)) and limiter.min_size > buffer_size:
+        _refuse("min_size", limiter.min_size, "buffer_size", buffer_size, "so many rows would never be there, and no batch would be drawn")
+    if isinstance(limiter, Queue) and limiter.max_size > buffer_size:
+        _refuse("max_size", limiter.max_size, "buffer_size", buffer_size, "rows would be overwritten before the queue is full")
+    if isinstance(limiter, SamplesPerInsert) and limiter.samples_per_insert > times > 0:
+        ends = "all rows would leave before they were drawn so often, and inserts would wait for ever"
+        _refuse("samples_per_insert", limiter.samples_per_insert, "max_times_sampled", times, ends)
+
+
+def _refuse(name: str, value: float, bound: str, most: int, reason: str) -> None:
+    raise InvalidArgumentError(f"{name} ({value}) must not be above {bound} ({most}): {reason}")

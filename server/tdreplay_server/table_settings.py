@@ -11,7 +11,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tdreplay.environment import nearest
 from tdreplay.errors import InvalidArgumentError
-from tdreplay.table_config import SETTINGS, TableRequest
+from tdreplay.table_config import SETTINGS, TableRequest, check_limiter
 from tdreplay_server.system.disk import check_name
 
 __all__ = ["tables_of", "tables_to_json"]
@@ -70,8 +70,6 @@ def _check_setting(setting: str, value: object) -> None:
 def _check_as_a_whole(request: TableRequest) -> None:
     config = request.config("cpu")
     if request.rate_limiter is not None:
-        from tdreplay_server.tables.limiters import check_limiter  # Here: it brings NumPy, and most servers need none to know their settings.
-
         check_limiter(config)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdreplay.errors import CorruptDataError
+from tdreplay.errors import CorruptDataError, InvalidArgumentError
 from tdreplay.rate_limiters import MinSize, SamplesPerInsert, Unlimited
 from tdreplay.samplers import Fifo, MaxHeap, Prioritized, Sampler, WithoutReplacement
 from tdreplay.schema import Schema
@@ -94,6 +94,21 @@ def test_a_resized_table_goes_on_with_its_priorities(buffer_size, tmp_path):
         assert priorities(table) == then
         insert(table, 1)
         assert priorities(table)[30] == 77.0
+
+
+def test_a_capacity_that_the_rate_limiter_cannot_work_with_is_refused(tmp_path):
+    """A server would not open the table, and so not start."""
+    limiter = MinSize(10)
+    with opened(tmp_path, Fifo(), limiter=limiter) as table:
+        insert(table, 15)
+        table.checkpoint("c")
+    with pytest.raises(InvalidArgumentError, match=r"min_size \(10\) must not be above buffer_size \(9\)"):
+        resize(tmp_path, "default", 9)
+    with pytest.raises(InvalidArgumentError, match=r"min_size \(10\) must not be above buffer_size \(9\)"):
+        restored(tmp_path, 9)
+    assert not (tmp_path / "restored").exists()
+    with opened(tmp_path, Fifo(), limiter=limiter) as table:
+        assert table.state().size == 15
 
 
 def test_a_restored_table_goes_on_in_its_pass(tmp_path):

@@ -13,8 +13,8 @@ from limited_table import LimitedTable
 from tdreplay.errors import InvalidArgumentError, RateLimitedError
 from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
 from tdreplay.samplers import Fifo
-from tdreplay.table_config import TableConfig
-from tdreplay_server.tables.limiters import AT_ONCE, check_limiter
+from tdreplay.table_config import TableConfig, check_limiter
+from tdreplay_server.tables.limiters import AT_ONCE
 
 BUFFER_SIZE = 40
 LIMITERS = st.one_of(

@@ -57,7 +57,8 @@ class Answers(Iterator[Any]):
     """The answers of a streaming call. Closing it ends the call.
 
     Attributes:
-        budget: the time that the next answer may take; each answer but an `offer` renews it. None: the connection's timeout, from when the answer is awaited.
+        budget: the time that the next answer may take; each answer but an `offer` renews it. None: the connection's timeout, from when the answer
+            is awaited.
     """
 
     def __init__(self, call: Any, connection: ConnectionLike, budget: RetryBudget | None) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay.fields import Field
 from tdreplay.limits import DEFAULT_TABLE, check_whole
+from tdreplay.table_config import check_limiter
 from tdreplay_server.checkpoints.checkpoint import listed_bytes, read_acknowledged, read_state, write_checkpoint
 from tdreplay_server.checkpoints.manifest import Manifest, read_manifest
 from tdreplay_server.checkpoints.snapshot import rows_file
@@ -59,6 +60,7 @@ def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = Fal
         Its live rows.
 
     Raises:
+        InvalidArgumentError: the table's rate limiter cannot work with this capacity.
         CorruptDataError: the checkpoint is not what was written.
         FailedPreconditionError: the table is there, and is not to be replaced; or a newer version wrote the checkpoint.
         DirectoryInUseError: a server is at work on the directory.
@@ -66,13 +68,15 @@ def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = Fal
     """
     target = table_directory(data_dir, check_name(table, "table"))
     manifest = read_manifest(checkpoint)
+    capacity = buffer_size or manifest.config.buffer_size
+    check_limiter(manifest.config.resized(capacity))
     with disk_errors(str(data_dir)):
         make_directories(data_dir)
         with DirectoryLock(data_dir):
             check_directory(target.parent)
             if target.exists() and not replace:
                 raise FailedPreconditionError(f"table {table!r} is there already in {data_dir}: choose another name (--table), or say --replace")
-            return _restored(checkpoint, manifest, target, buffer_size or manifest.config.buffer_size)
+            return _restored(checkpoint, manifest, target, capacity)
 
 
 def _restored(checkpoint: Path, manifest: Manifest, target: Path, buffer_size: int) -> Ring:
@@ -128,6 +132,7 @@ def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
         Its live rows.
 
     Raises:
+        InvalidArgumentError: the table's rate limiter cannot work with this capacity.
         FailedPreconditionError: there is no such table.
         CorruptDataError, DirectoryInUseError, ResourceExhaustedError: as `restore`.
     """
@@ -137,6 +142,7 @@ def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
         raise FailedPreconditionError(f"there is no table {table!r} in {data_dir}")
     with disk_errors(str(data_dir)), DirectoryLock(data_dir), new_directory(data_dir / CHECKPOINTS / table) as scratch:
         config = read_table(directory, torn_end=True).settings.config
+        check_limiter(config.resized(buffer_size))
         with closing(RowLog(config, Unheard(), directory=directory)) as opened:
             try:
                 checkpoint = Path(write_checkpoint(scratch / "resize", opened).path)

@@ -19,7 +19,7 @@ from tdreplay.memory import Rows
 from tdreplay.priorities import Updated
 from tdreplay.schema import Schema
 from tdreplay.system_fields import DRAWN_NAMES, PRIORITY, PROBABILITY
-from tdreplay.table_config import TableConfig
+from tdreplay.table_config import TableConfig, check_limiter
 from tdreplay.table_description import TableDescription
 from tdreplay_server.checkpoints.checkpoint import write_checkpoint
 from tdreplay_server.durability.data_directory import CHECKPOINTS
@@ -35,7 +35,7 @@ from tdreplay_server.tables.description import described
 from tdreplay_server.tables.draws import DrawnRows, Generators
 from tdreplay_server.tables.epochs import EpochBatches, plan_of
 from tdreplay_server.tables.leases import Drawn
-from tdreplay_server.tables.limiters import AT_ONCE, Wait, check_limiter
+from tdreplay_server.tables.limiters import AT_ONCE, Wait
 from tdreplay_server.tables.reading import gathered, taken
 from tdreplay_server.tables.sampling import Sampling
 from tdreplay_server.tables.selection import BatchQuery, ChosenRows, RowFormat, RowsInSlots, Selection

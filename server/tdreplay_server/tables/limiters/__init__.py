@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 from tdreplay.rate_limiters import Unlimited
 from tdreplay.table_config import TableConfig
-from tdreplay_server.tables.limiters.checks import check_limiter
 from tdreplay_server.tables.limiters.limited import Limited
 from tdreplay_server.tables.limiters.limiter import AT_ONCE, FOR_EVER, RateLimiter, Reserved, Supply, Wait, WaitState
 from tdreplay_server.tables.limiters.unlimited import UnlimitedLimiter
 
-__all__ = ["AT_ONCE", "FOR_EVER", "RateLimiter", "Reserved", "Supply", "UnlimitedLimiter", "Wait", "WaitState", "check_limiter", "made_limiter"]
+__all__ = ["AT_ONCE", "FOR_EVER", "RateLimiter", "Reserved", "Supply", "UnlimitedLimiter", "Wait", "WaitState", "made_limiter"]
 
 
 def made_limiter(config: TableConfig, supply: Callable[[], Supply]) -> RateLimiter:

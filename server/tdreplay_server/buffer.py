@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -88,6 +89,8 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         self._storing_device = where = parse_device(storing_device, "storing_device")
         self._cast = check_flag(cast, "cast")
         self._owner = Owner("the buffer")
+        self._drawing: set[int] = set()  # The threads that draw batches.
+        self._interrupted = False  # Whether one of them was interrupted, and may have left rows that nobody gets.
         self._own_table = Table(
             TableRequest.of(buffer_size, where, sampler, rate_limiter, max_times_sampled).config("cpu"),
             directory=directory,
@@ -122,6 +125,26 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         rows, draw = check_batch_size(batch_size), self._next_draw(seed)
         query, now = BatchQuery(rows, uniform=check_flag(uniform, "uniform"), described=True), time.monotonic()
         end = now + DEFAULT_TIMEOUT if check_flag(wait, "wait") else 0.0
+        self._settle()
+        thread = threading.get_ident()
+        self._drawing.add(thread)
+        try:
+            return self._drawn_batch(query, draw, now, end)
+        except BaseException as error:
+            self._interrupted = self._interrupted or not isinstance(error, Exception)
+            raise
+        finally:
+            self._drawing.discard(thread)
+            self._settle()
+
+    def _settle(self) -> None:
+        """After an interrupt (Ctrl-C): takes back what was drawn for batches that nobody gets, once no thread draws any more."""
+        if self._interrupted and not self._drawing:
+            self._table.forget_leases()
+            self._interrupted = False
+
+    def _drawn_batch(self, query: BatchQuery, draw: tuple[int, int] | None, now: float, end: float) -> TensorDict:
+        """The next batch. An empty buffer waits for its first row until `end`."""
         while True:
             try:
                 generators = self._table.unseeded if draw is None else generators_of(*draw)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tdreplay.errors import EmptyTableError, InternalError, SlotIndexError
-from tdreplay.samplers import MaxHeap, Prioritized, WithoutReplacement
+from tdreplay.rate_limiters import SamplesPerInsert
+from tdreplay.samplers import Fifo, MaxHeap, Prioritized, WithoutReplacement
 from tdreplay_server import ReplayBuffer
 from tdreplay_server.storage.locks import ReadWriteLock
 
@@ -117,6 +118,34 @@ def test_calls_of_a_table_that_keeps_a_state_of_its_rows_may_be_interrupted_anyw
         if sampler.has_priorities:
             assert set(batch_now["priority"].tolist()) == {3.0}  # New rows get the highest one.
             assert buffer.update_priorities(batch_now["row_id"], 4.0) == (100, 0)
+
+
+# What counts draws -> the batches of two rows that two rows are good for.
+COUNTED = {
+    "fifo": ({"sampler": Fifo(), "max_times_sampled": 1}, 1),
+    "uniform": ({"max_times_sampled": 3}, 3),
+    "samples_per_insert": ({"rate_limiter": SamplesPerInsert(2.0, min_size=1, error_buffer=8.0)}, 2),
+}
+
+
+@pytest.mark.parametrize(("settings", "batches"), COUNTED.values(), ids=COUNTED)
+def test_no_batch_of_an_interrupted_call_stays_with_a_learner_that_does_not_have_it(settings, batches):
+    with ReplayBuffer("cpu", "cpu", SIZE, **settings) as buffer:
+        with interrupted_often(INTERRUPTS // 2) as hits:
+            while hits[0] < INTERRUPTS // 2:
+                with suppress(KeyboardInterrupt):
+                    buffer.add_batch(batch(1, rows=2))
+                    for _ in range(batches):
+                        buffer.sample_batch(2)
+
+        def draws():
+            return [buffer.sample_batch(2).shape[0] for _ in range(4 * batches)] == [2] * 4 * batches
+
+        writer = threading.Thread(target=lambda: [buffer.add_batch(batch(2, rows=2)) for _ in range(4)], daemon=True)
+        writer.start()
+        assert in_a_thread(draws)
+        writer.join(WAIT)
+        assert buffer.describe().leased == 0
 
 
 def test_interrupts_beside_other_threads():

@@ -105,6 +105,10 @@ class Told:
         self.listener = listener
         self._oldest = self._end = 0
 
+    def begin_anew(self) -> None:
+        """Nothing was told yet: the next call tells of all live rows."""
+        self._oldest = self._end = 0
+
     def tell(self, ring: Ring) -> None:
         """Tells of the live rows of `ring`, where they are others than before."""
         oldest, end = self._oldest, self._end

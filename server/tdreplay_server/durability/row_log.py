@@ -311,6 +311,16 @@ class RowLog:
             with self._inserts.alone():
                 writer.overwriting = None
 
+    def tell_anew(self) -> None:
+        """Tells the listener of its state and of all live rows again, as when a table is opened. It forgets what it knew beside them."""
+        with self._alone():
+            self._check_not_closed()
+            state = self.slot_state
+            if state is not None:
+                self._told.begin_anew()
+                self._told.listener.opened(state, self.ring)
+                self._told.tell(self.ring)
+
     @contextmanager
     def reading(self, version: int) -> Iterator[None]:
         """Holds the lock as one of the readers. Errors: as `check_version`."""

@@ -14,13 +14,16 @@ __all__ = ["Drawn", "Lease", "SentBatches"]
 
 
 class Lease(Protocol):
-    """One batch that was drawn. Either `taken` or `give_back` is called, once, from any thread. Neither waits."""
+    """One batch that was drawn. Either `taken` is called, or `offer` and then `free`, each once, from any thread. None of them waits."""
 
     def taken(self) -> None:
         """A learner took the batch: its rows count as drawn."""
 
-    def give_back(self) -> None:
-        """Nobody took the batch: its rows can be drawn again, and come first where the sampler has an order."""
+    def offer(self) -> None:
+        """Nobody took the batch: its rows can be drawn again, where the sampler's order has them. Who waits for rows does not get them yet."""
+
+    def free(self) -> None:
+        """Who waits for rows may draw them now."""
 
 
 class Drawn(NamedTuple):
@@ -67,9 +70,11 @@ class SentBatches:
         self.taken(self._sent)
 
     def close(self) -> None:
-        """Gives back what was not taken, the last batch first: so the rows are in order again."""
+        """Gives back what was not taken. Nobody draws of these rows before all of them are there again: so they come in order."""
         with self._changing:
             leases = list(self._leases)
             self._leases.clear()
-        for lease in reversed(leases):
-            lease.give_back()
+        for lease in leases:
+            lease.offer()
+        for lease in leases:
+            lease.free()

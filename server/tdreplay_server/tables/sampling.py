@@ -119,13 +119,11 @@ class Sampling:
             log.advance(front)
         self.limiter.changed()
 
-    def give_back(self, reserved: Reserved, ids: RowIds, moment: int) -> None:
-        """Nobody took a batch with these rows."""
-        with self._log().shared:
-            if self.consumption is not None:
+    def offer(self, ids: RowIds, moment: int) -> None:
+        """Nobody took a batch with these rows. They stay reserved until the limiter hears that the batch was given back."""
+        if self.consumption is not None:
+            with self._log().shared:
                 self.consumption.give_back(ids, moment)
-            self.limiter.given_back(reserved)
-        self.limiter.changed()
 
     def counted(self, updated: Updated) -> Updated:
         """The same, after it was counted."""
@@ -182,5 +180,8 @@ class _Lease:
     def taken(self) -> None:
         self._sampling.taken(self._reserved, self._drawn.batch(self._number), self._drawn.moment)
 
-    def give_back(self) -> None:
-        self._sampling.give_back(self._reserved, self._drawn.batch(self._number), self._drawn.moment)
+    def offer(self) -> None:
+        self._sampling.offer(self._drawn.batch(self._number), self._drawn.moment)
+
+    def free(self) -> None:
+        self._sampling.limiter.given_back(self._reserved)

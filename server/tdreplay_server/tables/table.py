@@ -169,6 +169,12 @@ class Table:
         with self._row_log.shared:
             return self._drawn_format(query, self._format(query.fields, or_empty=self.counts_draws))
 
+    @lets_go
+    def forget_leases(self) -> None:
+        """Takes back all batches that were drawn and not taken, as a restart does. An interrupted thread may have left some that nobody knows of."""
+        if self.counts_draws:
+            self._row_log.tell_anew()
+
     def unseeded(self, batches: int) -> Sequence[np.random.Generator]:
         """The generators of so many random batches that nobody wants to draw again."""
         return (self._generator,) * batches

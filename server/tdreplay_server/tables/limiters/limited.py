@@ -57,13 +57,15 @@ class Limited:
     # -- the table ----------------------------------------------------------------------------------------------------------------------------
 
     def opened(self, state: SlotState, ring: Ring) -> None:
-        """Goes on counting, or begins to."""
+        """Goes on counting, or begins to. What was reserved counts for nothing."""
         with self._mutex:
             began = state.values[BEGAN.name]
             if not began:
                 began[...] = ring.insert_count + 1
             self._kept_taken = state.values[ROWS_TAKEN.name]
             self._before, self._taken = int(began) - 1, int(self._kept_taken)
+            self._generation += 1
+            self._reserved = 0
             self._let_in()
 
     def emptied(self, ring: Ring) -> None:

@@ -49,9 +49,11 @@ def test_a_batch_whose_rows_were_overwritten_while_there_are_no_others_is_drawn_
         others = draw(table, 2)
         with pytest.raises(TableChangedError, match="2 rows of a batch were overwritten before they were read, and there are no others"):
             table.take(drawn.selection)
-        for lease in reversed(drawn.leases):
-            lease.give_back()
-        others.leases[0].give_back()
+        leases = (*drawn.leases, *others.leases)
+        for lease in leases:
+            lease.offer()
+        for lease in leases:
+            lease.free()
         description = table.describe()
         assert (description.leased, description.available) == (0, 8)
         assert table.take(draw(table, 8).selection)["number"].tolist() == [2, 3, 4, 5, 6, 7, 8, 9]

@@ -24,6 +24,7 @@ from tdreplay.errors import (
     EmptyTableError,
     ReplayError,
     ResourceExhaustedError,
+    SchemaError,
     TableChangedError,
     TableExistsError,
     TableNotFoundError,
@@ -33,7 +34,7 @@ from tdreplay.schema import Schema
 from tdreplay.table_config import TableConfig
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import RemoteReplayBuffer
-from tdreplay_server import ReplayServer, ServerConfig
+from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig
 from tdreplay_server.checkpoints.verify import verified
 from tdreplay_server.tables.selection import BatchQuery
 from tdreplay_server.tables.table import Table
@@ -289,8 +290,32 @@ def test_the_state_of_a_table_that_is_gone_is_not_mapped_any_more(end, tmp_path)
         end(table)
         assert mapped_states(tmp_path) == 0
         leases[0].taken()
-        leases[1].give_back()
+        leases[1].offer()
+        leases[1].free()
 
 
 def mapped_states(directory: Path) -> int:
     return sum(f"{directory}/" in line and "/state_" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_a_field_with_the_name_of_a_drawn_one_is_left_out_only_where_the_rows_were_drawn():
+    def prioritized_rows(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+        return {"x": torch.zeros(4), "priority": torch.ones(4, dtype=dtype)}
+
+    with ReplayBuffer("cpu", "cpu", 8) as uniform, ReplayBuffer("cpu", "cpu", 8, sampler="prioritized") as prioritized:
+        for buffer in (prioritized, uniform):
+            buffer.add_batch({"x": torch.zeros(4)})
+            for given in (
+                prioritized_rows(),
+                prioritized_rows(torch.float32),
+                {"x": torch.zeros(4), "probability": torch.ones(4, dtype=torch.float64)},
+            ):
+                with pytest.raises(SchemaError, match=r"priority|probability"):
+                    buffer.add_batch(given)
+            buffer.add_batch(prioritized.sample_batch(4))
+            assert buffer.size == 8
+    with ReplayBuffer("cpu", "cpu", 8, sampler="prioritized") as prioritized, pytest.raises(SchemaError, match="reserved"):
+        prioritized.add_batch(prioritized_rows())
+    with ReplayBuffer("cpu", "cpu", 8) as uniform:
+        uniform.add_batch(prioritized_rows())  # A field of the user's.
+        assert uniform.sample_batch(2)["priority"].tolist() == [1.0, 1.0]

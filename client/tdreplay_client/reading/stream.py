@@ -199,7 +199,8 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         call.take(pending)
         batch, place = pending.take(), self._after(self._place, pending)
         del pending  # With it goes a segment whose batch was copied.
-        call.grant()
+        if not call.grant() and self._counted:
+            call.say_taken()  # The rows count as drawn from now on, and others may wait for that.
         return batch, place
 
     def _current(self, budget: RetryBudget) -> BatchCall:

@@ -421,14 +421,14 @@ class SampleRequest(google.protobuf.message.Message):
     knows_priorities: builtins.bool
     """The client knows the fields `probability` and `priority`: batches carry them where the table's sampler has priorities. First message only."""
     wait_seconds: builtins.float
-    """The longest that the server waits until there are rows, and until the table's rate limiter lets a batch through, in seconds; 0: not at all. Then
-    the call is refused. Unset: 10. First message only.
+    """The longest that the server waits until the table's rate limiter lets a batch through, and for rows of a table that counts what is drawn, in
+    seconds; 0: not at all. Then the call is refused. Unset: 10. A table that never had a row is refused at once. First message only.
     """
     says_taken: builtins.bool
     """The client says by `taken` which batches reached the learner. Unset: a batch reached it when it was sent. First message only."""
     taken: builtins.int
     """The number of batches of this call that the learner has taken so far. The rows of a batch count as drawn when it is taken. When the call ends,
-    the rows of the batches that were sent and not taken can be drawn again.
+    the rows of the batches that were sent and not taken can be drawn again. Not in the first message.
     """
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -440,7 +440,9 @@ class SampleRequest(google.protobuf.message.Message):
 
     @property
     def updates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PriorityUpdate]:
-        """New priorities of rows, as in UpdatePriorities. A message with an update and nothing else is allowed. An update that cannot be ends the call."""
+        """New priorities of rows, as in UpdatePriorities: of those of one message either all are made or none. A message with updates and nothing else is
+        allowed. An update that cannot be ends the call. Not in the first message.
+        """
 
     def __init__(
         self,
@@ -509,7 +511,7 @@ class UpdatePrioritiesRequest(google.protobuf.message.Message):
     """The table's name."""
     @property
     def update(self) -> global___PriorityUpdate:
-        """The rows and their priorities, at most 1048576."""
+        """The rows and their priorities: as many as a message of 131072 bytes has room for, some 8000."""
 
     def __init__(
         self,

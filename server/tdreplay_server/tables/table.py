@@ -13,12 +13,12 @@ import torch
 
 from tdreplay.api import Checkpoint, Progress, State
 from tdreplay.epochs import EpochPlace, EpochPlan, EpochQuery
-from tdreplay.errors import EmptyTableError, FailedPreconditionError, NoPrioritiesError, RowIdError, StorageError
+from tdreplay.errors import EmptyTableError, FailedPreconditionError, NoPrioritiesError, RowIdError, SchemaError, StorageError
 from tdreplay.limits import MAX_ROW_ID, check_whole
 from tdreplay.memory import Rows
 from tdreplay.priorities import Updated
 from tdreplay.schema import Schema
-from tdreplay.system_fields import DRAWN_NAMES, PRIORITY, PROBABILITY
+from tdreplay.system_fields import DRAWN_FIELDS, DRAWN_NAMES, PRIORITY, PROBABILITY
 from tdreplay.table_config import TableConfig, check_limiter
 from tdreplay.table_description import TableDescription
 from tdreplay_server.checkpoints.checkpoint import write_checkpoint
@@ -122,12 +122,22 @@ class Table:
             return self._row_log.insert(insert)
 
     def _as_stored(self, columns: Inserts, schema: Schema) -> tuple[Inserts, Schema]:
-        """Rows without what says how they were drawn: a batch that was sampled can be inserted again. A user's fields of these names stay."""
+        """Rows without what says how they were drawn: a batch that was sampled can be inserted again. A user's fields of these names stay.
+
+        Raises:
+            SchemaError: the rows of a table with priorities have a field of such a name that no sampled batch has.
+        """
         known = self._row_log.schema
-        if known is None and not self._has_priorities:
-            return columns, schema
-        drawn = DRAWN_NAMES - (frozenset() if known is None else known.fields_by_name.keys())
-        return {name: column for name, column in columns.items() if name not in drawn}, schema.without(drawn)
+        users = frozenset() if known is None else known.fields_by_name.keys()
+        there = {field.name: (field.dtype, field.shape) for field in schema.fields if field.name not in users}
+        drawn = [field.name for field in DRAWN_FIELDS if there.get(field.name) == (field.dtype, field.shape)]
+        if not {PROBABILITY.name, PRIORITY.name}.issubset(drawn) or (known is None and not self._has_priorities):
+            drawn = []
+        stored = schema.without(drawn) if drawn else schema
+        reserved = sorted(DRAWN_NAMES & stored.fields_by_name.keys()) if self._has_priorities else []
+        if reserved:
+            raise SchemaError(f"field {reserved[0]!r} is reserved: the sampler of this table is {self.config.sampler}, whose batches have one")
+        return {name: column for name, column in columns.items() if name not in drawn}, stored
 
     @lets_go
     def update_priorities(self, row_ids: RowIds, priorities: Priorities) -> Updated:

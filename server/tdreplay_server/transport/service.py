@@ -195,8 +195,8 @@ def _insert(tables: Tables, name: str, head: Any, call: Call, wait: Wait, block:
 
 
 def _room_for_others(table: Table, call: Call) -> AbstractContextManager[object]:
-    """For ``with``: a call that may wait for a rate limiter makes room for others, unless it is a stream: these have permits."""
-    return call.waiting_for_others() if table.counts_draws and not call.patient else nullcontext()
+    """For ``with``: a call that may wait for a rate limiter makes room for others, and ends at once when the server stops."""
+    return call.waiting_for_others() if table.counts_draws else nullcontext()
 
 
 def _without_priorities(block: Block, columns: dict[str, Rows]) -> tuple[Schema, Priorities]:
@@ -226,6 +226,9 @@ def _first(requests: Requests) -> Any:
     if request is None:
         raise InvalidArgumentError("the stream ended before its first message, which holds the query")
     check_whole(len(request.head.released_slots), "the number of released_slots in the first message", 0, 0)
+    if isinstance(request.head, pb.SampleRequest):
+        check_whole(request.head.taken, "taken in the first message", 0, 0)
+        check_whole(len(request.head.updates), "the number of updates in the first message", 0, 0)
     return request.head
 
 

@@ -126,10 +126,14 @@ class Running:
                 call.cancel()
 
     def stop(self, seconds: float) -> None:
-        """Lets no call begin any more, ends those that wait for a request, and blocks until the others have finished, at most so many seconds."""
+        """Lets no call begin any more, ends those that wait, and blocks until the others have finished, at most so many seconds.
+
+        What waits for a request, or for calls that do not come any more, gets nothing by waiting.
+        """
         self._stopped.set()
         with self._changed:
-            idle = [call for call in self._calls if call.idle]
+            now = time.monotonic()
+            idle = [call for call in self._calls if call.idle or _stood(call, now) > YIELD_SECONDS]
         for call in idle:
             call.cancel()
         with self._changed:
@@ -137,8 +141,13 @@ class Running:
 
 
 def _yielded(call: Call, now: float) -> float:
-    """The seconds that a call has done nothing that others need."""
-    return max(_waited(call, now), 0.0 if call.yields_since is None else now - call.yields_since)
+    """The seconds that a call has waited for its client or, if it is no stream, for other calls. Streams have permits."""
+    return max(_waited(call, now), 0.0 if call.patient else _stood(call, now))
+
+
+def _stood(call: Call, now: float) -> float:
+    """The seconds that a call has waited for other calls."""
+    return 0.0 if call.yields_since is None else now - call.yields_since
 
 
 def _waited(call: Call, now: float) -> float:

@@ -83,7 +83,7 @@ crash: install ## Kill servers and clients two hundred times, and let a server s
 	TDREPLAY_KILLS=200 $(BIN)/python -m pytest tests/crash -s $(ARGS)
 
 # Four workers for two cores, because many tests wait. What pytest makes of the test files is kept in __pycache__, whatever the environment says.
-test: install ## Run the whole test suite: five and a half minutes on two cores.
+test: install ## Run the whole test suite: nine minutes on two cores.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 floors: install ## Test the client alone, with the oldest and the newest versions of what it needs: two minutes.

@@ -8,14 +8,17 @@ import resource
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
 import pytest
+import torch
 from limited_table import LimitedTable, started
 
-from tdreplay.errors import CancelledError, RateLimitedError
+from tdreplay.errors import CancelledError, ClosedError, RateLimitedError
 from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
+from tdreplay_server import ReplayBuffer
 from tdreplay_server.tables.limiters import AT_ONCE, Wait
 
 LONG = 30.0
@@ -331,3 +334,32 @@ def test_the_ratio_is_inside_the_error_buffer_at_every_moment():
     assert min(balances) >= ratio * min_size - buffer
     assert max(balances) <= ratio * min_size + buffer
     assert max(balances) - min(balances) > buffer / 2
+
+
+def test_a_batch_that_is_larger_than_the_error_buffer_is_debited_as_inserts_allow_it():
+    ratio, min_size, allowed = 4.0, 100, 100.0
+    limiter = SamplesPerInsert(ratio, min_size, allowed)
+    with ThreadPoolExecutor(3) as threads, ReplayBuffer("cpu", "cpu", 10_000, rate_limiter=limiter) as buffer:
+        buffer.add_batch({"x": torch.zeros(25)})
+        balances = []
+
+        def insert():
+            with suppress(ClosedError):  # So it ends.
+                while True:
+                    buffer.add_batch({"x": torch.zeros(25)})
+
+        def watch():
+            with suppress(ClosedError):
+                while True:
+                    described = buffer.describe()
+                    if described.insert_count >= min_size:
+                        balances.append(described.insert_count * ratio - described.sample_count)
+
+        working = [threads.submit(work) for work in (insert, insert, watch)]
+        drawn = [len(buffer.sample_batch(256)) for _ in range(10)]
+        buffer.close()
+        for work in working:
+            work.result(30)
+    assert drawn == [256] * 10
+    assert ratio * min_size - allowed <= min(balances)
+    assert max(balances) <= ratio * min_size + allowed

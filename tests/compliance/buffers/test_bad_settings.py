@@ -106,7 +106,6 @@ def test_a_table_without_priorities_refuses_them(make_buffer, sampler):
         ({"max_times_sampled": 1}, 11, ["11 rows", "10"]),
         ({"max_times_sampled": 2}, 21, ["21 rows", "10", "2"]),
         ({"max_times_sampled": 1, "rate_limiter": Queue(8)}, 9, ["9 rows", "8"]),
-        ({"rate_limiter": SamplesPerInsert(4.0, 2, 10.0)}, 21, ["21 rows", "20"]),
     ],
 )
 def test_a_batch_that_can_never_be_drawn_is_refused_at_once(make_buffer, settings, batch, words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -141,9 +142,23 @@ class Limited:
 
     def reserve(self, rows: int, batches: int, wait: Wait) -> Reserved:
         """Waits until there is a batch, and reserves up to so many of them. Errors: as `sampling`."""
-        most = self._most_rows_of_a_batch()
-        if rows > most:
-            raise InvalidArgumentError(reasons.never_drawn(self._config, self._rule, rows))
+        if rows > self._most_rows_of_a_batch():
+            raise InvalidArgumentError(reasons.never_drawn(self._config, rows))
+        if rows > self._rule.batch_rows:
+            return self._debited_in_parts(rows, wait)
+        return self._reserved_whole(rows, batches, wait)
+
+    def _debited_in_parts(self, rows: int, wait: Wait) -> Reserved:
+        """Waits for a batch that is larger than the balance may ever move. It is debited in parts, as inserts allow them, before it is drawn.
+
+        So the balance is inside its bounds at every moment. What was debited of a batch that does not come in time, or is not taken, stays so.
+        """
+        part = max(1, int(self._rule.batch_rows / 2))
+        for done in range(0, rows, part):
+            self.taken(self._reserved_whole(min(part, rows - done), 1, wait))
+        return Reserved(1, 0, self._generation)
+
+    def _reserved_whole(self, rows: int, batches: int, wait: Wait) -> Reserved:
         visitor = Visitor(rows, batches, wait)
         try:
             self._samples.pass_through(visitor)
@@ -153,7 +168,8 @@ class Limited:
             raise
 
     def _most_rows_of_a_batch(self) -> float:
-        config, most = self._config, self._rule.batch_rows
+        config = self._config
+        most: float = config.rate_limiter.max_size if isinstance(config.rate_limiter, Queue) else math.inf
         return min(most, config.buffer_size * config.max_times_sampled) if config.is_consuming else most
 
     def _abandon(self, visitor: Visitor) -> None:

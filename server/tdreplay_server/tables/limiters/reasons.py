@@ -23,19 +23,14 @@ def never_inserted(config: TableConfig, rule: Rule, rows: int, most: float) -> s
     )
 
 
-def never_drawn(config: TableConfig, rule: Rule, rows: int) -> str:
-    """A batch has more rows than can ever be drawn at once."""
-    if config.is_consuming and rows > config.buffer_size * config.max_times_sampled:
-        return (
-            f"a batch of {rows} rows can never be drawn: the table has {config.buffer_size} rows at most, each of which is drawn "
-            f"{config.max_times_sampled} times at most"
-        )
-    if isinstance(config.rate_limiter, Queue):
+def never_drawn(config: TableConfig, rows: int) -> str:
+    """A batch has more rows than the table ever holds."""
+    if isinstance(config.rate_limiter, Queue) and rows > config.rate_limiter.max_size:
         most = config.rate_limiter.max_size
         return f"a batch of {rows} rows can never be drawn: the queue holds {most} rows at most (max_size). Give it a max_size of {rows}"
     return (
-        f"a batch of {rows} rows can never be drawn, because error_buffer does not allow batches to be so far ahead of the inserts: "
-        f"draw at most {math.floor(rule.batch_rows)} rows at once, or give the rate limiter an error_buffer of {rows / 2:.10g}"
+        f"a batch of {rows} rows can never be drawn: the table has {config.buffer_size} rows at most, each of which is drawn "
+        f"{config.max_times_sampled} times at most"
     )
 
 

@@ -109,7 +109,7 @@ class Sampling:
                 self.consumption.taken(ids, moment)
                 front = self.consumption.front(log.ring)
             self.limiter.taken(reserved)
-        self.rows_drawn.add(reserved.rows)
+        self.rows_drawn.add(len(ids))
         self.advance(front)
 
     def advance(self, front: int) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tdreplay.block import Layout, layout
 from tdreplay.fields import Field
 from tdreplay.schema import DimNames
-from tdreplay.system_fields import PRIORITY, PROBABILITY
+from tdreplay.system_fields import PRIORITY
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 
 __all__ = ["BatchQuery", "ChosenRows", "RowFormat", "RowsInSlots", "Selection", "joined"]
@@ -113,8 +113,12 @@ class Selection:
 
     @property
     def is_described(self) -> bool:
-        """Whether the rows are read with fields of their draw."""
-        return PROBABILITY in self.format.fields or PRIORITY in self.format.fields
+        """Whether the rows are read with the fields of their draw, which are the last ones."""
+        return self.format.fields[-1] is PRIORITY
+
+    def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
+        """What the rows from start to stop are read with of their draw, once their ids were asked for: the name of a drawn field -> its values."""
+        return self.chosen.drawn(start, stop) if self.is_described else {}
 
 
 class _Joined:

@@ -297,7 +297,7 @@ class Table:
         with log.shared:
             log.check_version(selection.version)
             ids = selection.chosen.ids(log.ring, start, stop)
-            gathered(log.storage, ids, selection.chosen.drawn(start, stop) if selection.is_described else {}, out, threads=threads)
+            gathered(log.storage, ids, selection.drawn(start, stop), out, threads=threads)
 
     @lets_go
     def take(self, selection: Selection) -> dict[str, torch.Tensor]:
@@ -310,8 +310,7 @@ class Table:
         with log.shared:
             log.check_version(selection.version)
             ids = selection.chosen.ids(log.ring, 0, selection.rows)
-            drawn = selection.chosen.drawn(0, selection.rows) if selection.is_described else {}
-            return taken(log.storage, ids, drawn, selection.format.fields)
+            return taken(log.storage, ids, selection.drawn(0, selection.rows), selection.format.fields)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from paused_gc import paused_gc
+
 
 @contextmanager
 def interrupting(code: Any, seconds: float, most: int = 1000) -> Iterator[list[int]]:
@@ -26,7 +28,8 @@ def interrupting(code: Any, seconds: float, most: int = 1000) -> Iterator[list[i
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
-        yield hits
+        with paused_gc():
+            yield hits
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from limited_table import LimitedTable, started
 
+from paused_gc import paused_gc
 from tdreplay.errors import CancelledError, ClosedError, RateLimitedError
 from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
 from tdreplay_server import ReplayBuffer
@@ -258,11 +259,12 @@ def test_a_storm_of_interrupts_leaves_nothing_behind():
     handler = signal.signal(signal.SIGALRM, _interrupt)
     try:
         end = time.monotonic() + 4
-        while time.monotonic() < end:
-            rounds += 1
-            with suppress(KeyboardInterrupt, RateLimitedError):
-                _interrupted(table, chance.uniform(1e-5, 4e-4), rounds % 2)
-            table.limiter.let_go()
+        with paused_gc():
+            while time.monotonic() < end:
+                rounds += 1
+                with suppress(KeyboardInterrupt, RateLimitedError):
+                    _interrupted(table, chance.uniform(1e-5, 4e-4), rounds % 2)
+                table.limiter.let_go()
     finally:
         signal.signal(signal.SIGALRM, handler)
     print(f"{rounds} rounds")

@@ -27,6 +27,7 @@ from tdreplay.selecting import Fields, Slots, as_fields
 from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay.table_messages import create_table_request, table_config_from_message
+from tdreplay.trajectories import Trajectories
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
@@ -65,6 +66,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         rate_limiter: what decides who has to wait, as `SamplesPerInsert(4.0, min_size=1000, error_buffer=100)`, in the same forms. None: nobody waits
             in a new table; any in one that exists.
         max_times_sampled: how often a row is drawn before it leaves; 0: any number of times. None: 0 in a new table, any in one that exists.
+        trajectories: what the table knows of the episodes whose steps its rows are: True or a `Trajectories`. None: nothing in a new table, anything
+            in one that exists.
         timeout: the most seconds that a call waits for an answer, that a stream waits for its next message, and that either waits for a server which
             is not there. None, inf: without a limit (a year).
         transport: how rows travel, both ways. "grpc": in gRPC messages. "auto" and "shared_memory": large batches through memory that server and
@@ -102,12 +105,13 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         sampler: Sampler | str | Mapping[str, Any] | None = None,
         rate_limiter: RateLimiter | str | Mapping[str, Any] | None = None,
         max_times_sampled: SupportsIndex | None = None,
+        trajectories: Trajectories | Mapping[str, Any] | bool | None = None,
         timeout: SupportsFloat | None = DEFAULT_TIMEOUT,
         transport: Literal["auto", "shared_memory", "grpc"] = "auto",
         cast: bool = False,
         seed: SupportsIndex | None = None,
     ) -> None:
-        request = TableRequest.of(buffer_size, storing_device, sampler, rate_limiter, max_times_sampled, table)
+        request = TableRequest.of(buffer_size, storing_device, sampler, rate_limiter, max_times_sampled, trajectories, table)
         self._open(address, device, request, timeout, transport, cast, seed)
         try:
             self._connection.retried(self._agree)

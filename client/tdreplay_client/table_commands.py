@@ -57,7 +57,7 @@ def create(
     """
     numbers = {"samples_per_insert": samples_per_insert, "min_size": min_size, "error_buffer": error_buffer, "max_size": max_size}
     chosen, limiter = _named("--sampler", sampler, {"alpha": alpha}), _named("--rate-limiter", rate_limiter, numbers)
-    request = TableRequest.of(buffer_size, storing_device, chosen, limiter, max_times_sampled, name)
+    request = TableRequest.of(buffer_size, storing_device, chosen, limiter, max_times_sampled, name=name)
     from tdreplay.table_messages import create_table_request
 
     with _connected(address, timeout) as connection:

@@ -22,6 +22,8 @@ __all__ = [
     "DeadlineError",
     "DirectoryInUseError",
     "EmptyTableError",
+    "EpisodeError",
+    "EpisodeNotFoundError",
     "FailedPreconditionError",
     "FieldNotFoundError",
     "ForkedError",
@@ -30,6 +32,7 @@ __all__ = [
     "MessageTooLargeError",
     "MissingRowsError",
     "NoPrioritiesError",
+    "NoTrajectoriesError",
     "OtherSettingsError",
     "OverwrittenError",
     "RateLimitedError",
@@ -93,7 +96,7 @@ class TokenError(InvalidArgumentError):
 
 
 class SlotIndexError(ReplayError, IndexError):
-    """An index names a slot that holds no live row."""
+    """An index names a slot that holds no live row, or with a view no step whose window is there."""
 
     code = grpc.StatusCode.OUT_OF_RANGE
 
@@ -106,6 +109,12 @@ class RowIdError(ReplayError, IndexError):
 
 class TableNotFoundError(ReplayError, LookupError):
     """The server has no table of that name."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class EpisodeNotFoundError(ReplayError, LookupError):
+    """The table has no step of that episode, or none any more."""
 
     code = grpc.StatusCode.NOT_FOUND
 
@@ -136,6 +145,14 @@ class OverwrittenError(MissingRowsError):
 
 class NoPrioritiesError(FailedPreconditionError):
     """The rows of the table have no priorities: its sampler knows none."""
+
+
+class NoTrajectoriesError(FailedPreconditionError):
+    """The rows of the table are no steps of episodes: it was made without trajectories."""
+
+
+class EpisodeError(FailedPreconditionError):
+    """Steps do not go on where their episode is: it ended, a number is left out or comes twice, or another writer writes it. Nothing was stored."""
 
 
 class ClosedError(FailedPreconditionError):

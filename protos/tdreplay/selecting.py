@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 
 from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, SlotIndexError
+from tdreplay.field_names import field_name
 from tdreplay.limits import MAX_BATCH_SIZE, check_whole, shown
 from tdreplay.state import State
 
@@ -60,7 +61,7 @@ def as_fields(fields: Fields | None) -> tuple[str, ...] | None:
     if fields is None:
         return None
     try:
-        names = (fields,) if isinstance(fields, str) else tuple(map(_name, fields))
+        names = (fields,) if isinstance(fields, str) else tuple(map(field_name, fields))
     except TypeError:
         raise InvalidArgumentError(f"fields ({shown(fields)}) must be names, or tuples of them") from None
     if not names:
@@ -81,14 +82,6 @@ def shaped(batch: TensorDict, shape: tuple[int, ...]) -> TensorDict:
         return batch
     found: TensorDict = batch.view(*shape, *batch.batch_size[1:]) if shape else batch[0]
     return found
-
-
-def _name(key: Any) -> str:
-    if isinstance(key, str):
-        return key
-    if not isinstance(key, tuple) or not key:
-        raise TypeError
-    return ".".join(map(_name, key))
 
 
 def _sliced(index: slice, state: State) -> Slots:

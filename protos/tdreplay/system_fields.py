@@ -6,6 +6,9 @@ field needs one more entry, and a source of its values. If they are computed whe
 
 `DRAWN_FIELDS` are known of a row because of the draw that it came with: random batches of tables with priorities have them.
 
+`STEP_FIELDS` are columns of tables of trajectories alone, which their writers insert beside the user's own. `WINDOW_FIELDS` are known of an anchor
+because of the window that it came with.
+
 A user's field cannot have the name of a system field. It may have that of a drawn field, in tables without priorities. A batch that was sampled can
 be inserted again: its system fields are left out.
 """
@@ -13,6 +16,7 @@ be inserted again: its system fields are left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntFlag
 
 import torch
 
@@ -21,6 +25,7 @@ from tdreplay.fields import Field
 __all__ = [
     "DRAWN_FIELDS",
     "DRAWN_NAMES",
+    "EPISODE_ID",
     "INDEX",
     "MIN_PROBABILITY",
     "NAMEABLE_FIELDS",
@@ -29,9 +34,18 @@ __all__ = [
     "PROBABILITY",
     "ROW_ID",
     "SENT_FIELDS",
+    "STEP",
+    "STEP_FIELDS",
+    "STEP_KIND",
+    "STEP_NAMES",
     "SYSTEM_FIELDS",
     "SYSTEM_NAMES",
     "TABLE_SIZE",
+    "WINDOW_AFTER",
+    "WINDOW_BEFORE",
+    "WINDOW_FIELDS",
+    "WINDOW_NAMES",
+    "StepKind",
     "SystemField",
 ]
 
@@ -78,7 +92,46 @@ MIN_PROBABILITY = SystemField("min_probability", torch.float64, (), persisted=Fa
 DRAWN_FIELDS = (PROBABILITY, PRIORITY, TABLE_SIZE, MIN_PROBABILITY)
 """What a random batch says of its draw. The first two travel in the blocks, the others once a message."""
 
+EPISODE_ID = SystemField("episode_id", torch.int64, (), persisted=True, sent=True, nameable=True)
+"""The number of the episode of a step, from 0 up: no other episode of the table has it."""
+
+STEP = SystemField("step", torch.int64, (), persisted=True, sent=True, nameable=True)
+"""The number of a step in its episode, from 0 up. The final observation has the number after that of the last step."""
+
+STEP_KIND = SystemField("step_kind", torch.uint8, (), persisted=True, sent=False, nameable=True)
+"""What a row is to its episode: a `StepKind`."""
+
+STEP_FIELDS = (EPISODE_ID, STEP, STEP_KIND)
+"""What the writer of a trajectory says of each row."""
+
+WINDOW_BEFORE = SystemField("window_before", torch.int64, (), persisted=False, sent=False, nameable=False)
+"""How many steps before the anchor are in its window: fewer than were asked for at the beginning of an episode."""
+
+WINDOW_AFTER = SystemField("window_after", torch.int64, (), persisted=False, sent=False, nameable=False)
+"""How many steps from the anchor on are in its window, itself included: fewer than were asked for at the end of an episode."""
+
+WINDOW_FIELDS = (WINDOW_BEFORE, WINDOW_AFTER)
+"""What a batch of windows says of each anchor."""
+
+
+class StepKind(IntFlag):
+    """What a row is to its episode."""
+
+    STEP = 0
+    """A step after which the episode goes on."""
+    TERMINATED = 1
+    """The last step: the episode terminated."""
+    TRUNCATED = 2
+    """The last step: the episode was truncated."""
+    FINAL_FOLLOWS = 4
+    """With one of these: the next row of the episode is its final observation."""
+    FINAL = 8
+    """No step: the final observation. Its other fields are 0."""
+
+
 DRAWN_NAMES = frozenset(field.name for field in DRAWN_FIELDS)
+STEP_NAMES = frozenset(field.name for field in STEP_FIELDS)
+WINDOW_NAMES = frozenset(field.name for field in WINDOW_FIELDS)
 SYSTEM_NAMES = frozenset(field.name for field in SYSTEM_FIELDS)
 PERSISTED_FIELDS = tuple(field for field in SYSTEM_FIELDS if field.persisted)
 SENT_FIELDS = tuple(field for field in SYSTEM_FIELDS if field.sent)

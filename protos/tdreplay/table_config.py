@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import MAX_ROW_ID, check_whole
 from tdreplay.named_settings import NamedSetting
 from tdreplay.rate_limiters import MinSize, Queue, RateLimiter, SamplesPerInsert, Unlimited, rate_limiter_of
 from tdreplay.samplers import Sampler, Uniform, sampler_of
+from tdreplay.trajectories import Trajectories, trajectories_of
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["MAX_TIMES_SAMPLED", "SETTINGS", "TableConfig", "TableRequest", "check_limiter"]
 
-SETTINGS = ("buffer_size", "storing_device", "sampler", "rate_limiter", "max_times_sampled")
+SETTINGS = ("buffer_size", "storing_device", "sampler", "rate_limiter", "max_times_sampled", "trajectories")
 """The settings of a table, in order."""
 
 MAX_TIMES_SAMPLED = (1 << 31) - 1
@@ -36,6 +37,7 @@ class TableConfig:
         sampler: What chooses the rows of a batch.
         rate_limiter: What decides who has to wait.
         max_times_sampled: How often a row is drawn before it leaves; 0: any number of times.
+        trajectories: What is known of the episodes whose steps the rows are; False: the rows are no steps.
         name: The table's name; '' for a buffer in process. The directory of a table does not hold it, because it is named after it.
     """
 
@@ -44,6 +46,7 @@ class TableConfig:
     sampler: Sampler = UNIFORM
     rate_limiter: RateLimiter = UNLIMITED
     max_times_sampled: int = 0
+    trajectories: Trajectories | Literal[False] = False
     name: str = ""
 
     @classmethod
@@ -82,6 +85,7 @@ class TableRequest:
     sampler: Sampler | None = None
     rate_limiter: RateLimiter | None = None
     max_times_sampled: int | None = None
+    trajectories: Trajectories | Literal[False] | None = None
     name: str = ""
 
     @classmethod
@@ -92,6 +96,7 @@ class TableRequest:
         sampler: object = None,
         rate_limiter: object = None,
         max_times_sampled: SupportsIndex | None = None,
+        trajectories: object = None,
         name: str = "",
     ) -> TableRequest:
         """The request of somebody, checked. Whether the device is there is not.
@@ -102,7 +107,8 @@ class TableRequest:
             sampler: As in `samplers.sampler_of`.
             rate_limiter: As in `rate_limiters.rate_limiter_of`.
             max_times_sampled: As in `TableConfig`.
-            name: The same.
+            trajectories: As in `trajectories.trajectories_of`.
+            name: As in `TableConfig`.
 
         Raises:
             InvalidArgumentError: a setting breaks its rule.
@@ -113,6 +119,7 @@ class TableRequest:
             sampler=None if sampler is None else sampler_of(sampler),
             rate_limiter=None if rate_limiter is None else rate_limiter_of(rate_limiter),
             max_times_sampled=None if max_times_sampled is None else check_whole(max_times_sampled, "max_times_sampled", 0, MAX_TIMES_SAMPLED),
+            trajectories=None if trajectories is None else trajectories_of(trajectories),
             name=name,
         )
 
@@ -154,7 +161,7 @@ class TableRequest:
 
 def _to_json(settings: TableConfig | TableRequest, names: Iterable[str]) -> dict[str, Any]:
     values = ((name, getattr(settings, name)) for name in names)
-    return {name: value.to_json() if isinstance(value, NamedSetting) else value for name, value in values}
+    return {name: value.to_json() if isinstance(value, (NamedSetting, Trajectories)) else value for name, value in values}
 
 
 def _device(name: torch.device | str) -> str:
@@ -183,6 +190,8 @@ def check_limiter(config: TableConfig) -> None:
         InvalidArgumentError: both sides would come to wait for ever. The message names the two settings.
     """
     limiter, buffer_size, times = config.rate_limiter, config.buffer_size, config.max_times_sampled
+    if config.trajectories and times:
+        raise InvalidArgumentError(f"max_times_sampled ({times}) must be 0 in a table of trajectories: steps that left would be missing in windows")
     if isinstance(limiter, (MinSize, SamplesPerInsert)) and limiter.min_size > buffer_size:
         _refuse("min_size", limiter.min_size, "buffer_size", buffer_size, "so many rows would never be there, and no batch would be drawn")
     if isinstance(limiter, Queue) and limiter.max_size > buffer_size:

@@ -29,6 +29,8 @@ def table_request_from_message(message: pb.CreateTableRequest | pb.TableConfig, 
             said[setting] = {field.name: value for field, value in getattr(message, setting).ListFields()}
     if message.HasField("max_times_sampled"):
         said["max_times_sampled"] = message.max_times_sampled
+    if message.HasField("trajectories"):
+        said["trajectories"] = _trajectories(message.trajectories)
     return TableRequest.of(message.buffer_size, name=name, **said)
 
 
@@ -47,4 +49,11 @@ def table_config_from_message(message: pb.TableConfig, name: str) -> TableConfig
 
 
 def _messages(settings: dict[str, Any]) -> dict[str, Any]:
-    return {setting: value.to_json() if isinstance(value, NamedSetting) else value for setting, value in settings.items()}
+    values: dict[str, Any] = {setting: value.to_json() if isinstance(value, NamedSetting) else value for setting, value in settings.items()}
+    trajectories = values.pop("trajectories", None)
+    return values if trajectories is None else values | {"trajectories": pb.Trajectories(**trajectories.to_json() if trajectories else {})}
+
+
+def _trajectories(message: pb.Trajectories) -> Any:
+    """Without a field, the message says that the rows are no steps."""
+    return {"ends": message.ends, "final_fields": message.final_fields, "reward": message.reward} if message.ByteSize() else False

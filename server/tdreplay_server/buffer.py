@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -30,6 +30,7 @@ from tdreplay.samplers import Sampler
 from tdreplay.selecting import Slots
 from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
+from tdreplay.trajectories import Trajectories
 from tdreplay_server.tables.batches import as_batch
 from tdreplay_server.tables.draws import DrawnRows, generators_of
 from tdreplay_server.tables.leases import Drawn, SentBatches
@@ -51,7 +52,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         device: where batches go: the training device.
         storing_device: where the rows lie: the CPU, in files that are mapped into memory, or a CUDA device.
         buffer_size: the capacity, in rows. The memory, or the space on the disk, is taken when the first rows come.
-        sampler, rate_limiter, max_times_sampled: as in `TableConfig`. A call waits up to 30 s for the rate limiter.
+        sampler, rate_limiter, max_times_sampled, trajectories: as in `TableConfig`. A call waits up to 30 s for the rate limiter.
         directory: for the rows on the CPU. Where it is there, the buffer goes on where the last one ended, however that ended; one process at a time
             may use it. None: files without names, whose space is free again after `close`, or when the process ended, however that was.
         durability: what stored rows survive, given a directory: ``process``, ``interval:SECONDS`` or ``power``; see docs/durability.md.
@@ -78,6 +79,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         sampler: Sampler | str | None = None,
         rate_limiter: RateLimiter | str | None = None,
         max_times_sampled: SupportsIndex | None = None,
+        trajectories: Trajectories | Mapping[str, Any] | bool | None = None,
         directory: Path | None = None,
         durability: str = "process",
         checkpoints: Path | None = None,
@@ -92,7 +94,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         self._drawing: set[int] = set()  # The threads that draw batches.
         self._interrupted = False  # Whether one of them was interrupted, and may have left rows that nobody gets.
         self._own_table = Table(
-            TableRequest.of(buffer_size, where, sampler, rate_limiter, max_times_sampled).config("cpu"),
+            TableRequest.of(buffer_size, where, sampler, rate_limiter, max_times_sampled, trajectories).config("cpu"),
             directory=directory,
             durability=durability,
             checkpoints=checkpoints and checkpoints.resolve(),

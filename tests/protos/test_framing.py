@@ -32,6 +32,7 @@ values = {
     FieldDescriptor.TYPE_STRING: st.text(max_size=20),
     FieldDescriptor.TYPE_INT64: integers,
     FieldDescriptor.TYPE_SFIXED64: integers,
+    FieldDescriptor.TYPE_SINT64: integers,
     FieldDescriptor.TYPE_DOUBLE: st.floats(allow_nan=False),  # NaN does not equal itself.
     FieldDescriptor.TYPE_BOOL: st.booleans(),
     FieldDescriptor.TYPE_ENUM: st.integers(-(1 << 31), (1 << 31) - 1),  # Also those that this version does not know.

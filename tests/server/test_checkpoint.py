@@ -208,9 +208,9 @@ def test_a_changed_file_is_reported_and_nothing_is_restored(one, tmp_path, chang
 
 def test_a_newer_checkpoint_is_refused(one):
     path = one / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
     (one / "manifest.json.sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  manifest.json\n")
-    with pytest.raises(FailedPreconditionError, match="format 3, and this version knows 2"):
+    with pytest.raises(FailedPreconditionError, match="format 4, and this version knows 3"):
         list(verified(one))
 
 

@@ -11,6 +11,13 @@ the table's beginning by a 64-bit `row_id`; row `row_id` lies in slot `row_id % 
 A *block* is one safetensors payload that holds all fields of some rows; docs/protocol.md specifies it. Blocks that a server sends carry the
 extra I64 fields `index` (slot) and `row_id` unless `fields` says otherwise. A batch travels as one or more blocks of whole rows, in row order.
 
+Trajectories. The rows of a table may be *steps* of episodes. Then blocks that are inserted have three more fields, with one value a row:
+`episode_id` (I64, from 0 up, of no other episode), `step` (I64, from 0 up, without a gap) and `step_kind` (U8): 0 for a step after which the
+episode goes on, 1 for the last step of an episode that terminated, 2 for that of one that was truncated; 4 more where the next row of the episode is
+its final observation, and 8 for that row, whose number is the one after the last step's. An episode has one writer at a time. An episode
+that neither terminated nor was truncated, and whose writer is not connected, is *abandoned*. Around a drawn step, the *anchor*, a batch can bring
+a *window* of each field: see WindowQuery.
+
 Exactly once. A writer that gives itself a `writer_id` numbers its blocks with `sequence`. A block may be sent again under its number, over any
 connection and to any process that serves the same data. It is stored once, and each time acknowledged with the same row ids.
 
@@ -152,6 +159,97 @@ class Schema(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["dim_names", b"dim_names", "fields", b"fields", "row_shape", b"row_shape"]) -> None: ...
 
 global___Schema = Schema
+
+@typing.final
+class WindowQuery(google.protobuf.message.Message):
+    """What comes with each anchor, and which steps are anchors: those whose whole window is there. Only of tables with trajectories. Not drawn are:
+    final observations; steps with steps before them that are needed and were overwritten; steps with steps after them that are needed and did
+    not come yet, unless the episode terminated or was truncated before. In blocks, a field of a window has the shape [rows, last - first + 1,
+    *field shape]. Blocks have two more I64 fields of shape [rows]: `window_before`, how many steps of the episode before the anchor are in the window,
+    at most as many as a window needs, and `window_after`, how many from the anchor on, at most `steps`. `index` and `row_id` are the anchor's.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WINDOWS_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    NEXT_STEP_FIELD_NUMBER: builtins.int
+    WHOLE_FIELD_NUMBER: builtins.int
+    STRIDE_FIELD_NUMBER: builtins.int
+    steps: builtins.int
+    """How many steps from the anchor on are needed, itself included, from 1 to 16384."""
+    next_step: builtins.bool
+    """The observation after these steps is needed, too: the next step, or the final observation where the episode ended. After a termination without
+    a final observation it is not.
+    """
+    whole: builtins.bool
+    """All `steps` have to be there, even where the episode ended."""
+    stride: builtins.int
+    """Steps whose number in the episode is a multiple of this are anchors; 0 means 1."""
+    @property
+    def windows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Window]:
+        """At least one."""
+
+    def __init__(
+        self,
+        *,
+        windows: collections.abc.Iterable[global___Window] | None = ...,
+        steps: builtins.int = ...,
+        next_step: builtins.bool = ...,
+        whole: builtins.bool = ...,
+        stride: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_step", b"next_step", "steps", b"steps", "stride", b"stride", "whole", b"whole", "windows", b"windows"]) -> None: ...
+
+global___WindowQuery = WindowQuery
+
+@typing.final
+class Window(google.protobuf.message.Message):
+    """The steps that come of a field, or of several."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: builtins.int
+    FIRST_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    PREFIX_FIELD_NUMBER: builtins.int
+    AT_HORIZON_FIELD_NUMBER: builtins.int
+    REPEAT_FIRST_FIELD_NUMBER: builtins.int
+    OPTIONAL_FIELD_NUMBER: builtins.int
+    field: builtins.str
+    """The name of a field, of a system field (`index`, `row_id`), or of a parent. Empty: each field that no window without a prefix names, of those in
+    the request's `fields`.
+    """
+    first: builtins.int
+    """The first step, counted from the anchor: 0 is the anchor, -1 the step before it. At least -16384."""
+    last: builtins.int
+    """The last step, counted the same way: at most `steps` - 1, with `next_step` at most `steps`."""
+    prefix: builtins.str
+    """The names of the fields in the block begin with this, joined with '.'. Empty: nothing."""
+    at_horizon: builtins.bool
+    """`first` and `last` count from the step that comes after the anchor's `window_after` steps, which may be the final observation. Then `last` is at
+    most 0, and `next_step` has to be set.
+    """
+    repeat_first: builtins.bool
+    """Steps before the first one of the episode have its values. Unset: they are 0. Steps after the end of the episode are 0 in any case; -1 in
+    windows of `index` and `row_id`.
+    """
+    optional: builtins.bool
+    """The table need not have the field."""
+    def __init__(
+        self,
+        *,
+        field: builtins.str = ...,
+        first: builtins.int = ...,
+        last: builtins.int = ...,
+        prefix: builtins.str = ...,
+        at_horizon: builtins.bool = ...,
+        repeat_first: builtins.bool = ...,
+        optional: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_horizon", b"at_horizon", "field", b"field", "first", b"first", "last", b"last", "optional", b"optional", "prefix", b"prefix", "repeat_first", b"repeat_first"]) -> None: ...
+
+global___Window = Window
 
 @typing.final
 class AddRequest(google.protobuf.message.Message):
@@ -390,6 +488,7 @@ class SampleRequest(google.protobuf.message.Message):
     SAYS_TAKEN_FIELD_NUMBER: builtins.int
     TAKEN_FIELD_NUMBER: builtins.int
     UPDATES_FIELD_NUMBER: builtins.int
+    WINDOWS_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -444,6 +543,10 @@ class SampleRequest(google.protobuf.message.Message):
         allowed. An update that cannot be ends the call. Not in the first message.
         """
 
+    @property
+    def windows(self) -> global___WindowQuery:
+        """What comes with each step, if the rows are steps. Unset: the step alone. First message only."""
+
     def __init__(
         self,
         *,
@@ -463,9 +566,10 @@ class SampleRequest(google.protobuf.message.Message):
         says_taken: builtins.bool = ...,
         taken: builtins.int = ...,
         updates: collections.abc.Iterable[global___PriorityUpdate] | None = ...,
+        windows: global___WindowQuery | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -620,6 +724,7 @@ class SampleBatchRequest(google.protobuf.message.Message):
     SAMPLER_FIELD_NUMBER: builtins.int
     KNOWS_PRIORITIES_FIELD_NUMBER: builtins.int
     WAIT_SECONDS_FIELD_NUMBER: builtins.int
+    WINDOWS_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
     batch_size: builtins.int
@@ -638,6 +743,10 @@ class SampleBatchRequest(google.protobuf.message.Message):
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`."""
 
+    @property
+    def windows(self) -> global___WindowQuery:
+        """As in Sample."""
+
     def __init__(
         self,
         *,
@@ -649,9 +758,10 @@ class SampleBatchRequest(google.protobuf.message.Message):
         sampler: builtins.str = ...,
         knows_priorities: builtins.bool = ...,
         wait_seconds: builtins.float | None = ...,
+        windows: global___WindowQuery | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch", b"batch", "batch_size", b"batch_size", "fields", b"fields", "knows_priorities", b"knows_priorities", "sampler", b"sampler", "seed", b"seed", "table", b"table", "wait_seconds", b"wait_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch", b"batch", "batch_size", b"batch_size", "fields", b"fields", "knows_priorities", b"knows_priorities", "sampler", b"sampler", "seed", b"seed", "table", b"table", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -706,6 +816,7 @@ class SampleByIndexRequest(google.protobuf.message.Message):
     TABLE_FIELD_NUMBER: builtins.int
     INDEX_FIELD_NUMBER: builtins.int
     FIELDS_FIELD_NUMBER: builtins.int
+    WINDOWS_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
     @property
@@ -716,14 +827,20 @@ class SampleByIndexRequest(google.protobuf.message.Message):
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`."""
 
+    @property
+    def windows(self) -> global___WindowQuery:
+        """As in Sample. OUT_OF_RANGE if a slot holds no anchor."""
+
     def __init__(
         self,
         *,
         table: builtins.str = ...,
         index: collections.abc.Iterable[builtins.int] | None = ...,
         fields: collections.abc.Iterable[builtins.str] | None = ...,
+        windows: global___WindowQuery | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["fields", b"fields", "index", b"index", "table", b"table"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["windows", b"windows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fields", b"fields", "index", b"index", "table", b"table", "windows", b"windows"]) -> None: ...
 
 global___SampleByIndexRequest = SampleByIndexRequest
 
@@ -756,6 +873,150 @@ class SampleByIndexResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "padding", b"padding"]) -> None: ...
 
 global___SampleByIndexResponse = SampleByIndexResponse
+
+@typing.final
+class SampleEpisodeRequest(google.protobuf.message.Message):
+    """Asks for an episode."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: builtins.int
+    EPISODE_ID_FIELD_NUMBER: builtins.int
+    FIELDS_FIELD_NUMBER: builtins.int
+    table: builtins.str
+    """The table's name."""
+    episode_id: builtins.int
+    """The episode."""
+    @property
+    def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The fields that travel; empty: all of them, `index` and `row_id`."""
+
+    def __init__(
+        self,
+        *,
+        table: builtins.str = ...,
+        episode_id: builtins.int = ...,
+        fields: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["episode_id", b"episode_id", "fields", b"fields", "table", b"table"]) -> None: ...
+
+global___SampleEpisodeRequest = SampleEpisodeRequest
+
+@typing.final
+class SampleEpisodeResponse(google.protobuf.message.Message):
+    """One block of the episode."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BATCH_ROWS_FIELD_NUMBER: builtins.int
+    FIRST_ROW_FIELD_NUMBER: builtins.int
+    HAS_FINAL_FIELD_NUMBER: builtins.int
+    PADDING_FIELD_NUMBER: builtins.int
+    BLOCK_FIELD_NUMBER: builtins.int
+    batch_rows: builtins.int
+    """The number of rows of the whole episode: its steps, and the final observation where it is stored."""
+    first_row: builtins.int
+    """The place of this block's first row in the episode."""
+    has_final: builtins.bool
+    """The last row is the final observation."""
+    padding: builtins.bytes
+    """Any bytes: aligns the block in memory. Ignore it."""
+    block: builtins.bytes
+    """Rows of the episode."""
+    def __init__(
+        self,
+        *,
+        batch_rows: builtins.int = ...,
+        first_row: builtins.int = ...,
+        has_final: builtins.bool = ...,
+        padding: builtins.bytes = ...,
+        block: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "has_final", b"has_final", "padding", b"padding"]) -> None: ...
+
+global___SampleEpisodeResponse = SampleEpisodeResponse
+
+@typing.final
+class ListEpisodesRequest(google.protobuf.message.Message):
+    """Asks for the episodes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: builtins.int
+    table: builtins.str
+    """The table's name."""
+    def __init__(
+        self,
+        *,
+        table: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["table", b"table"]) -> None: ...
+
+global___ListEpisodesRequest = ListEpisodesRequest
+
+@typing.final
+class ListEpisodesResponse(google.protobuf.message.Message):
+    """Some of the episodes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPISODES_FIELD_NUMBER: builtins.int
+    @property
+    def episodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Episode]:
+        """The episodes, at most 4096."""
+
+    def __init__(
+        self,
+        *,
+        episodes: collections.abc.Iterable[global___Episode] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["episodes", b"episodes"]) -> None: ...
+
+global___ListEpisodesResponse = ListEpisodesResponse
+
+@typing.final
+class Episode(google.protobuf.message.Message):
+    """An episode of which a step is stored."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPISODE_ID_FIELD_NUMBER: builtins.int
+    FIRST_ROW_ID_FIELD_NUMBER: builtins.int
+    FIRST_STEP_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    EPISODE_RETURN_FIELD_NUMBER: builtins.int
+    ENDED_FIELD_NUMBER: builtins.int
+    HAS_FINAL_FIELD_NUMBER: builtins.int
+    episode_id: builtins.int
+    """Its number."""
+    first_row_id: builtins.int
+    """The id of the first of its rows that is stored."""
+    first_step: builtins.int
+    """The number of the first step that is stored: above 0 where earlier ones were overwritten."""
+    steps: builtins.int
+    """The steps that are stored, without the final observation."""
+    episode_return: builtins.float
+    """The sum of the rewards of all of its steps that came since the server started, and of those that were stored then. Unset: the table has no rewards."""
+    ended: builtins.str
+    """How it ended: "terminated", "truncated" or "abandoned". Empty: it is open."""
+    has_final: builtins.bool
+    """The final observation is stored."""
+    def __init__(
+        self,
+        *,
+        episode_id: builtins.int = ...,
+        first_row_id: builtins.int = ...,
+        first_step: builtins.int = ...,
+        steps: builtins.int = ...,
+        episode_return: builtins.float | None = ...,
+        ended: builtins.str = ...,
+        has_final: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_episode_return", b"_episode_return", "episode_return", b"episode_return"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_episode_return", b"_episode_return", "ended", b"ended", "episode_id", b"episode_id", "episode_return", b"episode_return", "first_row_id", b"first_row_id", "first_step", b"first_step", "has_final", b"has_final", "steps", b"steps"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_episode_return", b"_episode_return"]) -> typing.Literal["episode_return"] | None: ...
+
+global___Episode = Episode
 
 @typing.final
 class SampleAllRequest(google.protobuf.message.Message):
@@ -836,6 +1097,7 @@ class EpochRequest(google.protobuf.message.Message):
     END_ROW_ID_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
+    WINDOWS_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -884,6 +1146,12 @@ class EpochRequest(google.protobuf.message.Message):
     def released_slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Slots of the shared memory that the client no longer needs. Not in the first message. INVALID_ARGUMENT if the client does not have one of them."""
 
+    @property
+    def windows(self) -> global___WindowQuery:
+        """As in Sample. The anchors of the window come, `batch_size` in a batch: steps whose own window lies in it. `position` then counts places of rows, and
+        may be any number that `progress` said. First message only.
+        """
+
     def __init__(
         self,
         *,
@@ -906,9 +1174,10 @@ class EpochRequest(google.protobuf.message.Message):
         end_row_id: builtins.int = ...,
         epoch: builtins.int = ...,
         position: builtins.int = ...,
+        windows: global___WindowQuery | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "drop_last", b"drop_last", "end_row_id", b"end_row_id", "epoch", b"epoch", "fields", b"fields", "first_row_id", b"first_row_id", "generation_id", b"generation_id", "n_epochs", b"n_epochs", "on_overwrite", b"on_overwrite", "position", b"position", "rank", b"rank", "released_slots", b"released_slots", "seed", b"seed", "shared_slots", b"shared_slots", "shuffle", b"shuffle", "table", b"table", "world_size", b"world_size"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed", "windows", b"windows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "drop_last", b"drop_last", "end_row_id", b"end_row_id", "epoch", b"epoch", "fields", b"fields", "first_row_id", b"first_row_id", "generation_id", b"generation_id", "n_epochs", b"n_epochs", "on_overwrite", b"on_overwrite", "position", b"position", "rank", b"rank", "released_slots", b"released_slots", "seed", b"seed", "shared_slots", b"shared_slots", "shuffle", b"shuffle", "table", b"table", "windows", b"windows", "world_size", b"world_size"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___EpochRequest = EpochRequest
@@ -1037,6 +1306,7 @@ class DescribeResponse(google.protobuf.message.Message):
     SAMPLES_FIELD_NUMBER: builtins.int
     INSERT_RATE_FIELD_NUMBER: builtins.int
     SAMPLE_RATE_FIELD_NUMBER: builtins.int
+    TRAJECTORIES_FIELD_NUMBER: builtins.int
     buffer_size: builtins.int
     """The capacity, in rows."""
     size: builtins.int
@@ -1087,6 +1357,10 @@ class DescribeResponse(google.protobuf.message.Message):
     def samples(self) -> global___Waits:
         """How random batches wait for rows and for the rate limiter."""
 
+    @property
+    def trajectories(self) -> global___TrajectoryState:
+        """Of a table with trajectories: its steps and episodes."""
+
     def __init__(
         self,
         *,
@@ -1109,12 +1383,134 @@ class DescribeResponse(google.protobuf.message.Message):
         samples: global___Waits | None = ...,
         insert_rate: builtins.float = ...,
         sample_rate: builtins.float = ...,
+        trajectories: global___TrajectoryState | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "config", b"config", "insert_count", b"insert_count", "inserts", b"inserts", "samples", b"samples", "schema", b"schema"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "available", b"available", "buffer_size", b"buffer_size", "config", b"config", "durability", b"durability", "generation_id", b"generation_id", "insert_count", b"insert_count", "insert_rate", b"insert_rate", "inserts", b"inserts", "leased", b"leased", "pointer", b"pointer", "sample_count", b"sample_count", "sample_rate", b"sample_rate", "samples", b"samples", "schema", b"schema", "size", b"size", "stale", b"stale", "storing_device", b"storing_device", "updated", b"updated", "write_count", b"write_count"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "config", b"config", "insert_count", b"insert_count", "inserts", b"inserts", "samples", b"samples", "schema", b"schema", "trajectories", b"trajectories"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "available", b"available", "buffer_size", b"buffer_size", "config", b"config", "durability", b"durability", "generation_id", b"generation_id", "insert_count", b"insert_count", "insert_rate", b"insert_rate", "inserts", b"inserts", "leased", b"leased", "pointer", b"pointer", "sample_count", b"sample_count", "sample_rate", b"sample_rate", "samples", b"samples", "schema", b"schema", "size", b"size", "stale", b"stale", "storing_device", b"storing_device", "trajectories", b"trajectories", "updated", b"updated", "write_count", b"write_count"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_insert_count", b"_insert_count"]) -> typing.Literal["insert_count"] | None: ...
 
 global___DescribeResponse = DescribeResponse
+
+@typing.final
+class TrajectoryState(google.protobuf.message.Message):
+    """The steps and episodes of a table."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: builtins.int
+    EPISODES_FIELD_NUMBER: builtins.int
+    OPEN_EPISODES_FIELD_NUMBER: builtins.int
+    TRANSITIONS_FIELD_NUMBER: builtins.int
+    ANCHORS_FIELD_NUMBER: builtins.int
+    EPISODE_RETURN_FIELD_NUMBER: builtins.int
+    EPISODE_LENGTH_FIELD_NUMBER: builtins.int
+    steps: builtins.int
+    """Steps that are stored. The other rows are final observations."""
+    episodes: builtins.int
+    """Episodes of which a step is stored."""
+    open_episodes: builtins.int
+    """Those of them that are open, or abandoned."""
+    transitions: builtins.int
+    """The steps that can be drawn as transitions of one step, without stacks."""
+    @property
+    def anchors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Anchors]:
+        """How many steps can be drawn, for each way in which steps were drawn lately."""
+
+    @property
+    def episode_return(self) -> global___Statistics:
+        """The sums of rewards of the last 100 episodes that ended, since the server started."""
+
+    @property
+    def episode_length(self) -> global___Statistics:
+        """The numbers of steps of the same episodes."""
+
+    def __init__(
+        self,
+        *,
+        steps: builtins.int = ...,
+        episodes: builtins.int = ...,
+        open_episodes: builtins.int = ...,
+        transitions: builtins.int = ...,
+        anchors: collections.abc.Iterable[global___Anchors] | None = ...,
+        episode_return: global___Statistics | None = ...,
+        episode_length: global___Statistics | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["episode_length", b"episode_length", "episode_return", b"episode_return"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["anchors", b"anchors", "episode_length", b"episode_length", "episode_return", b"episode_return", "episodes", b"episodes", "open_episodes", b"open_episodes", "steps", b"steps", "transitions", b"transitions"]) -> None: ...
+
+global___TrajectoryState = TrajectoryState
+
+@typing.final
+class Anchors(google.protobuf.message.Message):
+    """Steps whose windows are there."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    NEXT_STEP_FIELD_NUMBER: builtins.int
+    WHOLE_FIELD_NUMBER: builtins.int
+    STRIDE_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    before: builtins.int
+    """Steps before the anchor that are needed, unless the episode began later."""
+    steps: builtins.int
+    """As in WindowQuery."""
+    next_step: builtins.bool
+    """As in WindowQuery."""
+    whole: builtins.bool
+    """As in WindowQuery."""
+    stride: builtins.int
+    """As in WindowQuery."""
+    count: builtins.int
+    """How many there are."""
+    def __init__(
+        self,
+        *,
+        before: builtins.int = ...,
+        steps: builtins.int = ...,
+        next_step: builtins.bool = ...,
+        whole: builtins.bool = ...,
+        stride: builtins.int = ...,
+        count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["before", b"before", "count", b"count", "next_step", b"next_step", "steps", b"steps", "stride", b"stride", "whole", b"whole"]) -> None: ...
+
+global___Anchors = Anchors
+
+@typing.final
+class Statistics(google.protobuf.message.Message):
+    """Some numbers in short."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: builtins.int
+    MEAN_FIELD_NUMBER: builtins.int
+    STD_FIELD_NUMBER: builtins.int
+    MIN_FIELD_NUMBER: builtins.int
+    MAX_FIELD_NUMBER: builtins.int
+    count: builtins.int
+    """How many there are. 0: the rest is 0."""
+    mean: builtins.float
+    """Their mean."""
+    std: builtins.float
+    """Their standard deviation."""
+    min: builtins.float
+    """The least."""
+    max: builtins.float
+    """The greatest."""
+    def __init__(
+        self,
+        *,
+        count: builtins.int = ...,
+        mean: builtins.float = ...,
+        std: builtins.float = ...,
+        min: builtins.float = ...,
+        max: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "max", b"max", "mean", b"mean", "min", b"min", "std", b"std"]) -> None: ...
+
+global___Statistics = Statistics
 
 @typing.final
 class Waits(google.protobuf.message.Message):
@@ -1153,6 +1549,7 @@ class TableConfig(google.protobuf.message.Message):
     SAMPLER_FIELD_NUMBER: builtins.int
     RATE_LIMITER_FIELD_NUMBER: builtins.int
     MAX_TIMES_SAMPLED_FIELD_NUMBER: builtins.int
+    TRAJECTORIES_FIELD_NUMBER: builtins.int
     buffer_size: builtins.int
     """The capacity, in rows, at least 1."""
     storing_device: builtins.str
@@ -1167,6 +1564,10 @@ class TableConfig(google.protobuf.message.Message):
     def rate_limiter(self) -> global___RateLimiter:
         """What decides who has to wait. Unset in a request: nothing in a new table, any in one that is there. In an answer: nobody waits."""
 
+    @property
+    def trajectories(self) -> global___Trajectories:
+        """Set: the rows are steps of episodes. Unset in a request: they are none in a new table, any in one that is there."""
+
     def __init__(
         self,
         *,
@@ -1175,12 +1576,43 @@ class TableConfig(google.protobuf.message.Message):
         sampler: global___Sampler | None = ...,
         rate_limiter: global___RateLimiter | None = ...,
         max_times_sampled: builtins.int | None = ...,
+        trajectories: global___Trajectories | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "buffer_size", b"buffer_size", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler", "storing_device", b"storing_device"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler", "trajectories", b"trajectories"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "buffer_size", b"buffer_size", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler", "storing_device", b"storing_device", "trajectories", b"trajectories"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_max_times_sampled", b"_max_times_sampled"]) -> typing.Literal["max_times_sampled"] | None: ...
 
 global___TableConfig = TableConfig
+
+@typing.final
+class Trajectories(google.protobuf.message.Message):
+    """What a table knows of the episodes whose steps it stores. In a request without any field: the rows are no steps."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENDS_FIELD_NUMBER: builtins.int
+    FINAL_FIELDS_FIELD_NUMBER: builtins.int
+    REWARD_FIELD_NUMBER: builtins.int
+    reward: builtins.str
+    """The name of the field with the reward; empty: there is none."""
+    @property
+    def ends(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The names of one or two BOOL fields of a step: the episode terminated with it; it was truncated."""
+
+    @property
+    def final_fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The names of the fields of an observation, or of their parents."""
+
+    def __init__(
+        self,
+        *,
+        ends: collections.abc.Iterable[builtins.str] | None = ...,
+        final_fields: collections.abc.Iterable[builtins.str] | None = ...,
+        reward: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ends", b"ends", "final_fields", b"final_fields", "reward", b"reward"]) -> None: ...
+
+global___Trajectories = Trajectories
 
 @typing.final
 class Sampler(google.protobuf.message.Message):
@@ -1261,6 +1693,7 @@ class CreateTableRequest(google.protobuf.message.Message):
     SAMPLER_FIELD_NUMBER: builtins.int
     RATE_LIMITER_FIELD_NUMBER: builtins.int
     MAX_TIMES_SAMPLED_FIELD_NUMBER: builtins.int
+    TRAJECTORIES_FIELD_NUMBER: builtins.int
     table: builtins.str
     """1 to 64 letters, digits, '_', '-'."""
     buffer_size: builtins.int
@@ -1277,6 +1710,10 @@ class CreateTableRequest(google.protobuf.message.Message):
     def rate_limiter(self) -> global___RateLimiter:
         """As in TableConfig."""
 
+    @property
+    def trajectories(self) -> global___Trajectories:
+        """As in TableConfig."""
+
     def __init__(
         self,
         *,
@@ -1286,9 +1723,10 @@ class CreateTableRequest(google.protobuf.message.Message):
         sampler: global___Sampler | None = ...,
         rate_limiter: global___RateLimiter | None = ...,
         max_times_sampled: builtins.int | None = ...,
+        trajectories: global___Trajectories | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "buffer_size", b"buffer_size", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler", "storing_device", b"storing_device", "table", b"table"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler", "trajectories", b"trajectories"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_times_sampled", b"_max_times_sampled", "buffer_size", b"buffer_size", "max_times_sampled", b"max_times_sampled", "rate_limiter", b"rate_limiter", "sampler", b"sampler", "storing_device", b"storing_device", "table", b"table", "trajectories", b"trajectories"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_max_times_sampled", b"_max_times_sampled"]) -> typing.Literal["max_times_sampled"] | None: ...
 
 global___CreateTableRequest = CreateTableRequest

@@ -60,6 +60,16 @@ class ReplayBufferServiceStub(object):
                 request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.SampleByIndexRequest.SerializeToString,
                 response_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.SampleByIndexResponse.FromString,
                 _registered_method=True)
+        self.SampleEpisode = channel.unary_stream(
+                '/tdreplay.v1.ReplayBufferService/SampleEpisode',
+                request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.SampleEpisodeRequest.SerializeToString,
+                response_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.SampleEpisodeResponse.FromString,
+                _registered_method=True)
+        self.ListEpisodes = channel.unary_stream(
+                '/tdreplay.v1.ReplayBufferService/ListEpisodes',
+                request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.ListEpisodesRequest.SerializeToString,
+                response_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.ListEpisodesResponse.FromString,
+                _registered_method=True)
         self.SampleAll = channel.unary_stream(
                 '/tdreplay.v1.ReplayBufferService/SampleAll',
                 request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.SampleAllRequest.SerializeToString,
@@ -148,6 +158,20 @@ class ReplayBufferServiceServicer(object):
 
     def SampleByIndex(self, request, context):
         """The rows in the named slots, in the order in which they are named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SampleEpisode(self, request, context):
+        """The steps of one episode that are stored, in order, as one batch. NOT_FOUND if there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEpisodes(self, request, context):
+        """The episodes of which a step is stored, by ascending first row.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -257,6 +281,16 @@ def add_ReplayBufferServiceServicer_to_server(servicer, server):
                     servicer.SampleByIndex,
                     request_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.SampleByIndexRequest.FromString,
                     response_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.SampleByIndexResponse.SerializeToString,
+            ),
+            'SampleEpisode': grpc.unary_stream_rpc_method_handler(
+                    servicer.SampleEpisode,
+                    request_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.SampleEpisodeRequest.FromString,
+                    response_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.SampleEpisodeResponse.SerializeToString,
+            ),
+            'ListEpisodes': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListEpisodes,
+                    request_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.ListEpisodesRequest.FromString,
+                    response_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.ListEpisodesResponse.SerializeToString,
             ),
             'SampleAll': grpc.unary_stream_rpc_method_handler(
                     servicer.SampleAll,
@@ -445,6 +479,60 @@ class ReplayBufferService(object):
             '/tdreplay.v1.ReplayBufferService/SampleByIndex',
             tdreplay_dot_v1_dot_replay__buffer__pb2.SampleByIndexRequest.SerializeToString,
             tdreplay_dot_v1_dot_replay__buffer__pb2.SampleByIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SampleEpisode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tdreplay.v1.ReplayBufferService/SampleEpisode',
+            tdreplay_dot_v1_dot_replay__buffer__pb2.SampleEpisodeRequest.SerializeToString,
+            tdreplay_dot_v1_dot_replay__buffer__pb2.SampleEpisodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEpisodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tdreplay.v1.ReplayBufferService/ListEpisodes',
+            tdreplay_dot_v1_dot_replay__buffer__pb2.ListEpisodesRequest.SerializeToString,
+            tdreplay_dot_v1_dot_replay__buffer__pb2.ListEpisodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

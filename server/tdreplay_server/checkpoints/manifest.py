@@ -27,7 +27,8 @@ from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay.rate_limiters import RateLimiter, rate_limiter_of
 from tdreplay.samplers import Sampler, sampler_of
 from tdreplay.schema import Schema
-from tdreplay.table_config import MAX_TIMES_SAMPLED, TableConfig
+from tdreplay.table_config import MAX_TIMES_SAMPLED, SETTINGS, TableConfig
+from tdreplay.trajectories import trajectories_of, trajectories_to_json
 from tdreplay_server.durability.slot_state import Kept, SlotColumn, StateValue, check_dtype
 from tdreplay_server.storage.ring import check_window
 from tdreplay_server.system.disk import check_name
@@ -36,8 +37,8 @@ from tdreplay_server.system.private_files import open_file, read_file, write_fil
 
 __all__ = ["FORMAT", "MANIFEST", "STRICT", "File", "Manifest", "StateColumn", "broken", "read_manifest", "sha256_of"]
 
-FORMAT = 2
-"""The format of a checkpoint. A newer one is refused. Format 1 knew uniform sampling alone, and no rate limiters."""
+FORMAT = 3
+"""The format of a checkpoint. A newer one is refused. Format 1 knew uniform sampling alone, and no rate limiters; format 2 no trajectories."""
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 4 << 20
 STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
@@ -93,7 +94,8 @@ class Manifest(BaseModel):
         format: The format of the checkpoint.
         created: when, in UTC (ISO 8601).
         table: its name; '' where it has none, or an older version wrote the checkpoint.
-        buffer_size, storing_device, sampler, rate_limiter, max_times_sampled: as in `TableConfig`. The oldest versions knew the first alone.
+        buffer_size, storing_device, sampler, rate_limiter, max_times_sampled, trajectories: as in `TableConfig`.
+            The oldest versions knew the first alone.
         rows: how many are in it.
         write_count: The id of the next row of the table.
         insert_count: the rows that were ever inserted into the table. Older versions did not know it: then it is `write_count`.
@@ -114,6 +116,7 @@ class Manifest(BaseModel):
         TableConfig.rate_limiter
     )
     max_times_sampled: Annotated[int, Field(ge=0, le=MAX_TIMES_SAMPLED)] = 0
+    trajectories: Annotated[Any, BeforeValidator(trajectories_of), PlainSerializer(trajectories_to_json)] = False
     rows: Whole
     write_count: Whole
     insert_count: Whole = Field(default_factory=lambda known: known["write_count"])
@@ -130,7 +133,8 @@ class Manifest(BaseModel):
     @property
     def config(self) -> TableConfig:
         """What the table is fixed by."""
-        return TableConfig(self.buffer_size, self.storing_device, self.sampler, self.rate_limiter, self.max_times_sampled, self.table)
+        settings = {setting: getattr(self, setting) for setting in SETTINGS}
+        return TableConfig(**settings, name=self.table)
 
     @property
     def kept(self) -> Kept:

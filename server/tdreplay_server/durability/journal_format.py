@@ -1,6 +1,7 @@
 """The tables of a journal's SQLite database: the one place that knows their columns, and how older formats become this one.
 
-Format 1 did not count inserts. Formats 1 and 2 knew of a table's settings the capacity alone, and format 3 no numbers of samplers and rate limiters.
+Format 1 did not count inserts. Formats 1 and 2 knew of a table's settings the capacity alone, format 3 no numbers of samplers and rate limiters, and
+format 4 no trajectories.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tdreplay_server.durability.slot_state import NOTHING_KEPT, Kept
 
 __all__ = ["FORMAT", "JOURNAL", "Execute", "Settings", "check_format", "create_tables", "migrate"]
 
-FORMAT = 4
+FORMAT = 5
 """The format of a table's directory. A newer one is refused; an older one becomes this one when a table is opened."""
 JOURNAL = "journal.sqlite"
 """The name of the database, in the directory of a table."""
@@ -62,6 +63,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             'buffer_size', json_extract(config, '$.buffer_size'), 'storing_device', 'cpu', 'sampler', json_object('name', 'uniform'),
             'rate_limiter', json_object('name', 'none'), 'max_times_sampled', 0)""",
     ),
+    4: ("UPDATE settings SET config = json_set(config, '$.trajectories', json('false'))",),
 }
 """Format -> what makes it the next one."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from tdreplay.block import Block, Bytes, checked_places, decode
 from tdreplay.description_messages import description_to_message
 from tdreplay.epoch_messages import epoch_query_from_message, place_from_message, plan_from_message
-from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, SchemaError, TableChangedError, TableNotFoundError
+from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, NoTrajectoriesError, SchemaError, TableChangedError, TableNotFoundError
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, check_choice, check_number, check_whole
 from tdreplay.memory import Rows
 from tdreplay.messages import durability_to_message
@@ -111,6 +111,12 @@ class ReplayBufferService:
         rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
         selection = table.select_slots(np.array(query.index, np.int64), _fields(query.fields))
         return messages(table, Outgoing(selection, rows), pb.SampleByIndexResponse)
+
+    def SampleEpisode(self, request: Request, call: Call) -> Iterator[bytes]:
+        raise NoTrajectoriesError(f"the rows of table {request.head.table!r} are no steps of episodes")
+
+    def ListEpisodes(self, request: Request, call: Call) -> Iterator[pb.ListEpisodesResponse]:
+        raise NoTrajectoriesError(f"the rows of table {request.head.table!r} are no steps of episodes")
 
     def SampleAll(self, request: Request, call: Call) -> Iterator[bytes]:
         table = self._tables[request.head.table]

@@ -11,7 +11,8 @@ import tdreplay_client
 import tdreplay_server
 
 SAMPLERS = {"Fifo", "Lifo", "MaxHeap", "MinHeap", "Prioritized", "Uniform", "WithoutReplacement"}
-SHARED = SAMPLERS | {"MinSize", "Queue", "SamplesPerInsert", "TableConfig", "Updated", "importance_weights"}
+TRAJECTORIES = {"Episode", "Trajectories"}
+SHARED = SAMPLERS | TRAJECTORIES | {"MinSize", "Queue", "SamplesPerInsert", "TableConfig", "Updated", "importance_weights"}
 """What is exported by both ends."""
 
 

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
     from tdreplay.samplers import Fifo, Lifo, MaxHeap, MinHeap, Prioritized, Uniform, WithoutReplacement
     from tdreplay.table_config import TableConfig
+    from tdreplay.trajectories import Trajectories
+    from tdreplay.trajectory_state import Episode
     from tdreplay_client.buffer import RemoteReplayBuffer
     from tdreplay_client.dataset import ReplayDataset
     from tdreplay_client.reading.stream import BatchStream
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchStream",
+    "Episode",
     "Fifo",
     "Lifo",
     "MaxHeap",
@@ -27,6 +30,7 @@ __all__ = [
     "ReplayDataset",
     "SamplesPerInsert",
     "TableConfig",
+    "Trajectories",
     "Uniform",
     "Updated",
     "WithoutReplacement",
@@ -40,6 +44,8 @@ _SHARED = {
     "tdreplay.rate_limiters": ("MinSize", "Queue", "SamplesPerInsert"),
     "tdreplay.samplers": ("Fifo", "Lifo", "MaxHeap", "MinHeap", "Prioritized", "Uniform", "WithoutReplacement"),
     "tdreplay.table_config": ("TableConfig",),
+    "tdreplay.trajectories": ("Trajectories",),
+    "tdreplay.trajectory_state": ("Episode",),
 }
 
 # ``tdreplay health``, which runs every few seconds, does without torch.

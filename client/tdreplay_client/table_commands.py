@@ -19,6 +19,7 @@ from tdreplay_client.command_options import Address, Timeout, found_address
 
 if TYPE_CHECKING:
     from tdreplay.table_description import TableDescription, Waits
+    from tdreplay.trajectory_state import Anchors, Statistics, TrajectoryState
     from tdreplay_client.transport.connection import Connection
 
 __all__ = ["table"]
@@ -47,6 +48,20 @@ def create(
     max_times_sampled: Annotated[
         int | None, typer.Option(help="How often a row is drawn before it leaves; 0: any number of times. [default: 0]")
     ] = None,
+    trajectories: Annotated[
+        bool | None,
+        typer.Option("--trajectories/--no-trajectories", help="The rows are steps of episodes, each stored once. [default: no-trajectories]"),
+    ] = None,
+    ends: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TERMINATED[,TRUNCATED]", help="Of trajectories: the fields that say how an episode ended. [default: terminated,truncated]"
+        ),
+    ] = None,
+    final_field: Annotated[
+        list[str] | None, typer.Option(help="Of trajectories: a field of an observation, or its parent; may be given several times. [default: obs]")
+    ] = None,
+    reward: Annotated[str | None, typer.Option(help="Of trajectories: the field with the reward; '': there is none. [default: reward]")] = None,
     storing_device: Annotated[str | None, typer.Option(help="Where the rows lie: cpu, or cuda:N. [default: the server's setting]")] = None,
     address: Address = "",
     timeout: Timeout = 30.0,
@@ -57,7 +72,8 @@ def create(
     """
     numbers = {"samples_per_insert": samples_per_insert, "min_size": min_size, "error_buffer": error_buffer, "max_size": max_size}
     chosen, limiter = _named("--sampler", sampler, {"alpha": alpha}), _named("--rate-limiter", rate_limiter, numbers)
-    request = TableRequest.of(buffer_size, storing_device, chosen, limiter, max_times_sampled, name=name)
+    steps = _trajectories(trajectories, {"ends": None if ends is None else ends.split(","), "final_fields": final_field, "reward": reward})
+    request = TableRequest.of(buffer_size, storing_device, chosen, limiter, max_times_sampled, steps, name)
     from tdreplay.table_messages import create_table_request
 
     with _connected(address, timeout) as connection:
@@ -112,6 +128,14 @@ def _named(option: str, name: str | None, numbers: dict[str, Any]) -> dict[str, 
     return None if name is None else {"name": name, **given}
 
 
+def _trajectories(given: bool | None, names: dict[str, Any]) -> dict[str, Any] | bool | None:
+    """The setting `trajectories` with its names of fields, as it was given."""
+    said = {name: value for name, value in names.items() if value is not None}
+    if said and not given:
+        raise InvalidArgumentError(f"--{next(iter(said)).replace('final_fields', 'final-field')} needs --trajectories")
+    return said or given
+
+
 @contextmanager
 def _connected(address: str, timeout: float) -> Iterator[Connection]:
     target, seconds = found_address(address), check_seconds(timeout, "timeout")
@@ -145,7 +169,8 @@ def _if_there(connection: Connection, name: str) -> list[TableDescription]:
 def _summary(description: TableDescription) -> list[str]:
     config = description.config
     leaves = f"max_times_sampled {config.max_times_sampled}" if config.is_consuming else ""
-    return [config.name, f"{description.size} of {description.buffer_size} rows", str(config.sampler), str(config.rate_limiter), leaves]
+    kept = "trajectories" if config.trajectories else leaves
+    return [config.name, f"{description.size} of {description.buffer_size} rows", str(config.sampler), str(config.rate_limiter), kept]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
@@ -164,6 +189,7 @@ def _page(description: TableDescription) -> list[str]:
         "sampler": config.sampler,
         "rate_limiter": config.rate_limiter,
         "max_times_sampled": config.max_times_sampled or "0 (any number of times)",
+        "trajectories": config.trajectories or "no: rows are no steps",
         "storing_device": description.storing_device,
         "durability": description.durability,
         "generation_id": description.generation_id,
@@ -174,6 +200,7 @@ def _page(description: TableDescription) -> list[str]:
         "priorities": f"{description.updated} updated, {description.stale} stale",
         "inserts": _waiting(description.inserts),
         "samples": _waiting(description.samples),
+        **({} if description.trajectories is None else _steps(description.trajectories)),
         **({} if description.schema is None else {f"field {field.name}": field for field in description.schema.fields}),
     }
     return _aligned([[name, str(value)] for name, value in lines.items()])
@@ -182,3 +209,26 @@ def _page(description: TableDescription) -> list[str]:
 def _waiting(waits: Waits) -> str:
     ends = f": {waits.waits_for}" if waits.waits_for else ""
     return f"{waits.waiting} wait, for {waits.seconds:.1f} s so far{ends}"
+
+
+def _steps(state: TrajectoryState) -> dict[str, Any]:
+    """The lines of a table with trajectories."""
+    return {
+        "steps": f"{state.steps}, {state.transitions} of them with the observation after them",
+        "episodes": f"{state.episodes}, {state.open_episodes} of them open or abandoned",
+        **{f"anchors {_rule(anchors)}": anchors.count for anchors in state.anchors},
+        "episode_return": _numbers(state.episode_return),
+        "episode_length": _numbers(state.episode_length),
+    }
+
+
+def _rule(anchors: Anchors) -> str:
+    """Which steps are anchors, in words."""
+    stride = f" stride {anchors.stride}" if anchors.stride > 1 else ""
+    return f"before {anchors.before} steps {anchors.steps}{' next_step' if anchors.next_step else ''}{' whole' if anchors.whole else ''}{stride}"
+
+
+def _numbers(statistics: Statistics) -> str:
+    if not statistics.count:
+        return "no episode ended since the server started"
+    return "mean {mean:g}, std {std:g}, from {min:g} to {max:g}, of the last {count} episodes that ended".format(**vars(statistics))

@@ -8,6 +8,7 @@ from tdreplay.state import State
 from tdreplay.table_config import TableConfig
 from tdreplay.table_description import TableDescription, Waits
 from tdreplay.table_messages import table_config_from_message, table_config_to_message
+from tdreplay.trajectory_messages import trajectory_state_from_message, trajectory_state_to_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 
 __all__ = ["description_from_message", "description_to_message"]
@@ -30,6 +31,7 @@ def description_to_message(description: TableDescription) -> pb.DescribeResponse
         config=table_config_to_message(description.config),
         inserts=pb.Waits(**vars(description.inserts)),
         samples=pb.Waits(**vars(description.samples)),
+        trajectories=None if description.trajectories is None else trajectory_state_to_message(description.trajectories),
         **{name: getattr(description, name) for name in PLAIN},
     )
 
@@ -46,7 +48,14 @@ def description_from_message(message: pb.DescribeResponse, name: str) -> TableDe
     except InvalidArgumentError as error:
         raise CodecError(f"table {name!r} has settings that this version does not know: {error}") from None
     plain = {field: getattr(message, field) for field in PLAIN}
-    return TableDescription(**vars(state), config=config, inserts=_waits(message.inserts), samples=_waits(message.samples), **plain)
+    return TableDescription(
+        **vars(state),
+        config=config,
+        inserts=_waits(message.inserts),
+        samples=_waits(message.samples),
+        trajectories=trajectory_state_from_message(message.trajectories) if message.HasField("trajectories") else None,
+        **plain,
+    )
 
 
 def _older_config(state: State, name: str) -> TableConfig:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tdreplay.state import State
 from tdreplay.table_config import TableConfig
+from tdreplay.trajectory_state import TrajectoryState
 
 __all__ = ["TableDescription", "Waits"]
 
@@ -43,6 +44,7 @@ class TableDescription(State):
         samples: How random batches wait for rows and for the rate limiter.
         insert_rate: Rows inserted a second, over the last ten seconds or since the server started.
         sample_rate: Rows that learners took in random batches a second, over the same time.
+        trajectories: The steps and episodes that are stored; None in a table without trajectories.
     """
 
     config: TableConfig
@@ -56,6 +58,7 @@ class TableDescription(State):
     samples: Waits = Waits()
     insert_rate: float = 0.0
     sample_rate: float = 0.0
+    trajectories: TrajectoryState | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values. The schema is null while no row was ever stored."""
@@ -68,4 +71,5 @@ class TableDescription(State):
             "schema": None if self.schema is None else self.schema.to_json(),
             "inserts": vars(self.inserts),
             "samples": vars(self.samples),
+            "trajectories": None if self.trajectories is None else self.trajectories.to_json(),
         }

@@ -9,12 +9,15 @@ if TYPE_CHECKING:
     from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
     from tdreplay.samplers import Fifo, Lifo, MaxHeap, MinHeap, Prioritized, Uniform, WithoutReplacement
     from tdreplay.table_config import TableConfig
+    from tdreplay.trajectories import Trajectories
+    from tdreplay.trajectory_state import Episode
     from tdreplay_server.buffer import ReplayBuffer
     from tdreplay_server.config import ServerConfig
     from tdreplay_server.server import ReplayServer
     from tdreplay_server.spawn import ServerProcess, spawn_server
 
 __all__ = [
+    "Episode",
     "Fifo",
     "Lifo",
     "MaxHeap",
@@ -28,6 +31,7 @@ __all__ = [
     "ServerConfig",
     "ServerProcess",
     "TableConfig",
+    "Trajectories",
     "Uniform",
     "Updated",
     "WithoutReplacement",
@@ -41,6 +45,8 @@ _SHARED = {
     "tdreplay.rate_limiters": ("MinSize", "Queue", "SamplesPerInsert"),
     "tdreplay.samplers": ("Fifo", "Lifo", "MaxHeap", "MinHeap", "Prioritized", "Uniform", "WithoutReplacement"),
     "tdreplay.table_config": ("TableConfig",),
+    "tdreplay.trajectories": ("Trajectories",),
+    "tdreplay.trajectory_state": ("Episode",),
 }
 
 # ``tdreplay-server --help``, and what it says of a setting that cannot be, do without torch.

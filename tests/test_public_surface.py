@@ -12,7 +12,8 @@ import tdreplay_server
 
 SAMPLERS = {"Fifo", "Lifo", "MaxHeap", "MinHeap", "Prioritized", "Uniform", "WithoutReplacement"}
 TRAJECTORIES = {"Episode", "Trajectories"}
-SHARED = SAMPLERS | TRAJECTORIES | {"MinSize", "Queue", "SamplesPerInsert", "TableConfig", "Updated", "importance_weights"}
+VIEWS = {"Sequences", "Transitions", "sequence_priorities"}
+SHARED = SAMPLERS | TRAJECTORIES | VIEWS | {"MinSize", "Queue", "SamplesPerInsert", "TableConfig", "Updated", "importance_weights"}
 """What is exported by both ends."""
 
 

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 from tdreplay.lazy import imported_when_asked
 
 if TYPE_CHECKING:
-    from tdreplay.priorities import Updated, importance_weights
+    from tdreplay.priorities import Updated, importance_weights, sequence_priorities
     from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
     from tdreplay.samplers import Fifo, Lifo, MaxHeap, MinHeap, Prioritized, Uniform, WithoutReplacement
+    from tdreplay.sequences import Sequences
     from tdreplay.table_config import TableConfig
     from tdreplay.trajectories import Trajectories
     from tdreplay.trajectory_state import Episode
+    from tdreplay.transitions import Transitions
     from tdreplay_client.buffer import RemoteReplayBuffer
     from tdreplay_client.dataset import ReplayDataset
     from tdreplay_client.reading.stream import BatchStream
@@ -29,23 +31,28 @@ __all__ = [
     "RemoteReplayBuffer",
     "ReplayDataset",
     "SamplesPerInsert",
+    "Sequences",
     "TableConfig",
     "Trajectories",
+    "Transitions",
     "Uniform",
     "Updated",
     "WithoutReplacement",
     "Writer",
     "importance_weights",
+    "sequence_priorities",
 ]
 
 _OWN = {"BatchStream": ".reading.stream", "RemoteReplayBuffer": ".buffer", "ReplayDataset": ".dataset", "Writer": ".writing.writer"}
 _SHARED = {
-    "tdreplay.priorities": ("Updated", "importance_weights"),
+    "tdreplay.priorities": ("Updated", "importance_weights", "sequence_priorities"),
     "tdreplay.rate_limiters": ("MinSize", "Queue", "SamplesPerInsert"),
     "tdreplay.samplers": ("Fifo", "Lifo", "MaxHeap", "MinHeap", "Prioritized", "Uniform", "WithoutReplacement"),
+    "tdreplay.sequences": ("Sequences",),
     "tdreplay.table_config": ("TableConfig",),
     "tdreplay.trajectories": ("Trajectories",),
     "tdreplay.trajectory_state": ("Episode",),
+    "tdreplay.transitions": ("Transitions",),
 }
 
 # ``tdreplay health``, which runs every few seconds, does without torch.

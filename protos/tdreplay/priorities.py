@@ -11,9 +11,9 @@ from tensordict import TensorDictBase
 
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import MAX_BATCH_SIZE, check_number, check_whole
-from tdreplay.system_fields import MIN_PROBABILITY, PROBABILITY, ROW_ID, TABLE_SIZE
+from tdreplay.system_fields import MIN_PROBABILITY, PROBABILITY, ROW_ID, SEQUENCE_NAMES, TABLE_SIZE
 
-__all__ = ["Updated", "checked_priorities", "checked_row_ids", "importance_weights", "row_ids_of"]
+__all__ = ["Updated", "checked_priorities", "checked_row_ids", "importance_weights", "row_ids_of", "sequence_priorities"]
 
 
 class Updated(NamedTuple):
@@ -81,7 +81,8 @@ def importance_weights(batch: TensorDictBase, beta: float, normalize: Literal["b
             could have. None: nothing. The weights of different batches compare with each other only by "table" and None.
 
     Returns:
-        float32, of the shape of ``probability``, which is that of the batch, on its device.
+        float32, of the shape of ``probability``, which is that of the batch, on its device. For a batch of `Sequences`, [n, T], it is [n]: one for
+        each sequence.
 
     Raises:
         InvalidArgumentError: beta is negative or not finite, normalize is none of these, or the batch lacks a field that this needs.
@@ -91,14 +92,47 @@ def importance_weights(batch: TensorDictBase, beta: float, normalize: Literal["b
         raise InvalidArgumentError(f"normalize ({normalize!r}) must be batch, table or None")
     if PROBABILITY.name not in batch.keys():  # noqa: SIM118 - a TensorDict iterates over its rows, not its keys.
         row_ids = _field(batch, ROW_ID.name, "which random batches of every table have")
-        return torch.ones(row_ids.shape, dtype=torch.float32, device=row_ids.device)
-    size = _field(batch, TABLE_SIZE.name, "to weigh its rows")
-    weights = (size * _field(batch, PROBABILITY.name, "")) ** power
+        return torch.ones(_one_each(batch, row_ids).shape, dtype=torch.float32, device=row_ids.device)
+    size = _one_each(batch, _field(batch, TABLE_SIZE.name, "to weigh its rows"))
+    weights = (size * _one_each(batch, _field(batch, PROBABILITY.name, ""))) ** power
     if normalize == "batch":
         weights = weights / weights.amax() if weights.numel() else weights
     elif normalize == "table":
-        weights = weights / (size * _field(batch, MIN_PROBABILITY.name, 'for normalize="table"')) ** power
+        least = _one_each(batch, _field(batch, MIN_PROBABILITY.name, 'for normalize="table"'))
+        weights = weights / (size * least) ** power
     return weights.to(torch.float32)
+
+
+def sequence_priorities(td_error: torch.Tensor, mask: torch.Tensor, eta: float = 0.9) -> torch.Tensor:
+    """The priorities of sequences: ``eta`` times the largest error of a sequence, and ``1 - eta`` times their mean.
+
+    Kapturowski et al., Recurrent Experience Replay in Distributed Reinforcement Learning (R2D2), ICLR 2019, section 2.3.
+
+    Args:
+        td_error: The errors of all steps, positive or negative, of shape [n, T].
+        mask: Which of them count, bool of shape [n, T]: those that are trained. For a batch of `Sequences` it is
+            ``batch["mask"] & ~batch["burn_in"]``. The others may be anything, also NaN.
+        eta: How much of the largest error, from 0 to 1.
+
+    Returns:
+        [n] on the device of `td_error`, which is what `update_priorities` takes: float64 where the errors are, else float32. A sequence of which no
+        step counts has 0.
+
+    Raises:
+        InvalidArgumentError: the shapes are not [n, T], or differ, or T is 0; the mask is not of bools; or eta is out of its range.
+    """
+    share = check_number(eta, "eta", 0, 1)
+    if td_error.dim() != 2 or not td_error.shape[1] or td_error.shape != mask.shape or mask.dtype is not torch.bool:
+        given = f"td_error of shape {list(td_error.shape)} and mask of shape {list(mask.shape)} and dtype {mask.dtype}"
+        raise InvalidArgumentError(f"{given} must both be of shape [n, T], and the mask of bools")
+    errors = td_error.detach().abs()
+    counted = errors.to(torch.promote_types(errors.dtype, torch.float32)).masked_fill(~mask, 0)
+    return share * counted.amax(1) + (1 - share) * counted.sum(1) / mask.sum(1).clamp(min=1)
+
+
+def _one_each(batch: TensorDictBase, value: torch.Tensor) -> torch.Tensor:
+    """What is known of each drawn row. A batch of sequences has it at every step of one, because a TensorDict has no other place for it."""
+    return value[:, 0] if value.dim() == 2 and set(batch.keys()) >= SEQUENCE_NAMES else value
 
 
 def _field(batch: TensorDictBase, name: str, why: str) -> torch.Tensor:

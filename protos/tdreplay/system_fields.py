@@ -23,10 +23,13 @@ import torch
 from tdreplay.fields import Field
 
 __all__ = [
+    "BURN_IN",
     "DRAWN_FIELDS",
     "DRAWN_NAMES",
     "EPISODE_ID",
     "INDEX",
+    "IS_INIT",
+    "MASK",
     "MIN_PROBABILITY",
     "NAMEABLE_FIELDS",
     "PERSISTED_FIELDS",
@@ -34,6 +37,7 @@ __all__ = [
     "PROBABILITY",
     "ROW_ID",
     "SENT_FIELDS",
+    "SEQUENCE_NAMES",
     "STEP",
     "STEP_FIELDS",
     "STEP_KIND",
@@ -112,6 +116,12 @@ WINDOW_AFTER = SystemField("window_after", torch.int64, (), persisted=False, sen
 
 WINDOW_FIELDS = (WINDOW_BEFORE, WINDOW_AFTER)
 """What a batch of windows says of each anchor."""
+
+MASK, IS_INIT, BURN_IN = "mask", "is_init", "burn_in"
+"""What a client adds to a batch of sequences: see `Sequences`."""
+
+SEQUENCE_NAMES = frozenset({MASK, IS_INIT, BURN_IN})
+"""All of them. A batch that has them is one of sequences."""
 
 
 class StepKind(IntFlag):

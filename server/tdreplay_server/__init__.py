@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 from tdreplay.lazy import imported_when_asked
 
 if TYPE_CHECKING:
-    from tdreplay.priorities import Updated, importance_weights
+    from tdreplay.priorities import Updated, importance_weights, sequence_priorities
     from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
     from tdreplay.samplers import Fifo, Lifo, MaxHeap, MinHeap, Prioritized, Uniform, WithoutReplacement
+    from tdreplay.sequences import Sequences
     from tdreplay.table_config import TableConfig
     from tdreplay.trajectories import Trajectories
     from tdreplay.trajectory_state import Episode
+    from tdreplay.transitions import Transitions
     from tdreplay_server.buffer import ReplayBuffer
     from tdreplay_server.config import ServerConfig
     from tdreplay_server.server import ReplayServer
@@ -28,25 +30,30 @@ __all__ = [
     "ReplayBuffer",
     "ReplayServer",
     "SamplesPerInsert",
+    "Sequences",
     "ServerConfig",
     "ServerProcess",
     "TableConfig",
     "Trajectories",
+    "Transitions",
     "Uniform",
     "Updated",
     "WithoutReplacement",
     "importance_weights",
+    "sequence_priorities",
     "spawn_server",
 ]
 
 _OWN = {"ReplayBuffer": ".buffer", "ReplayServer": ".server", "ServerConfig": ".config", "ServerProcess": ".spawn", "spawn_server": ".spawn"}
 _SHARED = {
-    "tdreplay.priorities": ("Updated", "importance_weights"),
+    "tdreplay.priorities": ("Updated", "importance_weights", "sequence_priorities"),
     "tdreplay.rate_limiters": ("MinSize", "Queue", "SamplesPerInsert"),
     "tdreplay.samplers": ("Fifo", "Lifo", "MaxHeap", "MinHeap", "Prioritized", "Uniform", "WithoutReplacement"),
+    "tdreplay.sequences": ("Sequences",),
     "tdreplay.table_config": ("TableConfig",),
     "tdreplay.trajectories": ("Trajectories",),
     "tdreplay.trajectory_state": ("Episode",),
+    "tdreplay.transitions": ("Transitions",),
 }
 
 # ``tdreplay-server --help``, and what it says of a setting that cannot be, do without torch.

@@ -26,7 +26,7 @@ from tdreplay.samplers import Sampler, Uniform
 from tdreplay.selecting import Fields, Slots, as_fields
 from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
-from tdreplay.table_messages import create_table_request, table_config_from_message
+from tdreplay.table_messages import table_config_from_message
 from tdreplay.trajectories import Trajectories
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
@@ -38,6 +38,7 @@ from tdreplay_client.reading.stream import BatchStream
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
+from tdreplay_client.transport.table_requests import check_understood, create_table
 from tdreplay_client.writing.block_rows import most_block_rows
 from tdreplay_client.writing.known_schema import KnownSchema
 from tdreplay_client.writing.pipeline import finish_all
@@ -146,9 +147,10 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     def _agree(self, budget: RetryBudget) -> None:
         if self._request.buffer_size is not None:
-            self._connection.unary("CreateTable", create_table_request(self._request), budget)
+            create_table(self._connection, self._request, budget)
             self._described(budget)
             return
+        check_understood(self._connection, self._request, budget)
         there = str(self._described(budget).storing_device)
         said, message = self._request, self._config
         if message is None:  # An older server does not say more.

@@ -74,11 +74,10 @@ def create(
     chosen, limiter = _named("--sampler", sampler, {"alpha": alpha}), _named("--rate-limiter", rate_limiter, numbers)
     steps = _trajectories(trajectories, {"ends": None if ends is None else ends.split(","), "final_fields": final_field, "reward": reward})
     request = TableRequest.of(buffer_size, storing_device, chosen, limiter, max_times_sampled, steps, name)
-    from tdreplay.table_messages import create_table_request
+    from tdreplay_client.transport.table_requests import create_table
 
     with _connected(address, timeout) as connection:
-        message = create_table_request(request)
-        created = connection.retried(lambda budget: connection.unary("CreateTable", message, budget)).created
+        created = connection.retried(lambda budget: create_table(connection, request, budget))
     typer.echo(f"table {name} {'created' if created else 'was there, with these settings'}")
 
 

@@ -12,6 +12,9 @@ from tdreplay.limits import MAX_FIELD_NAMES, check_whole, shown
 
 __all__ = ["Trajectories", "trajectories_of", "trajectories_to_json"]
 
+NAMES = ("ends", "final_fields", "reward")
+"""What `Trajectories` has."""
+
 
 @dataclass(frozen=True)
 class Trajectories:
@@ -73,8 +76,11 @@ def trajectories_of(entries: object) -> Trajectories | Literal[False]:
         return entries
     if entries is True:
         return Trajectories()
-    if not isinstance(entries, Mapping) or not entries.keys() <= {"ends", "final_fields", "reward"}:
-        raise InvalidArgumentError(f"trajectories ({shown(entries)}) must be True, False, or have ends, final_fields and reward")
+    if not isinstance(entries, Mapping):
+        raise InvalidArgumentError(f"trajectories ({shown(entries)}) must be True, False, or have {', '.join(NAMES)}")
+    for key in entries:
+        if key not in NAMES:
+            raise InvalidArgumentError(f"trajectories has no {str(key)[:80]}: it may have {', '.join(NAMES)}")
     return Trajectories(**entries)
 
 
@@ -89,4 +95,6 @@ def _names(names: Any, what: str, most: int) -> tuple[str, ...]:
     except TypeError:
         raise InvalidArgumentError(f"{what} ({shown(names)}) must be names of fields") from None
     check_whole(len(found), f"the number of names in {what}", 1, most)
+    if not all(found):
+        raise InvalidArgumentError(f"{what} ({shown(names)}) must be names of fields: none of them is empty")
     return found

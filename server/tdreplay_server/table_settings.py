@@ -69,7 +69,7 @@ def _check_setting(setting: str, value: object) -> None:
 
 def _check_as_a_whole(request: TableRequest) -> None:
     config = request.config("cpu")
-    if request.rate_limiter is not None:
+    if request.rate_limiter is not None or request.trajectories:
         check_limiter(config)
 
 

@@ -6,14 +6,13 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import grpc
 import pytest
 import torch
-from google.protobuf.message_factory import GetMessageClass
+from given_answers import answering_server
 from tensordict import TensorDict
 
 from tdreplay.block import layout
@@ -23,7 +22,6 @@ from tdreplay.system_fields import SENT_FIELDS
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import RemoteReplayBuffer
 
-SERVICE = pb.DESCRIPTOR.services_by_name["ReplayBufferService"]
 A = Field("a", torch.float32, (2,))
 ROW = TensorDict({"a": torch.zeros(2)}, [])
 
@@ -37,24 +35,9 @@ def describe(_request: pb.DescribeRequest, _context: grpc.ServicerContext) -> pb
     return pb.DescribeResponse(buffer_size=10, size=5, write_count=5, storing_device="cpu", generation_id="a")
 
 
-@contextmanager
-def server(**calls: Callable[..., Any]) -> Iterator[str]:
+def server(**calls: Callable[..., Any]) -> AbstractContextManager[str]:
     """A server whose calls are these functions; gives its address."""
-    handlers = {}
-    for name, call in {"Describe": describe, **calls}.items():
-        method = SERVICE.methods_by_name[name]
-        kinds = ["stream" if streams else "unary" for streams in (method.client_streaming, method.server_streaming)]
-        make = getattr(grpc, f"{kinds[0]}_{kinds[1]}_rpc_method_handler")
-        handlers[name] = make(call, GetMessageClass(method.input_type).FromString, GetMessageClass(method.output_type).SerializeToString)
-    with ThreadPoolExecutor(8) as workers:
-        made = grpc.server(workers)
-        made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
-        port = made.add_insecure_port("127.0.0.1:0")
-        made.start()
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            made.stop(0).wait()
+    return answering_server(**{"Describe": describe, **calls})
 
 
 @contextmanager

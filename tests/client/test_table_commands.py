@@ -10,9 +10,11 @@ import pytest
 
 from children import completed
 from conftest import rows
+from tdreplay.errors import TableExistsError
 from tdreplay.rate_limiters import SamplesPerInsert
 from tdreplay.samplers import Prioritized, Uniform
 from tdreplay.table_config import TableConfig
+from tdreplay.trajectories import Trajectories
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
 
@@ -60,6 +62,39 @@ def test_a_table_that_is_there_with_these_settings_is_left_as_it_is(server, tabl
     assert said(server, "create", table, *PRIORITIZED) == f"table {table} was there, with these settings\n"
 
 
+@pytest.mark.parametrize(
+    ("options", "had"),
+    [
+        (["--trajectories"], Trajectories()),
+        (["--no-trajectories"], False),
+        ([], False),
+        (
+            ["--trajectories", "--ends", "done", "--final-field", "pixels", "--final-field", "camera.left", "--reward", "r"],
+            Trajectories(("done",), ("pixels", "camera.left"), "r"),
+        ),
+        (["--trajectories", "--ends", "over,cut", "--reward", ""], Trajectories(("over", "cut"), ("obs",), None)),
+    ],
+)
+def test_a_table_of_trajectories_is_created_as_the_options_say(server, table, options, had):
+    assert said(server, "create", table, "--buffer-size", "100", *options) == f"table {table} created\n"
+    assert said(server, "create", table, "--buffer-size", "100", *options) == f"table {table} was there, with these settings\n"
+    found = json.loads(said(server, "describe", table, "--json"))
+    assert TableConfig.from_json(found["config"]).trajectories == had
+    page = dict(line.split(maxsplit=1) for line in said(server, "describe", table).splitlines())
+    assert page["trajectories"] == (str(had) if had else "no: rows are no steps")
+
+
+def test_a_table_that_has_other_trajectories_is_refused_by_name(server, table):
+    said(server, "create", table, "--buffer-size", "10", "--trajectories")
+    line = refusal(server, "create", table, "--buffer-size", "10", "--trajectories", "--ends", "done")
+    assert f"table {table!r} is there with trajectories Trajectories(ends=('terminated', 'truncated')," in line
+    assert "not Trajectories(ends=('done',)," in line
+    assert ", not False" in refusal(server, "create", table, "--buffer-size", "10", "--no-trajectories")
+    with pytest.raises(TableExistsError, match="trajectories"):
+        RemoteReplayBuffer(server, table=table, trajectories=False, timeout=10)
+    assert said(server, "create", table, "--buffer-size", "10") == f"table {table} was there, with these settings\n"
+
+
 def test_all_that_differs_is_said_in_one_line(server, table):
     said(server, "create", table, *PRIORITIZED)
     line = refusal(server, "create", table, "--buffer-size", "10", "--sampler", "fifo", "--max-times-sampled", "2")
@@ -78,6 +113,13 @@ def test_all_that_differs_is_said_in_one_line(server, table):
         (["--rate-limiter", "min_size", "--min-size", "11"], "min_size (11) must not be above buffer_size (10)"),
         (["--max-times-sampled", "-1"], "max_times_sampled (-1)"),
         (["--storing-device", "tape"], "storing_device ('tape')"),
+        (["--ends", "done"], "--ends needs --trajectories"),
+        (["--final-field", "obs"], "--final-field needs --trajectories"),
+        (["--no-trajectories", "--reward", "r"], "--reward needs --trajectories"),
+        (["--trajectories", "--ends", "a,b,c"], "the number of names in ends (3)"),
+        (["--trajectories", "--ends", "a,"], "ends (['a', '']) must be names of fields"),
+        (["--trajectories", "--final-field", "reward"], "each must be another field"),
+        (["--trajectories", "--max-times-sampled", "1"], "max_times_sampled (1) must be 0 in a table of trajectories"),
     ],
 )
 def test_settings_that_cannot_be_are_one_line_and_make_nothing(server, table, arguments, words):
@@ -97,9 +139,15 @@ def test_the_list_has_a_line_for_each_table():
         said(server.address, "create", "q", "--buffer-size", "7", "--sampler", "fifo", "--max-times-sampled", "1")
         with RemoteReplayBuffer(server.address, table="plain", buffer_size=100, timeout=10) as buffer:
             buffer.add_batch(rows(12))
+        said(server.address, "create", "steps", "--buffer-size", "9", "--trajectories")
         lines = [" ".join(line.split()) for line in said(server.address, "list").splitlines()]
-        assert lines == ["plain 12 of 100 rows uniform none", "q 0 of 7 rows fifo none max_times_sampled 1"]
-        assert [(table["table"], table["size"]) for table in json.loads(said(server.address, "list", "--json"))] == [("plain", 12), ("q", 0)]
+        assert lines == [
+            "plain 12 of 100 rows uniform none",
+            "q 0 of 7 rows fifo none max_times_sampled 1",
+            "steps 0 of 9 rows uniform none trajectories",
+        ]
+        found = json.loads(said(server.address, "list", "--json"))
+        assert [(table["table"], table["size"]) for table in found] == [("plain", 12), ("q", 0), ("steps", 0)]
 
 
 def test_a_table_is_described_on_a_page_and_as_json(server, table):

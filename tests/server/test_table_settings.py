@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from children import completed
 from conftest import files_under, rows
-from tdreplay.errors import FailedPreconditionError
+from tdreplay.errors import FailedPreconditionError, OtherSettingsError
 from tdreplay.rate_limiters import SamplesPerInsert, Unlimited
 from tdreplay.samplers import Fifo, Prioritized, Uniform
 from tdreplay.table_config import TableConfig
+from tdreplay.trajectories import Trajectories
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig, spawn_server
 from tdreplay_server.settings_file import line_of
@@ -36,10 +37,20 @@ error_buffer = 10
 buffer_size = 50
 sampler = "fifo"
 max_times_sampled = 1
+
+[tables.steps]
+buffer_size = 70
+trajectories = true
+
+[tables.pixels]
+buffer_size = 80
+trajectories = { ends = ["done"], final_fields = ["pixels", "camera.left"], reward = "" }
 """
 CONFIGS = {
+    "pixels": TableConfig(80, trajectories=Trajectories(("done",), ("pixels", "camera.left"), None), name="pixels"),
     "queue": TableConfig(50, "cpu", Fifo(), Unlimited(), 1, name="queue"),
     "replay": TableConfig(1000, "cpu", Prioritized(0.7), SamplesPerInsert(4, 100, 10), 0, name="replay"),
+    "steps": TableConfig(70, trajectories=Trajectories(), name="steps"),
 }
 
 
@@ -128,6 +139,25 @@ def test_other_settings_end_the_start_with_a_line_that_names_all_of_them_and_the
     assert files_under(data) == before  # Nor is the other table of the file there.
 
 
+def test_steps_in_a_table_of_plain_rows_end_the_start(data):
+    said = refusal("--data-dir", str(data), TDREPLAY_TABLES='{"replay": {"buffer_size": 1000, "trajectories": true}}')
+    assert "tables.replay.trajectories from TDREPLAY_TABLES: " in said
+    assert "'replay' with trajectories False, not Trajectories(ends=('terminated', 'truncated'), final_fields=('obs',), reward='reward')" in said
+    assert "tdreplay table drop replay" in said
+
+
+def test_plain_rows_in_a_table_of_steps_end_the_start(tmp_path):
+    steps = {"buffer_size": 10, "trajectories": {"ends": ["done"], "final_fields": ["obs"], "reward": "reward"}}
+    with ReplayServer(ServerConfig(address=LOCAL, data_dir=tmp_path / "data", tables={"steps": steps})):
+        pass
+    for other in (False, True):
+        config = ServerConfig(address=LOCAL, data_dir=tmp_path / "data", tables={"steps": {"buffer_size": 10, "trajectories": other}})
+        with pytest.raises(OtherSettingsError, match=r"'steps' with trajectories Trajectories\(ends=\('done',\)"):
+            ReplayServer(config).start()
+    with ReplayServer(ServerConfig(address=LOCAL, data_dir=tmp_path / "data", tables={"steps": {"buffer_size": 10}})) as server:
+        assert configs(server.address)["steps"].trajectories == Trajectories(("done",))
+
+
 def test_another_capacity_says_how_to_change_it(data):
     said = refusal("--data-dir", str(data), TDREPLAY_TABLES='{"replay": {"buffer_size": 20}}')
     assert "tables.replay.buffer_size from TDREPLAY_TABLES: " in said
@@ -158,6 +188,16 @@ def test_from_code_it_is_an_error_of_the_same_words(data):
         ("[tables.replay]\nbuffer_size = 5\nbuffersize = 7\n", 3, "tables.replay.buffersize ('7')", "buffer_size is"),
         ("[tables.replay]\nbuffer_size = 5\nmax_times_sampled = -1\n", 3, "tables.replay.max_times_sampled ('-1')", "from 0 to"),
         ("[tables.replay]\nbuffer_size = 5\nrate_limiter = 'min_size'\n", 3, "tables.replay.rate_limiter", "needs min_size"),
+        ("[tables.r]\nbuffer_size = 5\ntrajectories = 'yes'\n", 3, "tables.r.trajectories ('yes')", "must be True, False, or have ends"),
+        ("[tables.r]\nbuffer_size = 5\ntrajectory = true\n", 3, "tables.r.trajectory ('True')", "trajectories is"),
+        ("[tables.r]\nbuffer_size = 5\n[tables.r.trajectories]\nend = 'done'\n", 3, "tables.r.trajectories", "has no end: it may have ends"),
+        ("[tables.r]\nbuffer_size = 5\ntrajectories = { ends = [] }\n", 3, "tables.r.trajectories", "the number of names in ends (0)"),
+        (
+            "[tables.r]\nbuffer_size = 5\ntrajectories = true\nmax_times_sampled = 1\n",
+            1,
+            "tables.r (",
+            "max_times_sampled (1) must be 0 in a table of trajectories",
+        ),
         ("[tables]\nreplay = 7\n", 2, "tables.replay ('7')", "must be the settings of a table"),
         ("[tables.a]\nbuffer_size = 5\n[tables.'a b']\nbuffer_size = 5\n", 3, "tables.a b ('a b')", "letters, digits"),
         ("tables = 7\n", 1, "tables ('7')", "must be names of tables"),

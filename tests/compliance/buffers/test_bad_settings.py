@@ -32,6 +32,15 @@ BAD_SETTINGS: Mapping[str, tuple[Callable[[], Mapping[str, Any]], list[str]]] = 
         lambda: {"rate_limiter": SamplesPerInsert(4.0, 1, 100.0), "max_times_sampled": 3},
         ["max_times_sampled", "3", "4"],
     ),
+    "trajectories that are neither": (lambda: {"trajectories": "yes"}, ["trajectories ('yes')", "True, False", "ends, final_fields, reward"]),
+    "trajectories with another name": (lambda: {"trajectories": {"final_field": "obs"}}, ["no final_field", "ends, final_fields, reward"]),
+    "no end": (lambda: {"trajectories": {"ends": ()}}, ["the number of names in ends (0)", "1 to 2"]),
+    "three ends": (lambda: {"trajectories": {"ends": ("a", "b", "c")}}, ["the number of names in ends (3)"]),
+    "an end without a name": (lambda: {"trajectories": {"ends": ("",)}}, ["ends (('',))", "names of fields"]),
+    "an end that is a number": (lambda: {"trajectories": {"ends": (1,)}}, ["ends ((1,))", "names of fields"]),
+    "no final field": (lambda: {"trajectories": {"final_fields": []}}, ["the number of names in final_fields (0)"]),
+    "a field that is two things": (lambda: {"trajectories": {"reward": "obs"}}, ["obs", "another field"]),
+    "steps that leave": (lambda: {"trajectories": True, "max_times_sampled": 1}, ["max_times_sampled (1)", "trajectories"]),
 }
 
 BAD_UPDATES: Mapping[str, tuple[Any, Any, type[errors.ReplayError], list[str]]] = {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from conftest import rows
 from tdreplay.rate_limiters import Unlimited
 from tdreplay.samplers import Uniform
 from tdreplay.state import State
 from tdreplay.table_config import TableConfig
 from tdreplay.table_description import Waits
+from tdreplay.trajectories import Trajectories
 
 
 def test_it_says_what_state_says(make_buffer):
@@ -27,6 +30,24 @@ def test_it_says_what_the_table_was_made_with_and_the_capacity_of_now(make_buffe
     assert buffer.describe().config.name == getattr(buffer, "table", "")
     buffer.reset(7)
     assert buffer.describe().config.buffer_size == 7
+
+
+@pytest.mark.parametrize(
+    ("asked", "had"),
+    [
+        (None, False),
+        (False, False),
+        (True, Trajectories()),
+        (Trajectories(("done",), ("pixels", ("camera", "left")), None), Trajectories(("done",), ("pixels", "camera.left"), None)),
+        ({"ends": "done", "final_fields": ["pixels"]}, Trajectories(("done",), ("pixels",), "reward")),
+        ({"reward": ""}, Trajectories(reward=None)),
+    ],
+)
+def test_it_says_whether_it_has_trajectories_and_their_fields(make_buffer, asked, had):
+    buffer = make_buffer(10, trajectories=asked)
+    assert buffer.describe().config.trajectories == had
+    buffer.reset(20)
+    assert buffer.describe().config.trajectories == had
 
 
 def test_an_empty_table_has_counted_nothing(make_buffer):

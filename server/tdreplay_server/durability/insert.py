@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from tdreplay.errors import InternalError, ReplayError
 from tdreplay.schema import Schema
 from tdreplay_server.durability.ledger import InsertKey
-from tdreplay_server.durability.row_listeners import Priorities
 from tdreplay_server.storage.rows import Inserts
 
-__all__ = ["Insert", "joins"]
+__all__ = ["Insert", "Priorities", "joins"]
+
+Priorities = npt.NDArray[np.float64]
+"""Raw priorities of rows: shape [n], finite, from 0 up."""
 
 MOST_INSERTS, MOST_BYTES = 32, 4 << 20
 """Inserts of one group, and bytes of their rows."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from tdreplay_server.durability.insert import Insert, Priorities
 from tdreplay_server.durability.slot_state import NOTHING_KEPT, Kept, SlotState
 from tdreplay_server.storage.ring import Ring
 
-__all__ = ["Priorities", "RowListener", "Told", "Unheard", "Watcher"]
-
-Priorities = npt.NDArray[np.float64]
-"""Raw priorities of rows: shape [n], finite, from 0 up."""
+__all__ = ["RowListener", "Told", "Unheard", "Watcher"]
 
 
 class RowListener(Protocol):
@@ -35,6 +31,13 @@ class RowListener(Protocol):
 
     def emptied(self, ring: Ring) -> None:
         """All rows are gone, and the capacity may be another one. The next rows belong to another generation."""
+
+    def check(self, insert: Insert, before: Sequence[Insert]) -> None:
+        """Passes where rows may be inserted after those `before`, which are stored together with them. This comes without the lock.
+
+        Raises:
+            ReplayError: they may not. They are not stored.
+        """
 
     def written(self, ids: range, priorities: Priorities | None) -> None:
         """The rows of these ids lie in their slots, and are about to be committed. If they are more than the slots, the last ones stay.
@@ -68,6 +71,9 @@ class Unheard:
 
     def emptied(self, ring: Ring) -> None:
         """Nothing to forget."""
+
+    def check(self, insert: Insert, before: Sequence[Insert]) -> None:
+        """All rows may be inserted."""
 
     def written(self, ids: range, priorities: Priorities | None) -> None:
         """Nothing to note."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -248,7 +248,10 @@ class RowLog:
         try:
             with self._failure.noted():
                 self.check_open()
-                fresh = [insert for insert in inserts if self._is_fresh(insert)]
+                fresh: list[Insert] = []
+                for insert in inserts:
+                    if self._is_fresh(insert, fresh):
+                        fresh.append(insert)
                 if fresh:
                     self._rows.write(fresh)
         except BaseException as error:
@@ -262,11 +265,12 @@ class RowLog:
     def _joins(self, group: list[Insert], insert: Insert) -> bool:
         return joins(group, insert, readers=self._lock.reads != self._reads_before)
 
-    def _is_fresh(self, insert: Insert) -> bool:
-        """Whether rows are to be stored. If they were stored before, or cannot be, that is noted in the insert."""
+    def _is_fresh(self, insert: Insert, before: Sequence[Insert]) -> bool:
+        """Whether rows are to be stored, after those `before`. If they were stored before, or cannot be, that is noted in the insert."""
         try:
             known = None if insert.key is None else self._ledger.find(insert.key)
             if known is None:
+                self._told.listener.check(insert, before)  # Before the first rows fix the schema.
                 self._rows.fit(insert.schema)
                 return True
             insert.stored(known.first_row_id, before=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
 from tdreplay_server.storage.ring import Ring, RowIds, Slots, slot_ranges
 from tdreplay_server.tables.limiters import Supply

@@ -78,6 +78,7 @@ class DrawnRows:
         self._draw, self._rows, self._generators, self._oldest, self._lost = draw, rows, generators, ring.oldest, lost
         drawn = draw(rows, generators, ring)
         self._ids, self._probabilities, self._priorities = drawn.ids, drawn.probabilities, drawn.priorities
+        self._first_rows = drawn.ids if drawn.first_rows is None else drawn.first_rows
         self.size, self.min_probability, self.moment = drawn.size, drawn.min_probability, moment
 
     def batch(self, number: int) -> RowIds:
@@ -85,9 +86,9 @@ class DrawnRows:
         return self._ids[number * self._rows : (number + 1) * self._rows]
 
     def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
-        """The ids of the rows from start to stop, counted over all batches. All of them are live in `ring`."""
+        """The ids of the rows from start to stop, counted over all batches. All of them are live in `ring`, and so are the rows that they need."""
         if ring.oldest > self._oldest:
-            self._draw_anew(start + np.flatnonzero(self._ids[start:stop] < ring.oldest), ring)
+            self._draw_anew(start + np.flatnonzero(self._first_rows[start:stop] < ring.oldest), ring)
         return self._ids[start:stop]
 
     def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
@@ -102,6 +103,8 @@ class DrawnRows:
             some = places[batches == batch]
             lost, drawn = self._ids[some], self._drawn_again(len(some), self._generators[batch], ring)
             self._ids[some] = drawn.ids
+            if drawn.first_rows is not None:
+                self._first_rows[some] = drawn.first_rows
             if self._lost is not None:
                 self._lost(lost, self.moment)
             for known, new in ((self._probabilities, drawn.probabilities), (self._priorities, drawn.priorities)):

@@ -31,10 +31,12 @@ class PinnedRows:
     Args:
         ids: Of the rows, all of which are live in `ring`.
         ring: The live rows.
+        first_rows: The id of the oldest row that is needed with each; None: none but itself.
     """
 
-    def __init__(self, ids: RowIds, ring: Ring) -> None:
+    def __init__(self, ids: RowIds, ring: Ring, first_rows: RowIds | None = None) -> None:
         self._ids, self._oldest = ids, ring.oldest
+        self._first_rows = ids if first_rows is None else first_rows
 
     def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
         """The ids of the rows from start to stop.
@@ -42,10 +44,10 @@ class PinnedRows:
         Raises:
             OverwrittenError: one of them is not live in `ring`.
         """
-        some = self._ids[start:stop]
-        if ring.oldest > self._oldest and len(some) and some.min() < ring.oldest:
-            raise OverwrittenError(f"row {some.min()} was overwritten before it was read")
-        return some
+        needed = self._first_rows[start:stop]
+        if ring.oldest > self._oldest and len(needed) and needed.min() < ring.oldest:
+            raise OverwrittenError(f"row {needed.min()} was overwritten before it was read")
+        return self._ids[start:stop]
 
     def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
         """Nothing: nobody drew them."""

@@ -5,23 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from tdreplay.errors import FailedPreconditionError, RateLimitedError
+from tdreplay.memory import Rows
 from tdreplay.priorities import Updated
 from tdreplay.table_config import TableConfig
-from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.insert import Insert, Priorities
 from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.durability.slot_state import Kept, SlotState
 from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.tables.consumption import Consumption, TooFewDrawsError
-from tdreplay_server.tables.draws import DrawnRows
+from tdreplay_server.tables.draws import DrawnRows, DrawRows
 from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import Reserved, Supply, UnlimitedLimiter, Wait, made_limiter
 from tdreplay_server.tables.rates import RowRate
-from tdreplay_server.tables.samplers import UniformSampler, made_sampler
+from tdreplay_server.tables.samplers import Sampler, UniformSampler, made_sampler
 from tdreplay_server.tables.selection import BatchQuery, Selection
+from tdreplay_server.tables.trajectories.step_table import StepTable
 
 __all__ = ["Sampling"]
 
@@ -30,6 +33,7 @@ class Sampling:
     """The sampler and the rate limiter of one table, and its limit of draws, as a `RowListener`.
 
     Attributes:
+        steps: What is known of the episodes whose steps the rows are; None: they are none.
         sampler: Chooses the rows.
         consumption: Counts how often each row is drawn; None: it may be drawn any number of times.
         limiter: Decides who waits.
@@ -45,7 +49,8 @@ class Sampling:
 
     def __init__(self, config: TableConfig, log: Callable[[], RowLog]) -> None:
         self._log = log
-        self.sampler = made_sampler(config.sampler)
+        self.steps = None if not config.trajectories else StepTable(config.trajectories, lambda: made_sampler(config.sampler), self._read)
+        self.sampler: Sampler = made_sampler(config.sampler) if self.steps is None else self.steps.sampler
         self.consumption = Consumption(self.sampler, config.max_times_sampled) if config.is_consuming else None
         supply = Supply.of if self.consumption is None else self.consumption.supply
         self.limiter = made_limiter(config, lambda: supply(log().ring))
@@ -61,7 +66,7 @@ class Sampling:
         """Whether nobody waits, and nobody counts what is drawn."""
         return isinstance(self.limiter, UnlimitedLimiter)
 
-    def check(self, query: BatchQuery) -> None:
+    def check_query(self, query: BatchQuery) -> None:
         """Passes where such batches can be had, now or later.
 
         Raises:
@@ -77,8 +82,16 @@ class Sampling:
             TooFewDrawsError: the rows cannot be drawn so often.
         """
         if self.consumption is None:
-            return DrawnRows(self._uniform.draw if query.uniform else self.sampler.draw, query.rows, generators, ring)
+            return DrawnRows(self._drawing(query), query.rows, generators, ring)
         return DrawnRows(self.consumption.draw, query.rows, generators, ring, self.consumption.moment, self.consumption.give_back)
+
+    def _drawing(self, query: BatchQuery) -> DrawRows:
+        if self.steps is None:
+            return self._uniform.draw if query.uniform else self.sampler.draw
+        return partial((self.steps.uniform if query.uniform else self.steps.sampler).draw_anchors, query.rule)
+
+    def _read(self, start: int, stop: int, field: str) -> Rows:
+        return self._log().storage.rows(start, stop, field)
 
     def leased(self, rows: int, batches: int, wait: Wait, select: Callable[[int], tuple[Selection, DrawnRows]]) -> Drawn:
         """As many batches of `rows` rows as the limiter lets through, one at least and `batches` at most, each with its lease.
@@ -133,15 +146,24 @@ class Sampling:
 
     def opened(self, state: SlotState, ring: Ring) -> None:
         """As `RowListener.opened`."""
+        if self.steps is not None:
+            self.steps.opened(state, ring)
         self.sampler.opened(state, ring.buffer_size)
         for part in (*self._counts, self.limiter):
             part.opened(state, ring)
 
     def emptied(self, ring: Ring) -> None:
         """As `RowListener.emptied`."""
+        if self.steps is not None:
+            self.steps.opened(SlotState(self.kept, 1), ring)
         self.sampler.opened(SlotState(self.kept, 1), ring.buffer_size)  # It lets go of the files of the rows that are gone.
         for part in (*self._counts, self.limiter):
             part.emptied(ring)
+
+    def check(self, insert: Insert, before: Sequence[Insert]) -> None:
+        """As `RowListener.check`."""
+        if self.steps is not None:
+            self.steps.check(insert, before)
 
     def written(self, ids: range, priorities: Priorities | None) -> None:
         """As `RowListener.written`."""
@@ -156,6 +178,8 @@ class Sampling:
 
     def inserted(self, ids: range) -> None:
         """As `RowListener.inserted`."""
+        if self.steps is not None:
+            self.steps.index.inserted(ids)
         for part in (self.sampler, *self._counts):
             part.inserted(ids)
         self.limiter.changed()
@@ -164,6 +188,8 @@ class Sampling:
         """As `RowListener.evicted`."""
         for part in (self.sampler, *self._counts):
             part.evicted(ids)
+        if self.steps is not None:
+            self.steps.evicted(ids)
         self.limiter.changed()
 
     def closed(self) -> None:

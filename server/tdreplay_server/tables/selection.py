@@ -14,6 +14,7 @@ from tdreplay.block import Layout, layout
 from tdreplay.fields import Field
 from tdreplay.schema import DimNames
 from tdreplay.system_fields import PRIORITY
+from tdreplay.windows import AnchorRule, WindowQuery
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 
 __all__ = ["BatchQuery", "ChosenRows", "RowFormat", "RowsInSlots", "Selection", "joined"]
@@ -53,12 +54,19 @@ class BatchQuery:
         uniform: Whether all rows are to be equally probable, whatever the table's sampler is.
         described: Whether the batches of a table with priorities have the fields `probability` and `priority`, whatever fields are named. Those
             that are `uniform` have not.
+        windows: What comes with each row, where the rows are steps; None: the row alone.
     """
 
     rows: int
     fields: tuple[str, ...] | None = None
     uniform: bool = False
     described: bool = False
+    windows: WindowQuery | None = None
+
+    @property
+    def rule(self) -> AnchorRule:
+        """Which steps are anchors, where the rows are steps."""
+        return AnchorRule() if self.windows is None else self.windows.rule
 
 
 class ChosenRows(Protocol):

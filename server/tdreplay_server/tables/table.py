@@ -13,7 +13,7 @@ import torch
 
 from tdreplay.api import Checkpoint, Progress, State
 from tdreplay.epochs import EpochPlace, EpochPlan, EpochQuery
-from tdreplay.errors import EmptyTableError, FailedPreconditionError, NoPrioritiesError, RowIdError, SchemaError, StorageError
+from tdreplay.errors import EmptyTableError, FailedPreconditionError, NoPrioritiesError, NoTrajectoriesError, RowIdError, SchemaError, StorageError
 from tdreplay.limits import MAX_ROW_ID, check_whole
 from tdreplay.memory import Rows
 from tdreplay.priorities import Updated
@@ -21,11 +21,11 @@ from tdreplay.schema import Schema
 from tdreplay.system_fields import DRAWN_FIELDS, DRAWN_NAMES, PRIORITY, PROBABILITY
 from tdreplay.table_config import TableConfig, check_limiter
 from tdreplay.table_description import TableDescription
+from tdreplay.windows import WindowQuery
 from tdreplay_server.checkpoints.checkpoint import write_checkpoint
 from tdreplay_server.durability.data_directory import CHECKPOINTS
-from tdreplay_server.durability.insert import Insert
+from tdreplay_server.durability.insert import Insert, Priorities
 from tdreplay_server.durability.ledger import InsertKey
-from tdreplay_server.durability.row_listeners import Priorities
 from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.storage.ring import RowIds, Slots
 from tdreplay_server.storage.rows import Inserts
@@ -33,12 +33,13 @@ from tdreplay_server.system.disk import check_name
 from tdreplay_server.system.interrupts import lets_go
 from tdreplay_server.tables.description import described
 from tdreplay_server.tables.draws import DrawnRows, Generators
-from tdreplay_server.tables.epochs import EpochBatches, plan_of
+from tdreplay_server.tables.epochs import EpochBatches, PinnedRows, plan_of
 from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import AT_ONCE, Wait
 from tdreplay_server.tables.reading import gathered, taken
 from tdreplay_server.tables.sampling import Sampling
 from tdreplay_server.tables.selection import BatchQuery, ChosenRows, RowFormat, RowsInSlots, Selection
+from tdreplay_server.tables.trajectories.window_format import WindowFormat
 
 __all__ = ["Table"]
 
@@ -64,11 +65,14 @@ class Table:
     ) -> None:
         check_limiter(config)
         self._sampling = Sampling(config, lambda: self._row_log)
+        self._steps = self._sampling.steps
         self._has_priorities = config.sampler.has_priorities
         self._generator = np.random.default_rng()  # Its methods lock it: readers may share it.
         self._checkpointing = threading.Lock()
         self._checkpoints = checkpoints or (None if directory is None else directory / CHECKPOINTS)
         self._row_log = RowLog(config, self._sampling, directory=directory, durability=durability, on_failure=on_failure)
+        if self._steps is not None:
+            self._steps.index.current()  # It takes seconds for many millions of steps: not in the first call.
         if self._sampling.consumption is not None:
             self._sampling.advance(self._sampling.consumption.front(self._row_log.ring))  # A kill may have left rows in the ring that have left.
 
@@ -103,6 +107,7 @@ class Table:
 
         Raises:
             SchemaError, CodecError, SequenceError, ResourceExhaustedError, StorageError: as `RowLog.insert`.
+            EpisodeError: the table is one of trajectories, and a step does not go on where its episode is.
             NoPrioritiesError: the table has no priorities.
             InvalidArgumentError: its sampler cannot work with a priority.
             RateLimitedError: the rate limiter did not let the rows in within the time.
@@ -112,6 +117,8 @@ class Table:
             self._sampling.sampler.check(priorities)
         if not DRAWN_NAMES.isdisjoint(schema.fields_by_name):
             columns, schema = self._as_stored(columns, schema)
+        if self._steps is not None:
+            self._steps.check_schema(schema)
         insert = Insert(columns, schema, rows, key, priorities)
         if self._sampling.is_unlimited:
             return self._row_log.insert(insert)
@@ -175,9 +182,11 @@ class Table:
         Raises:
             EmptyTableError: there is no row.
             FieldNotFoundError: a field is not there.
+            NoTrajectoriesError: windows are asked of rows that are no steps.
+            InvalidArgumentError: the windows are too large for the table, or for a message.
         """
         with self._row_log.shared:
-            return self._drawn_format(query, self._format(query.fields, or_empty=self.counts_draws))
+            return self._drawn_format(query, self._format(query.fields, query.windows, or_empty=self.counts_draws))
 
     @lets_go
     def forget_leases(self) -> None:
@@ -210,7 +219,7 @@ class Table:
             selection = self.select_random(query, generators(batches))
             self._sampling.rows_drawn.add(selection.rows)
             return Drawn(selection, ())
-        self._sampling.check(query)
+        self._sampling.check_query(query)
         return self._sampling.leased(query.rows, batches, wait, lambda count: self._drawn(query, generators(count)))
 
     @lets_go
@@ -221,7 +230,7 @@ class Table:
     @lets_go
     def _drawn(self, query: BatchQuery, generators: Sequence[np.random.Generator]) -> tuple[Selection, DrawnRows]:
         with self._row_log.shared:
-            found = self._drawn_format(query, self._format(query.fields))
+            found = self._drawn_format(query, self._format(query.fields, query.windows))
             drawn = self._sampling.drawn(query, generators, self._row_log.ring)
             return self._selection(found, query.rows * len(generators), drawn), drawn
 
@@ -231,28 +240,38 @@ class Table:
         return found
 
     @lets_go
-    def select_slots(self, slots: Slots, fields: Sequence[str] | None = None) -> Selection:
-        """The rows in `slots`.
+    def select_slots(self, slots: Slots, fields: Sequence[str] | None = None, windows: WindowQuery | None = None) -> Selection:
+        """The rows in `slots`, or the windows around them.
 
         Raises:
-            SlotIndexError: a slot holds no live row.
+            SlotIndexError: a slot holds no live row, or, with windows, no anchor.
             FieldNotFoundError: a field is not there.
+            NoTrajectoriesError: windows are asked of rows that are no steps.
+            InvalidArgumentError: the windows are too large for the table, or for a message.
         """
-        with self._row_log.shared:
-            self._row_log.check_open()
-            self._row_log.ring.check_live(slots)
-            return self._selection(self._format(fields), len(slots), RowsInSlots.listed(slots))
+        log = self._row_log
+        with log.shared:
+            log.check_open()
+            log.ring.check_live(slots)
+            found = self._format(fields, windows)
+            if windows is None or self._steps is None:
+                return self._selection(found, len(slots), RowsInSlots.listed(slots))
+            ids, first_rows = self._steps.anchors_in(slots, windows, log.ring)
+            return self._selection(found, len(slots), PinnedRows(ids, log.ring, first_rows))
 
     @lets_go
     def select_all(self, fields: Sequence[str] | None = None) -> Selection:
-        """Every live row, in slot order.
+        """Every live row, in slot order; of a table of trajectories every step.
 
         Raises:
-            EmptyTableError: there is no row.
+            EmptyTableError: there is none.
             FieldNotFoundError: a field is not there.
         """
         with self._row_log.shared:
             ring = self._row_log.ring
+            if self._steps is not None:
+                found, steps = self._format(fields), self._steps.all_steps(ring)
+                return self._selection(found, steps.rows, steps)
             rows = RowsInSlots(lambda start, stop: ring.in_slot_order(np.arange(start, stop)))
             return self._selection(self._format(fields), ring.size, rows)
 
@@ -272,13 +291,18 @@ class Table:
         """The batches of `plan`, of which that at `place` is the first. Errors: as `EpochBatches`."""
         return EpochBatches(self._row_log, plan, place)
 
-    def _format(self, fields: Sequence[str] | None, *, or_empty: bool = False) -> RowFormat:
+    def _format(self, fields: Sequence[str] | None, windows: WindowQuery | None = None, *, or_empty: bool = False) -> RowFormat:
         """What is read of each row. `or_empty`: it is known where rows have been there as well."""
         self._row_log.check_open()
+        if windows is not None and self._steps is None:
+            raise NoTrajectoriesError("windows are of tables with trajectories alone: the rows of this one are no steps of episodes")
         schema = self._row_log.schema
         if schema is None or not (self._row_log.ring.size or or_empty):
             raise EmptyTableError("the table is empty: there is no row to sample yet")
-        return RowFormat(schema.select(fields), schema.row_shape, schema.dim_names)
+        if self._steps is not None and windows is not None:
+            return self._steps.format(schema, windows, fields, self._row_log.ring.buffer_size)
+        chosen = self._steps.sent(schema) if self._steps is not None and fields is None else schema.select(fields)
+        return RowFormat(chosen, schema.row_shape, schema.dim_names)
 
     def _selection(self, found: RowFormat, rows: int, chosen: ChosenRows) -> Selection:
         return Selection(found, rows, chosen, self._row_log.version)
@@ -297,7 +321,11 @@ class Table:
         with log.shared:
             log.check_version(selection.version)
             ids = selection.chosen.ids(log.ring, start, stop)
-            gathered(log.storage, ids, selection.drawn(start, stop), out, threads=threads)
+            drawn, found = selection.drawn(start, stop), selection.format
+            if self._steps is not None and isinstance(found, WindowFormat):
+                self._steps.gathered(log.storage, ids, drawn, found, out, threads=threads)
+            else:
+                gathered(log.storage, ids, drawn, out, threads=threads)
 
     @lets_go
     def take(self, selection: Selection) -> dict[str, torch.Tensor]:
@@ -310,7 +338,10 @@ class Table:
         with log.shared:
             log.check_version(selection.version)
             ids = selection.chosen.ids(log.ring, 0, selection.rows)
-            return taken(log.storage, ids, selection.drawn(0, selection.rows), selection.format.fields)
+            drawn, found = selection.drawn(0, selection.rows), selection.format
+            if self._steps is not None and isinstance(found, WindowFormat):
+                return self._steps.taken(log.storage, ids, drawn, found)
+            return taken(log.storage, ids, drawn, found.fields)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import numpy as np
 from tdreplay.limits import check_whole
 from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
 from tdreplay.v1 import replay_buffer_pb2 as pb
-from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.storage.ring import RowIds
 from tdreplay_server.tables.leases import Drawn, SentBatches
 from tdreplay_server.tables.table import Table

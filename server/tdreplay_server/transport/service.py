@@ -23,8 +23,10 @@ from tdreplay.schema import Schema
 from tdreplay.system_fields import PRIORITY
 from tdreplay.table_messages import table_request_from_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay.window_messages import window_query_from_message
+from tdreplay.windows import WindowQuery
+from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.durability.ledger import InsertKey
-from tdreplay_server.durability.row_listeners import Priorities
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.tables.draws import generators_of
 from tdreplay_server.tables.leases import Drawn, SentBatches
@@ -109,7 +111,7 @@ class ReplayBufferService:
     def SampleByIndex(self, request: Request, call: Call) -> Iterator[bytes]:
         table, query = self._tables[request.head.table], request.head
         rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
-        selection = table.select_slots(np.array(query.index, np.int64), _fields(query.fields))
+        selection = table.select_slots(np.array(query.index, np.int64), _fields(query.fields), _windows(query))
         return messages(table, Outgoing(selection, rows), pb.SampleByIndexResponse)
 
     def SampleEpisode(self, request: Request, call: Call) -> Iterator[bytes]:
@@ -223,7 +225,12 @@ def _wait(query: Any, call: Call) -> Wait:
 
 def _batch_query(query: Any) -> BatchQuery:
     check_choice(query.sampler, "sampler", ("", UNIFORM))
-    return BatchQuery(check_batch_size(query.batch_size), _fields(query.fields), query.sampler == UNIFORM, query.knows_priorities)
+    rows, fields = check_batch_size(query.batch_size), _fields(query.fields)
+    return BatchQuery(rows, fields, query.sampler == UNIFORM, query.knows_priorities, _windows(query))
+
+
+def _windows(query: Any) -> WindowQuery | None:
+    return window_query_from_message(query.windows) if query.HasField("windows") else None
 
 
 def _first(requests: Requests) -> Any:

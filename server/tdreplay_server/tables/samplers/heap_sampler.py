@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.tables.samplers.best_tree import BestTree
 from tdreplay_server.tables.samplers.priority_sampler import PrioritySampler

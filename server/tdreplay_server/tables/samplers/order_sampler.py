@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
 from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.tables.samplers.drawable_rows import DrawableRows
@@ -44,6 +44,11 @@ class OrderSampler(ABC):
     @abstractmethod
     def _note_offered(self, ids: RowIds) -> None:
         """These rows, of which there is at least one, can be drawn again."""
+
+    @property
+    def size(self) -> int:
+        """How many rows can be drawn."""
+        return self._rows.size
 
     def opened(self, state: SlotState, buffer_size: int) -> None:
         """Forgets the rows."""

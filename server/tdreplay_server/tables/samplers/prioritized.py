@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tdreplay.errors import InvalidArgumentError
-from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.tables.samplers.batches import each_batch
 from tdreplay_server.tables.samplers.priority_sampler import PrioritySampler

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 from tdreplay_server.tables.samplers.tree_sampler import LeafTree, TreeSampler

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
 from tdreplay_server.storage.ring import Ring, RowIds
 
@@ -24,6 +24,7 @@ class Draw(NamedTuple):
         priorities: The priority of each row, raw: float64 of shape [n]. None: the sampler has no priorities.
         size: The number of rows among which was drawn.
         min_probability: The smallest probability above 0 that a row had.
+        first_rows: The id of the oldest row that is needed with each: int64 of shape [n]. None: none but itself.
     """
 
     ids: RowIds
@@ -31,6 +32,7 @@ class Draw(NamedTuple):
     priorities: Priorities | None
     size: int
     min_probability: float
+    first_rows: RowIds | None = None
 
 
 class Sampler(Protocol):
@@ -46,6 +48,10 @@ class Sampler(Protocol):
 
     columns: Sequence[SlotColumn]
     values: Sequence[StateValue]
+
+    @property
+    def size(self) -> int:
+        """How many rows can be drawn."""
 
     def opened(self, state: SlotState, buffer_size: int) -> None:
         """From now on this is the state of the table, of so many slots. No row is live until `inserted` comes."""

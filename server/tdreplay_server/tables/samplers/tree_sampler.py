@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay_server.durability.row_listeners import Priorities
+from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 from tdreplay_server.tables.samplers.drawable_rows import DrawableRows
@@ -62,6 +62,11 @@ class TreeSampler(ABC, Generic[T]):
     @abstractmethod
     def _leaves(self, slots: Slots | slice) -> npt.NDArray[Any] | float:
         """What the leaves of the rows in these slots are, where they may be drawn."""
+
+    @property
+    def size(self) -> int:
+        """How many rows can be drawn."""
+        return self._rows.size
 
     # -- rows that come and go ----------------------------------------------------------------------------------------------------------------
 

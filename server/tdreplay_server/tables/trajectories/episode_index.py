@@ -1,0 +1,280 @@
+"""Which live rows are steps of which episode, and the rows before and after each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tdreplay.windows import AnchorRule
+from tdreplay_server.storage.ring import RowIds, Slots, slot_ranges
+from tdreplay_server.tables.trajectories.episode_table import EpisodeTable, Places
+from tdreplay_server.tables.trajectories.step_columns import END, FINAL, FINAL_FOLLOWS, TERMINATED, StepColumns
+
+__all__ = ["EpisodeIndex"]
+
+NONE = -1
+"""In place of the id of a row that is not there."""
+
+Offsets = npt.NDArray[np.int64]
+"""Numbers of steps after an anchor, or before it where they are negative: shape [n, length]."""
+
+
+class EpisodeIndex:
+    """Knows of each live row its episode, its number there, and the rows of the episode before and after it.
+
+    It is made of three columns of the rows, so nothing of it is kept on the disk. It hears which rows are live, and reads them when it is asked the
+    next time: `current` has to be called first, while no row is overwritten. Then all other methods may be called until the ring moves.
+
+    Each row takes 17 to 25 bytes beside its columns.
+
+    Args:
+        read: (start, stop, field) -> the bytes of the field in the slots from start to stop.
+    """
+
+    def __init__(self, read: Callable[[int, int, str], npt.NDArray[Any]]) -> None:
+        self._read = read
+        self._mutex = threading.Lock()
+        self.emptied(1)
+
+    # -- which rows are live ------------------------------------------------------------------------------------------------------------------
+
+    def emptied(self, buffer_size: int) -> None:
+        """Forgets all rows. The next ones lie in so many slots."""
+        self._buffer_size = buffer_size
+        self._oldest = self._end = 0
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Knows no row. The arrays are made for the first one."""
+        self.episodes = EpisodeTable()
+        self._known_oldest = self._known_end = 0
+        self._place: Places = np.zeros(0, np.int32)
+
+    def inserted(self, ids: range) -> None:
+        """These rows are live from now on."""
+        if self._oldest == self._end:
+            self._oldest = self._end = ids.start
+        self._end = max(self._end, ids.stop)
+        self._oldest = max(self._oldest, self._end - self._buffer_size)
+
+    def evicted(self, ids: range) -> None:
+        """These rows, the oldest or the newest ones, are not live any more."""
+        if ids.stop >= self._end:
+            self._end = max(min(self._end, ids.start), self._oldest)
+            self._known_end = min(self._known_end, -1)  # Later rows may have the ids of these. All is read anew.
+        else:
+            self._oldest = max(self._oldest, ids.stop)
+
+    @property
+    def oldest(self) -> int:
+        """The id of the oldest live row."""
+        return self._oldest
+
+    @property
+    def end(self) -> int:
+        """The id after that of the newest live row."""
+        return self._end
+
+    def current(self) -> None:
+        """Reads the rows that came. To be called while none is overwritten, by any thread."""
+        with self._mutex:
+            if (self._known_oldest, self._known_end) == (self._oldest, self._end):
+                return
+            if self._known_end <= self._oldest or not len(self._place):
+                self._begin_anew()
+                self._known_oldest = self._known_end = self._oldest
+            self._make_room()
+            try:
+                self._evict(range(self._known_oldest, self._oldest))
+                self._link(range(self._known_end, self._end))
+            except BaseException:
+                self._begin_anew()  # An interrupt (Ctrl-C) came between.
+                raise
+            self._known_oldest, self._known_end = self._oldest, self._end
+
+    def _make_room(self) -> None:
+        if len(self._place) != self._buffer_size:
+            delta = np.uint32 if self._buffer_size < 1 << 32 else np.uint64
+            self._place, self._kind = np.zeros(self._buffer_size, np.int32), np.zeros(self._buffer_size, np.uint8)
+            self._step = np.zeros(self._buffer_size, np.int64)
+            # How much higher the id of the episode's next row is, and how much lower that of the one before; 0: there is none.
+            self._next: npt.NDArray[Any] = np.zeros(self._buffer_size, delta)
+            self._before: npt.NDArray[Any] = np.zeros(self._buffer_size, delta)
+
+    def _evict(self, ids: range) -> None:
+        if not ids:
+            return
+        rows, episodes = np.arange(ids.start, ids.stop), self.episodes
+        slots = rows % self._buffer_size
+        places, following = self._place[slots], self._next[slots]
+        # Of several rows of an episode the last one counts: they come in order.
+        episodes.evicted_row[places] = rows
+        episodes.first_row[places] = rows + following
+        episodes.first_step[places] = self._step[slots] + 1
+        episodes.headless.update(places.tolist())
+        episodes.remove(places[following == 0])
+
+    def _link(self, ids: range) -> None:
+        if not ids:
+            return
+        columns = StepColumns.read(slot_ranges(ids.start, len(ids), self._buffer_size), self._read)
+        order, firsts = columns.by_episode()
+        rows = order + ids.start
+        slots = rows % self._buffer_size
+        steps, kinds = columns.steps[order], columns.kinds[order]
+        deltas = np.diff(rows, prepend=rows[0])
+        deltas[firsts] = 0
+        places, known = self._placed(columns.episode_ids[order[firsts]])
+        deltas[firsts[known]] = rows[firsts[known]] - self.episodes.last_row[places[known]]
+        self._step[slots], self._kind[slots], self._next[slots], self._before[slots] = steps, kinds, 0, deltas
+        self._place[slots] = np.repeat(places, np.diff(firsts, append=len(rows)))
+        linked = np.flatnonzero(deltas)
+        self._next[(rows[linked] - deltas[linked]) % self._buffer_size] = deltas[linked]
+        self._note_first(places[~known], rows[firsts[~known]], steps[firsts[~known]])
+        self._note_last(places, rows, steps, kinds, firsts)
+
+    def _placed(self, episode_ids: npt.NDArray[np.int64]) -> tuple[Places, npt.NDArray[np.bool_]]:
+        """The places of episodes, and whether each was there before."""
+        places = self.episodes.find(episode_ids.tolist())
+        known = places >= 0
+        if not known.all():
+            places[~known] = self.episodes.add(episode_ids[~known].tolist())
+        return places, known
+
+    def _note_first(self, places: Places, rows: RowIds, steps: npt.NDArray[np.int64]) -> None:
+        self.episodes.first_row[places], self.episodes.first_step[places] = rows, steps
+
+    def _note_last(self, places: Places, rows: RowIds, steps: npt.NDArray[np.int64], kinds: npt.NDArray[np.uint8], firsts: Slots) -> None:
+        """Notes the newest rows of episodes, and how they ended: their last row tells, or the one before their final observation."""
+        episodes, lasts = self.episodes, np.append(firsts[1:], len(rows)) - 1
+        final = (kinds[lasts] & FINAL) != 0
+        ends = lasts - final
+        here = ends >= firsts
+        episodes.last_row[places] = rows[lasts]
+        episodes.last_step[places] = steps[lasts] - final
+        episodes.has_final[places] |= final
+        episodes.kind[places[here]] = kinds[ends[here]]
+
+    # -- what it knows of rows ----------------------------------------------------------------------------------------------------------------
+
+    def steps_of(self, ids: RowIds) -> npt.NDArray[np.int64]:
+        """The numbers of rows in their episodes."""
+        return self._step[ids % self._buffer_size]
+
+    def are_steps(self, ids: RowIds) -> npt.NDArray[np.bool_]:
+        """For each row whether it is a step, and no final observation."""
+        found: npt.NDArray[np.bool_] = (self._kind[ids % self._buffer_size] & FINAL) == 0
+        return found
+
+    def are_anchors(self, ids: RowIds, rule: AnchorRule) -> npt.NDArray[np.bool_]:
+        """For each live row whether it is an anchor."""
+        slots, episodes = ids % self._buffer_size, self.episodes
+        places, steps = self._place[slots], self._step[slots]
+        found: npt.NDArray[np.bool_] = (self._kind[slots] & FINAL) == 0
+        if rule.stride > 1:
+            found &= steps % rule.stride == 0
+        if rule.before:
+            found &= np.maximum(steps - rule.before, 0) >= episodes.first_step[places]
+        following = episodes.last_step[places] - steps  # How many steps come after it.
+        kinds = episodes.kind[places]
+        if rule.steps > 1:
+            found &= following >= rule.steps - 1 if rule.whole else (following >= rule.steps - 1) | ((kinds & END) != 0)
+        if rule.next_step:
+            unfinished = ((kinds & FINAL_FOLLOWS) != 0) | ((kinds & TERMINATED) == 0)
+            found &= (following >= rule.steps) | episodes.has_final[places] | ~unfinished
+        return found
+
+    def around(self, ids: RowIds, rule: AnchorRule) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """For each anchor how many steps before it are in its window, and how many from it on."""
+        slots = ids % self._buffer_size
+        steps = self._step[slots]
+        following = self.episodes.last_step[self._place[slots]] - steps
+        return np.minimum(steps, rule.before), np.minimum(following + 1, rule.steps)
+
+    def rows_at(self, ids: RowIds, offsets: Offsets) -> RowIds:
+        """The ids of the rows so many steps after live rows, final observations among them: int64 of the shape of `offsets`; -1 where none is live.
+
+        Rows of an episode mostly lie at equal distances. So they are guessed, and looked at. Where a guess is wrong, rows are followed one by one.
+        """
+        slots, episodes = ids % self._buffer_size, self.episodes
+        places = self._place[slots]
+        wanted = self._step[slots][:, None] + offsets
+        newest = episodes.last_step[places] + episodes.has_final[places]
+        there = (wanted >= episodes.first_step[places][:, None]) & (wanted <= newest[:, None])
+        distance = np.where(self._next[slots] != 0, self._next[slots], self._before[slots]).astype(np.int64)
+        rows = ids[:, None] + offsets * distance[:, None]
+        at = rows % self._buffer_size
+        right = (self._step[at] == wanted) & (self._place[at] == places[:, None]) & (rows >= self._oldest) & (rows < self._end)
+        wrong = np.flatnonzero((there & ~right).any(axis=1))
+        if len(wrong):
+            rows[wrong] = self._followed(ids[wrong], offsets[wrong])
+        rows[~there] = NONE
+        return rows
+
+    def _followed(self, ids: RowIds, offsets: Offsets) -> RowIds:
+        """As `rows_at`, for rows that are followed one by one."""
+        first, last = min(int(offsets.min()), 0), max(int(offsets.max()), 0)
+        found = np.full((last - first + 1, len(ids)), NONE, np.int64)
+        found[-first] = ids
+        for place in range(-first - 1, -1, -1):
+            found[place] = self.before(found[place + 1])
+        for place in range(-first + 1, last - first + 1):
+            found[place] = self.after(found[place - 1])
+        rows: RowIds = found[offsets - first, np.arange(len(ids))[:, None]]
+        return rows
+
+    def after(self, ids: RowIds) -> RowIds:
+        """The ids of the next rows of the episodes of some rows; -1 where there is none, and for -1."""
+        deltas = self._next[ids % self._buffer_size].astype(np.int64)
+        rows: RowIds = np.where((ids >= 0) & (deltas != 0), ids + deltas, NONE)
+        return rows
+
+    def before(self, ids: RowIds) -> RowIds:
+        """The ids of the rows before them in their episodes; -1 where none is live, and for -1."""
+        deltas = self._before[ids % self._buffer_size].astype(np.int64)
+        return np.where((ids >= 0) & (deltas != 0) & (ids - deltas >= self._oldest), ids - deltas, NONE)
+
+    # -- what changed -------------------------------------------------------------------------------------------------------------------------
+
+    def tails(self, end: int, steps: int) -> RowIds:
+        """The rows up to `steps` steps before the first rows from `end` on of their episodes. They lie below `end`."""
+        if end >= self._end or not steps:
+            return np.empty(0, np.int64)
+        rows = np.arange(end, self._end)
+        rows = rows - self._before[rows % self._buffer_size].astype(np.int64)
+        rows = np.unique(rows[(rows < end) & (rows >= self._oldest)])
+        found = [rows]
+        for _ in range(steps - 1):
+            rows = self.before(rows)
+            rows = rows[rows >= 0]
+            if not len(rows):
+                break
+            found.append(rows)
+        return np.concatenate(found)
+
+    def heads(self, oldest: int, steps: int) -> RowIds:
+        """The first `steps` live rows of each episode of which a row from `oldest` on was evicted."""
+        places = np.fromiter(self.episodes.headless, np.int32, len(self.episodes.headless))
+        rows = self.episodes.first_row[places[self.episodes.evicted_row[places] >= oldest]]
+        found = [rows]
+        for _ in range(steps - 1):
+            rows = self.after(rows)
+            rows = rows[rows >= 0]
+            if not len(rows):
+                break
+            found.append(rows)
+        return np.concatenate(found)
+
+    def rows_of(self, episode_id: int) -> RowIds:
+        """The ids of the live rows of an episode, in order; none, if it is not there."""
+        place = self.episodes.places.get(episode_id)
+        if place is None:
+            return np.empty(0, np.int64)
+        first = self.episodes.first_row[place : place + 1]
+        count = int(self.episodes.last_step[place] + self.episodes.has_final[place] - self.episodes.first_step[place]) + 1
+        rows: RowIds = self.rows_at(first, np.arange(count)[None, :])[0]
+        return rows

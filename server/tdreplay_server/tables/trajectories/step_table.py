@@ -1,0 +1,168 @@
+"""What a table of trajectories knows beside its rows, and what it draws and reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tdreplay.errors import EmptyTableError, InvalidArgumentError, SlotIndexError
+from tdreplay.memory import Rows
+from tdreplay.schema import Schema
+from tdreplay.system_fields import STEP_KIND
+from tdreplay.trajectories import Trajectories
+from tdreplay.windows import AnchorRule, WindowQuery
+from tdreplay_server.durability.insert import Insert
+from tdreplay_server.durability.slot_state import SlotState
+from tdreplay_server.storage.ring import Ring, RowIds, Slots
+from tdreplay_server.storage.rows import RowStorage
+from tdreplay_server.tables.samplers import Sampler, UniformSampler
+from tdreplay_server.tables.selection import RowsInSlots
+from tdreplay_server.tables.trajectories.anchor_samplers import ANY_STEP, AnchorSamplers
+from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
+from tdreplay_server.tables.trajectories.step_check import StepCheck, check_step_schema
+from tdreplay_server.tables.trajectories.window_format import WindowFormat, window_format
+from tdreplay_server.tables.trajectories.window_reader import gather_windows, take_windows
+
+__all__ = ["StepTable"]
+
+
+class StepTable:
+    """The episodes of a table, its anchors, and the windows around these. Calls that read come under the table's shared lock.
+
+    Attributes:
+        index: Which rows are steps of which episode.
+        sampler: Chooses anchors.
+        uniform: Chooses them too, all of them with the same probability.
+        steps: Looks at steps that are to be inserted.
+
+    Args:
+        trajectories: What is known of the episodes.
+        made: Makes a sampler of the table's kind.
+        read: (start, stop, field) -> the bytes of the field in the slots from start to stop.
+    """
+
+    def __init__(self, trajectories: Trajectories, made: Callable[[], Sampler], read: Callable[[int, int, str], npt.NDArray[Any]]) -> None:
+        self._trajectories = trajectories
+        self.index = EpisodeIndex(read)
+        self.steps = StepCheck(self.index)
+        self.sampler = AnchorSamplers(made, self.index)
+        self.uniform = AnchorSamplers(UniformSampler, self.index)
+
+    # -- which rows are live ------------------------------------------------------------------------------------------------------------------
+
+    def opened(self, state: SlotState, ring: Ring) -> None:
+        """Forgets the rows. The sampler hears of it beside this."""
+        self.index.emptied(ring.buffer_size)
+        self.uniform.opened(state, ring.buffer_size)
+
+    def evicted(self, ids: range) -> None:
+        """These rows are not live any more. The sampler heard of it before."""
+        self.uniform.evicted(ids)
+        self.index.evicted(ids)
+
+    # -- inserts ------------------------------------------------------------------------------------------------------------------------------
+
+    def check_schema(self, schema: Schema) -> None:
+        """As `check_step_schema`."""
+        check_step_schema(schema, self._trajectories)
+
+    def check(self, insert: Insert, before: Sequence[Insert]) -> None:
+        """As `RowListener.check`."""
+        self.steps.check(insert, before)
+
+    # -- reads --------------------------------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def format(schema: Schema, query: WindowQuery, fields: Sequence[str] | None, buffer_size: int) -> WindowFormat:
+        """What a query of windows reads. Errors: as `window_format`.
+
+        Raises:
+            InvalidArgumentError: a window has more steps than the table has rows.
+        """
+        rule = query.rule
+        length = rule.before + rule.steps + rule.next_step
+        if length > buffer_size:
+            raise InvalidArgumentError(f"a window of {length} steps is longer than the table: its buffer_size is {buffer_size}")
+        return window_format(schema, query, None if fields is None else tuple(fields))
+
+    def sent(self, schema: Schema) -> tuple[Any, ...]:
+        """The fields of a batch if the request names none."""
+        return tuple(field for field in schema.sent_fields if field.name != STEP_KIND.name)
+
+    def anchors_in(self, slots: Slots, query: WindowQuery, ring: Ring) -> tuple[RowIds, RowIds]:
+        """The anchors in slots of live rows, and the oldest row that each needs.
+
+        Raises:
+            SlotIndexError: one of them holds none.
+        """
+        self.index.current()
+        ids, rule = ring.row_ids(slots), query.rule
+        wrong = np.flatnonzero(~self.index.are_anchors(ids, rule))
+        if len(wrong):
+            raise SlotIndexError(f"index {slots[wrong[0]]} holds no step whose window is there: {self._why(ids[wrong[0]])}")
+        return ids, self.first_rows(ids, rule)
+
+    def _why(self, row_id: np.int64) -> str:
+        if not self.index.are_steps(np.array([row_id]))[0]:
+            return "it is the final observation of an episode"
+        return "steps before it were overwritten, or steps after it did not come, or the view leaves it out"
+
+    def first_rows(self, ids: RowIds, rule: AnchorRule) -> RowIds:
+        """The ids of the oldest rows that anchors need."""
+        before, _ = self.index.around(ids, rule)
+        return self.index.rows_at(ids, -before[:, None])[:, 0]
+
+    def all_steps(self, ring: Ring) -> StepsInSlots:
+        """Every step, in slot order.
+
+        Raises:
+            EmptyTableError: there is none.
+        """
+        self.index.current()
+        slots = ring.in_slot_order(np.arange(ring.size))
+        steps = StepsInSlots(slots[self.index.are_steps(ring.row_ids(slots))], self.index)
+        if not steps.rows:
+            raise EmptyTableError("the table has no step: final observations alone are left")
+        return steps
+
+    def count(self, rule: AnchorRule = ANY_STEP) -> int:
+        """How many anchors there are."""
+        return self.sampler.count(rule)
+
+    def gathered(
+        self, storage: RowStorage, ids: RowIds, drawn: Mapping[str, npt.NDArray[Any]], found: WindowFormat, out: dict[str, Rows], *, threads: bool
+    ) -> None:
+        """As `gather_windows`, with what is known of the draw."""
+        for name, values in drawn.items():
+            if name in out:
+                out.pop(name).view(values.dtype)[:] = values
+        gather_windows(storage, self.index, ids, found, out, threads=threads)
+
+    def taken(self, storage: RowStorage, ids: RowIds, drawn: Mapping[str, npt.NDArray[Any]], found: WindowFormat) -> dict[str, torch.Tensor]:
+        """As `take_windows`, with what is known of the draw."""
+        return take_windows(storage, self.index, ids, found) | {name: torch.from_numpy(values.copy()) for name, values in drawn.items()}
+
+
+class StepsInSlots(RowsInSlots):
+    """The steps in some slots: newer ones, where a slot was overwritten since it was chosen.
+
+    In place of a final observation that came into a slot, the step before it comes.
+    """
+
+    def __init__(self, slots: Slots, index: EpisodeIndex) -> None:
+        super().__init__(lambda start, stop: slots[start:stop])
+        self.rows, self._index = len(slots), index
+
+    def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
+        """The ids of the steps that lie there in `ring`."""
+        ids = super().ids(ring, start, stop)
+        self._index.current()
+        final = ~self._index.are_steps(ids)
+        if final.any():
+            before = self._index.before(ids[final])
+            ids[final] = np.where(before >= 0, before, ids[~final][0] if not final.all() else ids[final])
+        return ids

@@ -1,0 +1,93 @@
+"""What is read of the window of each anchor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from tdreplay.errors import FieldNotFoundError, InvalidArgumentError
+from tdreplay.fields import Field
+from tdreplay.limits import MAX_MESSAGE_BYTES
+from tdreplay.schema import Schema
+from tdreplay.system_fields import SENT_FIELDS, STEP_KIND, SYSTEM_NAMES, WINDOW_FIELDS
+from tdreplay.windows import Window, WindowQuery
+from tdreplay_server.tables.selection import RowFormat
+
+__all__ = ["WindowFormat", "window_format"]
+
+STEP_BYTES = 64
+"""What it takes to find a step of a window, in bytes at the least. A block is to have no more anchors than are found at once in a few megabytes."""
+
+
+@dataclass(frozen=True)
+class WindowFormat(RowFormat):
+    """What is read of each anchor.
+
+    Attributes:
+        query: What was asked for.
+        parts: The name in the batch -> the window, and the field of one step.
+    """
+
+    query: WindowQuery
+    parts: tuple[tuple[str, Window, Field], ...]
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """The bytes of one anchor's window, or of finding it, where that is more."""
+        longest = max(window.length for _, window, _ in self.parts)
+        return max(sum(field.row_bytes for field in self.fields), longest * STEP_BYTES)
+
+    @cached_property
+    def parts_by_name(self) -> dict[str, tuple[Window, Field]]:
+        """As `parts`."""
+        return {name: (window, field) for name, window, field in self.parts}
+
+
+@lru_cache(maxsize=128)
+def window_format(schema: Schema, query: WindowQuery, fields: tuple[str, ...] | None) -> WindowFormat:
+    """What a query of windows reads of rows of `schema`. It is made once for each kind that is in use.
+
+    Args:
+        schema: Of the rows.
+        query: The windows.
+        fields: The names of the fields that a window without a name brings, and of system fields; None: all of them.
+
+    Raises:
+        FieldNotFoundError: a field is not there.
+        InvalidArgumentError: two windows have one name in the batch, or the windows of one anchor are too large for a message.
+    """
+    parts = tuple((_name(window, field), window, field) for window in query.windows for field in _fields(schema, query, window, fields))
+    names = [name for name, _, _ in parts]
+    twice = next((name for name in names if names.count(name) > 1 or name in SYSTEM_NAMES), None)
+    if twice is not None:
+        raise InvalidArgumentError(f"windows: {twice!r} would be in the batch twice; give one of them a prefix")
+    if not parts:
+        raise FieldNotFoundError("windows: none of the optional fields is there")
+    system = [field for field in SENT_FIELDS if fields is None or field.name in fields]
+    found = (*(Field(name, field.dtype, (window.length, *field.shape)) for name, window, field in parts), *system, *WINDOW_FIELDS)
+    size = sum(field.row_bytes for field in found)
+    if size > MAX_MESSAGE_BYTES - (1 << 20):
+        raise InvalidArgumentError(
+            f"the windows of a step ({size} bytes) must be at most {MAX_MESSAGE_BYTES - (1 << 20)} bytes, so that they fit a message"
+        )
+    return WindowFormat(found, (), (), query, parts)
+
+
+def _name(window: Window, field: Field) -> str:
+    return f"{window.prefix}.{field.name}" if window.prefix else field.name
+
+
+def _fields(schema: Schema, query: WindowQuery, window: Window, names: Sequence[str] | None) -> Iterator[Field]:
+    """The fields that a window brings."""
+    if window.field:
+        try:
+            yield from schema.select((window.field,))
+        except FieldNotFoundError:
+            if not window.optional:
+                raise
+        return
+    named = {field.name for other in query.windows if other.field and not other.prefix for field in _fields(schema, query, other, None)}
+    for field in schema.select(names):
+        if field.name not in named and field.name not in SYSTEM_NAMES and field.name != STEP_KIND.name:
+            yield field

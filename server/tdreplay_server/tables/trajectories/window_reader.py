@@ -1,0 +1,126 @@
+"""Windows out of a storage: the steps around each anchor, field by field, in one pass into the memory that the caller gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tdreplay.fields import Field
+from tdreplay.memory import Rows, as_rows
+from tdreplay.system_fields import INDEX, ROW_ID, WINDOW_AFTER, WINDOW_BEFORE
+from tdreplay.windows import Window
+from tdreplay_server.storage.ring import RowIds, Slots
+from tdreplay_server.storage.rows import RowStorage
+from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
+from tdreplay_server.tables.trajectories.window_format import WindowFormat
+
+__all__ = ["gather_windows", "take_windows"]
+
+
+class _Steps(NamedTuple):
+    """The steps of the windows of some anchors, one after the other.
+
+    Attributes:
+        ids: The ids of their rows; -1 where there is none: shape [n, length].
+        slots: Where they lie, and some live slot where there is none: shape [n * length].
+        missing: The places in `slots` where there is none; None: there are all.
+    """
+
+    ids: RowIds
+    slots: Slots
+    missing: Slots | None
+
+
+class _Finder:
+    """Finds the steps of windows around some anchors. Windows of the same steps are found once."""
+
+    def __init__(self, index: EpisodeIndex, ids: RowIds, rule_of: WindowFormat, buffer_size: int) -> None:
+        self._index, self._ids, self._buffer_size = index, ids, buffer_size
+        self._steps = index.steps_of(ids)
+        self.before, self.after = index.around(ids, rule_of.query.rule)
+        self._windows = [window for _, window, _ in rule_of.parts]
+        self._rows: dict[bool, tuple[int, RowIds]] = {}
+        self._found: dict[tuple[int, int, bool, bool], _Steps] = {}
+
+    def steps(self, window: Window) -> _Steps:
+        """The steps of a window of each anchor."""
+        key = (window.first, window.last, window.at_horizon, window.repeat_first)
+        if key not in self._found:
+            self._found[key] = self._find(window)
+        return self._found[key]
+
+    def _find(self, window: Window) -> _Steps:
+        first, rows = self._all_rows(window.at_horizon)
+        ids = rows[:, window.first - first : window.last - first + 1]
+        if not (ids < 0).any():
+            return _Steps(ids, (ids % self._buffer_size).reshape(-1), None)
+        if window.repeat_first:
+            ids = self._with_first(ids, window)
+        missing = np.flatnonzero(ids.reshape(-1) < 0)
+        slots = (ids % self._buffer_size).reshape(-1)
+        slots[missing] = self._ids[0] % self._buffer_size
+        return _Steps(ids, slots, missing if len(missing) else None)
+
+    def _all_rows(self, at_horizon: bool) -> tuple[int, RowIds]:
+        """The first step of all windows at the anchor, or at the horizon, and their rows."""
+        if at_horizon not in self._rows:
+            windows = [window for window in self._windows if window.at_horizon is at_horizon]
+            first, last = min(window.first for window in windows), max(window.last for window in windows)
+            offsets = np.arange(first, last + 1)[None, :] + (self.after[:, None] if at_horizon else np.zeros((len(self._ids), 1), np.int64))
+            self._rows[at_horizon] = (first, self._index.rows_at(self._ids, offsets))
+        return self._rows[at_horizon]
+
+    def _with_first(self, ids: RowIds, window: Window) -> RowIds:
+        """The rows, with the first one of the episode in place of what would lie before it."""
+        steps = self._steps + self.after if window.at_horizon else self._steps
+        some = np.flatnonzero(steps + window.first < 0)
+        if not len(some):
+            return ids
+        firsts = self._index.rows_at(self._ids[some], -self._steps[some][:, None])
+        early = steps[some][:, None] + np.arange(window.first, window.last + 1) < 0
+        ids = ids.copy()
+        ids[some] = np.where(early, firsts, ids[some])
+        return ids
+
+
+def gather_windows(storage: RowStorage, index: EpisodeIndex, ids: RowIds, found: WindowFormat, out: dict[str, Rows], *, threads: bool) -> None:
+    """Copies the windows of the anchors of these ids into `out`: those of the fields that have bytes. `threads`: several may work on it.
+
+    The rows of a field in `out` have the bytes of a whole window each.
+    """
+    index.current()
+    finder = _Finder(index, ids, found, storage.buffer_size)
+    _write(out, {INDEX.name: ids % storage.buffer_size, ROW_ID.name: ids, WINDOW_BEFORE.name: finder.before, WINDOW_AFTER.name: finder.after})
+    for name, (window, field) in found.parts_by_name.items():
+        if name in out:
+            _gather(storage, finder.steps(window), field, out[name], threads=threads)
+
+
+def take_windows(storage: RowStorage, index: EpisodeIndex, ids: RowIds, found: WindowFormat) -> dict[str, torch.Tensor]:
+    """Copies of the windows of the anchors of these ids, on the CPU: field name -> tensor of shape [n, *field shape], in the order of the fields."""
+    columns = {field.name: torch.empty((len(ids), *field.shape), dtype=field.dtype, device="cpu") for field in found.fields}
+    if len(ids):
+        out = {name: as_rows(column) for name, column in columns.items() if column.nbytes}
+        gather_windows(storage, index, ids, found, out, threads=True)
+    return columns
+
+
+def _write(out: Mapping[str, Rows], values: Mapping[str, npt.NDArray[np.int64]]) -> None:
+    for name, some in values.items():
+        if name in out:
+            out[name].view(np.int64)[:] = some
+
+
+def _gather(storage: RowStorage, steps: _Steps, field: Field, place: Rows, *, threads: bool) -> None:
+    rows: Any = place.view(np.dtype((np.void, field.row_bytes)))
+    if field in (INDEX, ROW_ID):
+        ids = steps.ids.reshape(-1)
+        rows.view(np.int64)[:] = ids if field == ROW_ID else np.where(ids < 0, ids, ids % storage.buffer_size)
+        return
+    storage.gather(steps.slots, {field.name: rows}, threads=threads)
+    if steps.missing is not None:
+        rows.view(np.uint8).reshape(len(rows), -1)[steps.missing] = 0

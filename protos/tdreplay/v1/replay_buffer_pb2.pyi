@@ -217,13 +217,15 @@ class Window(google.protobuf.message.Message):
     REPEAT_FIRST_FIELD_NUMBER: builtins.int
     OPTIONAL_FIELD_NUMBER: builtins.int
     field: builtins.str
-    """The name of a field, of a system field (`index`, `row_id`), or of a parent. Empty: each field that no window without a prefix names, of those in
-    the request's `fields`.
+    """The name of a field, of a system field (`index`, `row_id`), or of a parent, which stands for all fields below it that no other window of the same
+    prefix names more closely. Empty: each field that no window without a prefix names, of those in the request's `fields`.
     """
     first: builtins.int
     """The first step, counted from the anchor: 0 is the anchor, -1 the step before it. At least -16384."""
     last: builtins.int
-    """The last step, counted the same way: at most `steps` - 1, with `next_step` at most `steps`."""
+    """The last step, counted the same way: at most `steps` - 1, with `next_step` at most `steps`. The final observation is in windows alone whose `last`
+    is `steps`, and in those at the horizon.
+    """
     prefix: builtins.str
     """The names of the fields in the block begin with this, joined with '.'. Empty: nothing."""
     at_horizon: builtins.bool

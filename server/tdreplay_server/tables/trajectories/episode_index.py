@@ -14,7 +14,7 @@ from tdreplay_server.storage.ring import RowIds, Slots, slot_ranges
 from tdreplay_server.tables.trajectories.episode_table import EpisodeTable, Places
 from tdreplay_server.tables.trajectories.step_columns import END, FINAL, FINAL_FOLLOWS, TERMINATED, StepColumns
 
-__all__ = ["EpisodeIndex"]
+__all__ = ["NONE", "EpisodeIndex"]
 
 NONE = -1
 """In place of the id of a row that is not there."""

@@ -81,13 +81,21 @@ def _name(window: Window, field: Field) -> str:
 def _fields(schema: Schema, query: WindowQuery, window: Window, names: Sequence[str] | None) -> Iterator[Field]:
     """The fields that a window brings."""
     if window.field:
-        try:
-            yield from schema.select((window.field,))
-        except FieldNotFoundError:
-            if not window.optional:
-                raise
+        yield from _named(schema, query, window)
         return
-    named = {field.name for other in query.windows if other.field and not other.prefix for field in _fields(schema, query, other, None)}
+    named = {field.name for other in query.windows if other.field and not other.prefix for field in _named(schema, query, other)}
     for field in schema.select(names):
         if field.name not in named and field.name not in SYSTEM_NAMES and field.name != STEP_KIND.name:
             yield field
+
+
+def _named(schema: Schema, query: WindowQuery, window: Window) -> Iterator[Field]:
+    """The fields that a window names, without those for which there is a window that names them more closely."""
+    nearer = [f"{other.field}." for other in query.windows if other.prefix == window.prefix and other.field.startswith(f"{window.field}.")]
+    try:
+        found = schema.select((window.field,))
+    except FieldNotFoundError:
+        if not window.optional:
+            raise
+        return
+    yield from (field for field in found if not f"{field.name}.".startswith(tuple(nearer)))

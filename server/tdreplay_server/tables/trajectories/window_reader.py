@@ -15,7 +15,7 @@ from tdreplay.system_fields import INDEX, ROW_ID, WINDOW_AFTER, WINDOW_BEFORE
 from tdreplay.windows import Window
 from tdreplay_server.storage.ring import RowIds, Slots
 from tdreplay_server.storage.rows import RowStorage
-from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
+from tdreplay_server.tables.trajectories.episode_index import NONE, EpisodeIndex
 from tdreplay_server.tables.trajectories.window_format import WindowFormat
 
 __all__ = ["gather_windows", "take_windows"]
@@ -42,6 +42,7 @@ class _Finder:
         self._index, self._ids, self._buffer_size = index, ids, buffer_size
         self._steps = index.steps_of(ids)
         self.before, self.after = index.around(ids, rule_of.query.rule)
+        self._query = rule_of.query
         self._windows = [window for _, window, _ in rule_of.parts]
         self._rows: dict[bool, tuple[int, RowIds]] = {}
         self._found: dict[tuple[int, int, bool, bool], _Steps] = {}
@@ -55,7 +56,7 @@ class _Finder:
 
     def _find(self, window: Window) -> _Steps:
         first, rows = self._all_rows(window.at_horizon)
-        ids = rows[:, window.first - first : window.last - first + 1]
+        ids = self._without_final(rows[:, window.first - first : window.last - first + 1], window)
         if not (ids < 0).any():
             return _Steps(ids, (ids % self._buffer_size).reshape(-1), None)
         if window.repeat_first:
@@ -64,6 +65,13 @@ class _Finder:
         slots = (ids % self._buffer_size).reshape(-1)
         slots[missing] = self._ids[0] % self._buffer_size
         return _Steps(ids, slots, missing if len(missing) else None)
+
+    def _without_final(self, ids: RowIds, window: Window) -> RowIds:
+        """The rows. A window that does not reach the observation after the last step has no final observation."""
+        if window.at_horizon or window.last < 1 or (self._query.next_step and window.last == self._query.steps):
+            return ids
+        after = np.arange(window.first, window.last + 1) >= self.after[:, None]
+        return np.where(after, NONE, ids) if after.any() else ids
 
     def _all_rows(self, at_horizon: bool) -> tuple[int, RowIds]:
         """The first step of all windows at the anchor, or at the horizon, and their rows."""

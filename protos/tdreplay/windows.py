@@ -46,8 +46,8 @@ class Window:
         field: The name of a field; that of a parent stands for all fields below it that no other window names more closely. '' stands for each field
             that no window without a prefix names.
         first: The first step, counted from the anchor: 0 is the anchor, -1 the step before it.
-        last: The last one, counted in the same way. The final observation is in windows alone whose `last` is the query's `steps`, and in those at the
-            horizon.
+        last: The last one, counted in the same way. The final observation is in windows alone whose `last` is the query's `steps`, and in those at
+            the horizon.
         prefix: What the names in the batch begin with, joined with '.'; '': nothing.
         at_horizon: `first` and `last` count from the step after the query's `steps` instead, or from the final observation where the episode ended
             before.

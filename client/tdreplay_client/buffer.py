@@ -26,9 +26,12 @@ from tdreplay.samplers import Sampler, Uniform
 from tdreplay.selecting import Fields, Slots, as_fields
 from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
-from tdreplay.table_messages import table_config_from_message
+from tdreplay.table_messages import table_config_from_message, trajectories_from_message
 from tdreplay.trajectories import Trajectories
 from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay.views import TableView, View, made_of
+from tdreplay.window_messages import window_query_to_message
+from tdreplay.windows import WindowQuery
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.reading.epochs import EpochStream, RemoteEpochs
@@ -136,6 +139,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._connection = Connection(address, timeout)
         self._request, self._table, self._transport = request, request.name, transport
         self._config: pb.TableConfig | None = None  # Of the table, once it is known. An older server does not say it.
+        self._episodes: Trajectories | Literal[False] = False  # What it knows of them; False: nothing, or the server was not asked.
         self._asked = False  # Whether the server was asked for it.
         self._storing_device: torch.device | None = None  # Of the table, once it is known.
         self._sharing = Sharing(self.address, wanted=transport != "grpc")
@@ -218,17 +222,31 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
-    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False, uniform: bool = False) -> TensorDict:
-        asked, rows = Asked(check_batch_size(batch_size), _sampler(uniform)), check_flag(wait, "wait")
-        draw = self._next_draw(seed)
-        return self._connection.retried(lambda budget: self._random_batch(asked, draw, seed is None, budget), for_rows=rows)
+    def sample_batch(
+        self,
+        batch_size: SupportsIndex,
+        *,
+        seed: SupportsIndex | None = None,
+        wait: bool = False,
+        uniform: bool = False,
+        view: View | None = None,
+    ) -> TensorDict:
+        size, rows, seen = check_batch_size(batch_size), check_flag(wait, "wait"), self._view_of(view)
+        asked, draw = Asked(size, _sampler(uniform), seen), self._next_draw(seed)
+        batch = self._connection.retried(lambda budget: self._random_batch(asked, draw, seed is None, budget), for_rows=rows)
+        return made_of(batch, seen)
 
     def _random_batch(self, asked: Asked, draw: Draw, standing: bool, budget: RetryBudget) -> TensorDict:
         batch = self._single_batches.take(asked, draw, budget) if standing else None
         if batch is not None:
             return batch
         request = pb.SampleBatchRequest(
-            table=self._table, batch_size=asked.rows, sampler=asked.sampler, knows_priorities=True, wait_seconds=budget.server_wait
+            table=self._table,
+            batch_size=asked.rows,
+            sampler=asked.sampler,
+            knows_priorities=True,
+            wait_seconds=budget.server_wait,
+            windows=asked.windows,
         )
         if draw is not None:
             request.seed, request.batch = draw
@@ -239,8 +257,10 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         ids = checked_row_ids(row_ids)
         return update_priorities(self._connection, self._table, ids, checked_priorities(priorities, len(ids)))
 
-    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
-        request, sizes = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields), range(len(slots), len(slots) + 1)
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, windows: WindowQuery | None) -> TensorDict:
+        around = None if windows is None else window_query_to_message(windows)
+        request = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields, windows=around)
+        sizes = range(len(slots), len(slots) + 1)
         return self._connection.retried(lambda budget: self._one("SampleByIndex", request, pb.SampleByIndexResponse, sizes, budget))
 
     def sample_all(self) -> TensorDict:
@@ -259,9 +279,9 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         finally:
             answers.close()
 
-    def _open_epochs(self, query: EpochQuery, seed: int | None) -> RemoteEpochs:
+    def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> RemoteEpochs:
         plan = self._connection.retried(lambda budget: self._planned(query, seed, budget))
-        return RemoteEpochs(plan, partial(EpochStream, self._connection, self._transfer, READ_AHEAD, self._sharing))
+        return RemoteEpochs(plan, partial(EpochStream, self._connection, self._transfer, READ_AHEAD, self._sharing), view)
 
     def _planned(self, query: EpochQuery, seed: int | None, budget: RetryBudget) -> EpochPlan:
         """Epochs over the rows that are stored now."""
@@ -281,6 +301,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         seed: SupportsIndex | None = None,
         wait: bool = True,
         uniform: bool = False,
+        view: View | None = None,
     ) -> BatchStream:
         """Random batches without end, the next ones already on their way and on `device`. It goes on by itself after the server was lost.
 
@@ -293,27 +314,27 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             wait: whether the first batch waits while the table is empty, at most `timeout` seconds; the stream itself opens at once. False: an empty
                 table is an EmptyTableError at once.
             uniform: as in `sample_batch`.
+            view: as in `sample_batch`. What it needs comes, whatever `fields` names. A batch of it is made when it is taken, on `device`.
 
         Where a rate limiter or missing rows make a batch wait for longer than `timeout`, it is a RateLimitedError. Whoever asks for the next batch
         then waits again.
         """
         size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
         names, rows = as_fields(fields), check_flag(wait, "wait")
+        asked = Asked(size, _sampler(uniform), self._view_of(view))
         number = self._next_order() if seed is None else check_whole(seed, "seed", 0)
         query = pb.SampleRequest(
             table=self._table,
-            batch_size=size,
+            batch_size=asked.rows,
             fields=names,
             seed=number,
-            sampler=_sampler(uniform),
+            sampler=asked.sampler,
             knows_priorities=True,
             says_taken=True,
+            windows=asked.windows,
         )
-        return self._stream(query, ahead, wait=rows)
-
-    def _stream(self, query: Any, prefetch: int, *, wait: bool = False) -> BatchStream:
-        counted = isinstance(query, pb.SampleRequest) and self._counts_draws
-        return BatchStream(self._connection, query, self._transfer, prefetch, self._sharing, wait=wait, counted=counted)
+        counted = self._counts_draws
+        return BatchStream(self._connection, query, self._transfer, ahead, self._sharing, wait=rows, counted=counted, view=asked.view)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
@@ -336,6 +357,12 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         if not self._asked:
             self.state()
 
+    def _trajectories(self) -> Trajectories | Literal[False]:
+        self._learn_config()
+        if not self._episodes:
+            self._connection.retried(self._described)  # The table may be another one by now.
+        return self._episodes
+
     @property
     def _counts_draws(self) -> bool:
         """Whether rows leave when they were drawn, or a rate limiter counts what is drawn; True where it is not known."""
@@ -348,6 +375,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         state = state_from_message(answer)
         self._storing_device = state.storing_device
         self._config, self._asked = answer.config if answer.HasField("config") else None, True
+        self._episodes = trajectories_from_message(answer.config)
         self._unacknowledged.block_rows = most_block_rows(answer.config)
         return state
 

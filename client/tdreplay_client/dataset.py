@@ -15,6 +15,7 @@ from tdreplay.errors import ForkedError
 from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, check_batch_size, check_seconds, check_whole
 from tdreplay.seeds import derived_seed
 from tdreplay.selecting import Fields, as_fields
+from tdreplay.views import View, check_view
 from tdreplay_client.buffer import MAX_PREFETCH, RemoteReplayBuffer
 from tdreplay_client.transport.addresses import check_target
 
@@ -40,6 +41,7 @@ class ReplayDataset(IterableDataset[TensorDict]):
         device: where batches go.
         table: the table's name.
         timeout: seconds that a call may wait for the server: to answer, or to come back.
+        view: as in `RemoteReplayBuffer.stream`.
         seed: each iteration brings the batches of this seed, as `RemoteReplayBuffer.stream` does; worker w of a DataLoader those of a seed that
             follows from it and w. None: batches differ.
 
@@ -58,12 +60,18 @@ class ReplayDataset(IterableDataset[TensorDict]):
         table: str = DEFAULT_TABLE,
         timeout: SupportsFloat | None = DEFAULT_TIMEOUT,
         seed: SupportsIndex | None = None,
+        view: View | None = None,
     ) -> None:
         super().__init__()
         seconds, where = check_seconds(timeout, "timeout"), check_device(device, "device")
         self._connect: dict[str, Any] = {"address": check_target(address), "device": where, "table": table, "timeout": seconds}
         size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
-        self._stream: dict[str, Any] = {"batch_size": size, "prefetch": ahead, "fields": as_fields(fields)}
+        self._stream: dict[str, Any] = {
+            "batch_size": size,
+            "prefetch": ahead,
+            "fields": as_fields(fields),
+            "view": view if view is None else check_view(view),
+        }
         self._seed = None if seed is None else check_whole(seed, "seed", 0)
         self._process = os.getpid()
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from tdreplay.devices import check_device
 from tdreplay.epochs import ON_OVERWRITE, EpochQuery, Epochs
-from tdreplay.errors import InvalidArgumentError, RateLimitedError
+from tdreplay.errors import InvalidArgumentError, NoTrajectoriesError, RateLimitedError
 from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_choice, check_flag, check_seconds, check_whole
 from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated
@@ -28,6 +28,9 @@ from tdreplay.seeds import derived_seed
 from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
 from tdreplay.state import State
 from tdreplay.table_description import TableDescription
+from tdreplay.trajectories import Trajectories
+from tdreplay.views import TableView, View, check_view, made_of
+from tdreplay.windows import WindowQuery
 
 __all__ = ["BaseReplayBuffer", "Checkpoint", "Progress", "State", "TableDescription"]
 
@@ -76,6 +79,7 @@ class BaseReplayBuffer(ABC):
         self._seed = None if seed is None else check_whole(seed, "seed", 0)
         self._batches, self._orders = itertools.count(), itertools.count()  # Numbers of the seed's draws. `next` is atomic.
         self._iterator: Iterator[TensorDict] | None = None
+        self._last_view: TableView | None = None
 
     # -- what an implementation provides ------------------------------------------------------------------------------------------------------
 
@@ -130,7 +134,15 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False, uniform: bool = False) -> TensorDict:
+    def sample_batch(
+        self,
+        batch_size: SupportsIndex,
+        *,
+        seed: SupportsIndex | None = None,
+        wait: bool = False,
+        uniform: bool = False,
+        view: View | None = None,
+    ) -> TensorDict:
         """`batch_size` rows that the buffer's sampler chooses: a TensorDict of batch size [batch_size, ...].
 
         The sampler is `Uniform` unless the buffer was made with another one: each row is equally probable, with replacement. A batch counts as drawn
@@ -147,13 +159,17 @@ class BaseReplayBuffer(ABC):
             seed: the same seed gives the same rows as long as the buffer holds the same ones. None: the buffer's own seed, if it has one.
             wait: whether an empty buffer waits for its first row, as long as for the rate limiter.
             uniform: whether all rows are equally probable, with replacement, whatever the sampler is.
+            view: what the batch is made of the steps around each row, of a table with trajectories: `Transitions`, whose batch size is [batch_size],
+                or `Sequences`, whose batch size is [batch_size, T]. Only steps of which this can be made are drawn. None: the rows as they are.
 
         Raises:
-            EmptyTableError: there is no row.
+            EmptyTableError: there is no row, or none of which the view can be made.
+            NoTrajectoriesError: a view is given, and the table was made without trajectories.
             RateLimitedError: the time is over; the message says what was waited for.
             FailedPreconditionError: uniform, and the rows of this buffer leave when they were drawn.
+            FieldNotFoundError: the view needs a field that is not there.
             InvalidArgumentError: batch_size is below 1 or above `MAX_BATCH_SIZE`, or seed is out of its range. Or the batch is larger than the rate
-                limiter can ever let through.
+                limiter can ever let through. Or the view is none, or needs more steps than the buffer can hold.
         """
 
     @abstractmethod
@@ -175,8 +191,12 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
-        """The named fields of the rows in `slots`: a TensorDict of batch size [n, ...]. None: all fields."""
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, windows: WindowQuery | None) -> TensorDict:
+        """The named fields of the rows in `slots`: a TensorDict of batch size [n, ...]. None: all fields. `windows`: what comes around each row."""
+
+    @abstractmethod
+    def _trajectories(self) -> Trajectories | Literal[False]:
+        """What the table knows of the episodes that its rows belong to; False: they are no steps."""
 
     @abstractmethod
     def sample_all(self) -> TensorDict:
@@ -216,8 +236,14 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def _open_epochs(self, query: EpochQuery, seed: int | None) -> Epochs:
-        """Iterates over the batches of `query`, of the rows that are stored now. `seed`: of their order; None: a random one."""
+    def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> Epochs:
+        """Iterates over the batches of `query`, of the rows that are stored now.
+
+        Args:
+            query: Which batches come.
+            seed: Of their order; None: a random one.
+            view: What is made of them. Its windows are those of `query`.
+        """
 
     @abstractmethod
     def _rewind(self, metadata: Metadata) -> None:
@@ -239,7 +265,23 @@ class BaseReplayBuffer(ABC):
         """The seed of the next epoch iterator's random orders; None if the buffer has no seed."""
         return None if self._seed is None else derived_seed(self._seed, next(self._orders))
 
-    def sample_by_index(self, index: Index) -> TensorDict:
+    def _view_of(self, view: View | None) -> TableView | None:
+        """The view of this table.
+
+        Raises:
+            NoTrajectoriesError: the table was made without trajectories.
+            InvalidArgumentError: it is no view, or does not fit the table.
+        """
+        if view is None:
+            return None
+        checked, trajectories, last = check_view(view), self._trajectories(), self._last_view
+        if not trajectories:
+            raise NoTrajectoriesError(f"a view ({type(view).__name__}) needs steps, and the table was made without trajectories=True")
+        if last is None or last.view != checked or last.trajectories != trajectories:
+            self._last_view = last = TableView(checked, trajectories)
+        return last
+
+    def sample_by_index(self, index: Index, view: View | None = None) -> TensorDict:
         """The rows that `index` names, in that order. A row may come twice.
 
         Args:
@@ -249,30 +291,42 @@ class BaseReplayBuffer(ABC):
                   [a, b, ...]. Negative numbers count from the end of the stored rows in slot order: -1 is the last one.
                 - one number: it gives its row, of batch size [...].
                 - a slice or a mask of booleans: it chooses among the `size` stored rows in slot order. The buffer is asked for its size first.
+            view: as in `sample_batch`. A sequence has its steps after the dimensions of the index.
 
         Raises:
-            SlotIndexError (an IndexError): a number names no stored row; the message says which.
+            SlotIndexError (an IndexError): a number names no stored row, or one of which the view cannot be made; the message says which.
+            NoTrajectoriesError, FieldNotFoundError: as in `sample_batch`.
             InvalidArgumentError: the index is none of these, names no row or more than `MAX_BATCH_SIZE`, or is a mask of another length than `size`.
         """
-        return self.sample_by_index_fields(index, None)
+        return self.sample_by_index_fields(index, None, view)
 
-    def sample_by_index_fields(self, index: Index, fields: Fields | None) -> TensorDict:
+    def sample_by_index_fields(self, index: Index, fields: Fields | None, view: View | None = None) -> TensorDict:
         """As `sample_by_index`, but only the fields that `fields` names.
 
         Args:
             index: as in `sample_by_index`.
             fields: names. Nested keys are joined with '.', or are tuples in a list (``[("next", "obs")]``). The name of a parent (``"next"``) stands
                 for all fields below it. ``index`` and ``row_id`` come only if they are named. None: all fields, and these two.
+            view: as in `sample_by_index`. What it needs comes, whatever is named: observations, rewards, ends and stacked fields for `Transitions`.
 
         Raises:
             FieldNotFoundError: a name is not that of a field, a field is named twice, or none is named.
         """
+        seen, names = self._view_of(view), as_fields(fields)
         slots, shape = as_slots(index, self.state)
-        return shaped(self._by_slots(slots, as_fields(fields)), shape)
+        return shaped(made_of(self._by_slots(slots, names, seen.windows if seen else None), seen), shape)
 
-    def sample_random(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False, uniform: bool = False) -> TensorDict:
+    def sample_random(
+        self,
+        batch_size: SupportsIndex,
+        *,
+        seed: SupportsIndex | None = None,
+        wait: bool = False,
+        uniform: bool = False,
+        view: View | None = None,
+    ) -> TensorDict:
         """The same as `sample_batch`."""
-        return self.sample_batch(batch_size, seed=seed, wait=wait, uniform=uniform)
+        return self.sample_batch(batch_size, seed=seed, wait=wait, uniform=uniform, view=view)
 
     def wait_for(self, rows: SupportsIndex, timeout: SupportsFloat | None = DEFAULT_TIMEOUT) -> None:
         """Waits until the buffer holds `rows` rows, at most `timeout` seconds; None or inf: without a limit. It looks at least four times a second.
@@ -336,6 +390,7 @@ class BaseReplayBuffer(ABC):
         world_size: SupportsIndex = 1,
         fields: Fields | None = None,
         on_overwrite: str = "skip",
+        view: View | None = None,
     ) -> Epochs:
         """Iterates over the rows that are stored now, each once an epoch, alone or together with other learners, and can go on after a crash.
 
@@ -360,9 +415,11 @@ class BaseReplayBuffer(ABC):
             on_overwrite: what becomes of a row that was overwritten before its batch is read, or left the buffer. ``skip``: it is left out, and a
                 batch of which nothing is left, too. ``raise``: an error in place of its batch. ``replace``: the newer row of its slot comes. In
                 the first and the last case `overwritten` of the iterator counts it. No row is torn.
+            view: as in `sample_batch`. Each stored step of which the view can be made comes once an epoch.
 
         Raises:
             EmptyTableError: there is no row.
+            NoTrajectoriesError: a view is given, and the table was made without trajectories.
             InvalidArgumentError: an argument is out of its range.
             OverwrittenError: (while iterating) a row was overwritten, and on_overwrite is raise.
             TableChangedError: (while iterating) the buffer was reset or rewound.
@@ -372,11 +429,12 @@ class BaseReplayBuffer(ABC):
         order = check_whole(seed, "seed", 0) if seed is not None else None
         learners = check_whole(world_size, "world_size", 1)
         learner, names = check_whole(rank, "rank", 0, learners - 1), as_fields(fields)
-        query = EpochQuery(size, number, shuffled, order, whole, names, learner, learners, check_choice(on_overwrite, "on_overwrite", ON_OVERWRITE))
+        overwritten, seen = check_choice(on_overwrite, "on_overwrite", ON_OVERWRITE), self._view_of(view)
+        query = EpochQuery(size, number, shuffled, order, whole, names, learner, learners, overwritten, seen.windows if seen else None)
         own = self._next_order() if order is None and shuffled else order
         if own is None and shuffled and learners > 1:
             raise InvalidArgumentError(f"seed (None) must be given: {learners} learners (world_size) that shuffle must have the same orders")
-        return self._open_epochs(query, own)
+        return self._open_epochs(query, own, seen)
 
     def get_next_batch(self, batch_size: SupportsIndex) -> TensorDict:
         """The next batch of the current epoch iterator, which has its own batch size; where there is none, a random batch.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tdreplay.epochs import EpochPlace, EpochPlan, EpochQuery
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay.window_messages import window_query_from_message, window_query_to_message
 
 __all__ = ["epoch_query_from_message", "place_from_message", "plan_from_message", "plan_to_message", "progress_from_message", "progress_to_message"]
 
@@ -31,6 +32,7 @@ def plan_to_message(plan: EpochPlan, place: EpochPlace) -> pb.EpochRequest:
         end_row_id=plan.end_row_id,
         epoch=place.epoch,
         position=place.position,
+        windows=None if query.windows is None else window_query_to_message(query.windows),
     )
 
 
@@ -53,6 +55,7 @@ def epoch_query_from_message(message: pb.EpochRequest, fields: tuple[str, ...] |
         message.rank,
         message.world_size or 1,
         NAMES[message.on_overwrite],
+        window_query_from_message(message.windows) if message.HasField("windows") else None,
     )
 
 

@@ -21,6 +21,8 @@ from tdreplay.copying import OfOneProcess
 from tdreplay.errors import ForkedError, TokenError
 from tdreplay.limits import MAX_INT64, check_batch_size, check_choice, check_whole
 from tdreplay.tokens import check_keys, check_same, text_of, whole_of
+from tdreplay.views import TableView, made_of
+from tdreplay.windows import WindowQuery
 
 __all__ = ["ON_OVERWRITE", "START", "EpochPlace", "EpochPlan", "EpochQuery", "Epochs", "Token"]
 
@@ -50,6 +52,7 @@ class EpochQuery:
     rank: int = 0
     world_size: int = 1
     on_overwrite: str = "replace"
+    windows: WindowQuery | None = None
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
@@ -62,6 +65,7 @@ class EpochQuery:
 
     def settings(self) -> Token:
         """The arguments that two iterators must have in common where one goes on with the token of the other: all but the seed."""
+        windows = {} if self.windows is None else {"windows": self.windows.to_json()}  # Older tokens have none.
         return {
             "batch_size": self.batch_size,
             "n_epochs": self.n_epochs,
@@ -71,6 +75,7 @@ class EpochQuery:
             "rank": self.rank,
             "world_size": self.world_size,
             "on_overwrite": self.on_overwrite,
+            **windows,
         }
 
 
@@ -204,12 +209,13 @@ class Epochs(OfOneProcess, Iterator[TensorDict]):
 
     Args:
         plan: Which rows come.
+        view: What is made of their windows. None: the rows come as they are.
     """
 
     _instead = "it belongs to a buffer of this process. Give the other process its state_dict()"
 
-    def __init__(self, plan: EpochPlan) -> None:
-        self._plan, self._place = plan, START
+    def __init__(self, plan: EpochPlan, view: TableView | None = None) -> None:
+        self._plan, self._view, self._place = plan, view, START
         self._stopped = False
 
     @property
@@ -272,7 +278,7 @@ class Epochs(OfOneProcess, Iterator[TensorDict]):
         try:
             batch, self._place = self._next()
             if batch is not None:
-                return batch
+                return made_of(batch, self._view)
         except ForkedError:  # As each call in a fork of the process: nothing changes.
             raise
         except Exception:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from tdreplay.named_settings import NamedSetting
 from tdreplay.table_config import TableConfig, TableRequest
+from tdreplay.trajectories import Trajectories, trajectories_of
 from tdreplay.v1 import replay_buffer_pb2 as pb
 
-__all__ = ["create_table_request", "table_config_from_message", "table_config_to_message", "table_request_from_message"]
+__all__ = ["create_table_request", "table_config_from_message", "table_config_to_message", "table_request_from_message", "trajectories_from_message"]
 
 
 def create_table_request(request: TableRequest) -> pb.CreateTableRequest:
@@ -46,6 +47,15 @@ def table_config_from_message(message: pb.TableConfig, name: str) -> TableConfig
         InvalidArgumentError: a setting breaks its rule, as those of a newer version may.
     """
     return table_request_from_message(message, name).config("cpu")
+
+
+def trajectories_from_message(message: pb.TableConfig) -> Trajectories | Literal[False]:
+    """What a table knows of the episodes that its rows belong to; False: they are no steps.
+
+    Raises:
+        InvalidArgumentError: it breaks its rule.
+    """
+    return trajectories_of(_trajectories(message.trajectories)) if message.HasField("trajectories") else False
 
 
 def _messages(settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tdreplay.system_fields import DRAWN_NAMES, SYSTEM_NAMES, WINDOW_AFTER, WIND
 from tdreplay.trajectories import Trajectories
 from tdreplay.windows import WindowQuery
 
-__all__ = ["TableView", "View", "WindowColumns", "check_view", "nearest"]
+__all__ = ["TableView", "View", "WindowColumns", "check_view", "made_of", "nearest"]
 
 Found = TypeVar("Found")
 
@@ -90,6 +90,11 @@ class TableView:
     def build(self, batch: TensorDict) -> TensorDict:
         """The batch that the view makes of windows."""
         return self.view.build(batch, self.trajectories)
+
+
+def made_of(batch: TensorDict, view: TableView | None) -> TensorDict:
+    """What a view makes of a batch; None: the batch as it is."""
+    return batch if view is None else view.build(batch)
 
 
 class WindowColumns:

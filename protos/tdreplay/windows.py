@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import MAX_FIELD_NAMES, check_flag, check_whole
@@ -114,3 +114,7 @@ class WindowQuery:
         """Which steps are anchors."""
         before = max(-window.first - (1 if window.at_horizon else 0) for window in self.windows)
         return AnchorRule(max(0, before), self.steps, self.next_step, self.whole, self.stride)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {**vars(self), "windows": [vars(window) for window in self.windows]}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ from tdreplay.selecting import Slots
 from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay.trajectories import Trajectories
+from tdreplay.views import TableView, View, made_of
+from tdreplay.windows import WindowQuery
 from tdreplay_server.tables.batches import as_batch
 from tdreplay_server.tables.draws import DrawnRows, generators_of
 from tdreplay_server.tables.leases import Drawn, SentBatches
@@ -123,15 +125,24 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 
-    def sample_batch(self, batch_size: SupportsIndex, *, seed: SupportsIndex | None = None, wait: bool = False, uniform: bool = False) -> TensorDict:
-        rows, draw = check_batch_size(batch_size), self._next_draw(seed)
-        query, now = BatchQuery(rows, uniform=check_flag(uniform, "uniform"), described=True), time.monotonic()
+    def sample_batch(
+        self,
+        batch_size: SupportsIndex,
+        *,
+        seed: SupportsIndex | None = None,
+        wait: bool = False,
+        uniform: bool = False,
+        view: View | None = None,
+    ) -> TensorDict:
+        rows, seen, only = check_batch_size(batch_size), self._view_of(view), check_flag(uniform, "uniform")
+        draw, now = self._next_draw(seed), time.monotonic()
+        query = BatchQuery(rows, uniform=only, described=True, windows=seen.windows if seen else None)
         end = now + DEFAULT_TIMEOUT if check_flag(wait, "wait") else 0.0
         self._settle()
         thread = threading.get_ident()
         self._drawing.add(thread)
         try:
-            return self._drawn_batch(query, draw, now, end)
+            return made_of(self._drawn_batch(query, draw, now, end), seen)
         except BaseException as error:
             self._interrupted = self._interrupted or not isinstance(error, Exception)
             raise
@@ -171,15 +182,18 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         ids = checked_row_ids(row_ids)
         return self._table.update_priorities(ids, checked_priorities(priorities, len(ids)))
 
-    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None) -> TensorDict:
-        return self._take(self._table.select_slots(slots, fields))
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, windows: WindowQuery | None) -> TensorDict:
+        return self._take(self._table.select_slots(slots, fields, windows))
+
+    def _trajectories(self) -> Trajectories | Literal[False]:
+        return self._table.config.trajectories
 
     def sample_all(self) -> TensorDict:
         return self._take(self._table.select_all())
 
-    def _open_epochs(self, query: EpochQuery, seed: int | None) -> Epochs:
+    def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> Epochs:
         table = self._table
-        return TableEpochs(table, table.plan_epochs(query, seed), self._owner, self._device)
+        return TableEpochs(table, table.plan_epochs(query, seed), self._owner, self._device, view)
 
     def _take(self, selection: Selection) -> TensorDict:
         """The selected rows as a TensorDict on `device`, in memory of its own."""

@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from tdreplay.epoch_messages import plan_to_message, progress_from_message
 from tdreplay.epochs import START, EpochPlace, EpochPlan, Epochs
 from tdreplay.errors import CodecError
+from tdreplay.views import TableView
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
 from tdreplay_client.reading.stream import BatchStream
 from tdreplay_client.transport.connection import Connection
@@ -74,13 +75,14 @@ class RemoteEpochs(Epochs):
     Args:
         plan: Which rows come.
         open_stream: Opens the stream of a plan from a place on.
+        view: What is made of their windows. None: the rows come as they are.
 
     Raises:
         ReplayError: the server refused the query.
     """
 
-    def __init__(self, plan: EpochPlan, open_stream: Callable[[EpochPlan, EpochPlace], EpochStream]) -> None:
-        super().__init__(plan)
+    def __init__(self, plan: EpochPlan, open_stream: Callable[[EpochPlan, EpochPlace], EpochStream], view: TableView | None = None) -> None:
+        super().__init__(plan, view)
         self._open_stream = open_stream
         self._stream = open_stream(plan, START)
 

@@ -12,6 +12,8 @@ from tensordict import TensorDict
 
 from tdreplay.errors import DeadlineError, RateLimitedError, ReplayError, StreamLimitError
 from tdreplay.v1 import replay_buffer_pb2 as pb
+from tdreplay.views import TableView
+from tdreplay.window_messages import window_query_to_message
 from tdreplay_client.reading.batch_call import BatchCall
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
 from tdreplay_client.transport.answers import end_call
@@ -33,10 +35,17 @@ class Asked(NamedTuple):
     Attributes:
         rows: its number of rows.
         sampler: what chooses them; '' for the sampler of the table.
+        view: what is made of the windows around them; None: the rows come alone.
     """
 
     rows: int
     sampler: str = ""
+    view: TableView | None = None
+
+    @property
+    def windows(self) -> pb.WindowQuery | None:
+        """The windows, as a request has them."""
+        return None if self.view is None else window_query_to_message(self.view.windows)
 
 
 class SingleBatches:
@@ -123,6 +132,7 @@ class SingleBatches:
             standing=True,
             knows_priorities=True,
             wait_seconds=self._connection.server_wait,
+            windows=asked.windows,
             **numbers,
         )
         call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, budget))

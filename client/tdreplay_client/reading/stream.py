@@ -19,6 +19,7 @@ from tdreplay.errors import ClosedError, EmptyTableError, FailedPreconditionErro
 from tdreplay.limits import MAX_INT64
 from tdreplay.priorities import Updated, checked_priorities, row_ids_of
 from tdreplay.tokens import check_keys, check_same, whole_of
+from tdreplay.views import TableView, made_of
 from tdreplay_client.reading.batch_call import BatchCall
 from tdreplay_client.reading.batch_credit import BatchCredit
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
@@ -59,6 +60,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         sharing: whether shared memory is used.
         wait: whether a batch of an empty table waits for the table's first row, at most for the connection's timeout.
         counted: whether the table counts the batches that are taken.
+        view: what is made of the windows of a batch when it is taken. None: the rows come as they are.
 
     Raises:
         ReplayError: the server refused the query.
@@ -76,9 +78,10 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         *,
         wait: bool = False,
         counted: bool = False,
+        view: TableView | None = None,
     ) -> None:
         self._connection, self._query, self._transfer, self._prefetch, self._sharing = connection, query, transfer, prefetch, sharing
-        self._place = self._beginning()
+        self._view, self._place = view, self._beginning()
         self._over = self._lost = False
         self._waits, self._counted, self.shared = wait, counted, False
         self._call: BatchCall | None = None
@@ -117,8 +120,12 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         """
         if not self._query.HasField("seed"):
             raise FailedPreconditionError("a stream without a seed has no place: its batches cannot be drawn again. Give it a seed")
-        same = {"version": VERSION, "table": self._query.table, "batch_size": self._query.batch_size}
-        return {**same, "seed": self._query.seed, "position": self._place}
+        return {**self._settings(), "seed": self._query.seed, "position": self._place}
+
+    def _settings(self) -> dict[str, Any]:
+        """What two streams must have in common where one goes on with the token of the other."""
+        view = {} if self._view is None else {"view": self._view.view.to_json()}  # Older tokens have none.
+        return {"version": VERSION, "table": self._query.table, "batch_size": self._query.batch_size, **view}
 
     def load_state_dict(self, token: Mapping[str, Any]) -> None:
         """Goes on with the batch that would have come next when `state_dict` of another stream was called. It takes that one's seed.
@@ -126,10 +133,11 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         The batches are the same as long as the table holds the same rows.
 
         Raises:
-            TokenError: it is no token, or one of another table or batch size. The stream goes on where it was.
+            TokenError: it is no token, or one of another table, batch size or view. The stream goes on where it was.
         """
-        entries = check_keys(token, ("version", "table", "batch_size", "seed", "position"))
-        check_same(entries, {"version": VERSION, "table": self._query.table, "batch_size": self._query.batch_size})
+        same = self._settings()
+        entries = check_keys(token, (*same, "seed", "position"))
+        check_same(entries, same)
         seed, place = whole_of(entries, "seed", 0, MAX_INT64), whole_of(entries, "position", 0, MAX_INT64)
         self.break_off()
         self._query.seed, self._place = seed, place
@@ -197,7 +205,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
             finally:
                 del pending  # Its traceback holds this frame: together they would keep the shared memory mapped.
         call.take(pending)
-        batch, place = pending.take(), self._after(self._place, pending)
+        batch, place = made_of(pending.take(), self._view), self._after(self._place, pending)
         del pending  # With it goes a segment whose batch was copied.
         if not call.grant() and self._counted:
             call.say_taken()  # The rows count as drawn from now on, and others may wait for that.

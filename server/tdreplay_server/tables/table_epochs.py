@@ -7,6 +7,7 @@ from tensordict import TensorDict
 
 from tdreplay.epochs import START, EpochPlace, EpochPlan, Epochs
 from tdreplay.processes import Owner
+from tdreplay.views import TableView
 from tdreplay_server.tables.batches import as_batch
 from tdreplay_server.tables.table import Table
 
@@ -21,13 +22,14 @@ class TableEpochs(Epochs):
         plan: Which rows come.
         owner: The process that may use the table.
         device: Where the batches go.
+        view: What is made of their windows. None: the rows come as they are.
 
     Raises:
         FieldNotFoundError: a field is not there.
     """
 
-    def __init__(self, table: Table, plan: EpochPlan, owner: Owner, device: torch.device) -> None:
-        super().__init__(plan)
+    def __init__(self, table: Table, plan: EpochPlan, owner: Owner, device: torch.device, view: TableView | None = None) -> None:
+        super().__init__(plan, view)
         self._table, self._owner, self._device = table, owner, device
         self._batches = table.epochs(plan, START)
 

@@ -42,6 +42,12 @@ def generators_of(seed: int, first: int = 0) -> Generators:
     return following
 
 
+def overwritten(ids: RowIds, ring: Ring) -> npt.NDArray[np.bool_]:
+    """For each id whether its row was overwritten."""
+    gone: npt.NDArray[np.bool_] = ids < ring.oldest
+    return gone
+
+
 LostRows: TypeAlias = "Callable[[RowIds, int], object]"
 """As `Consumption.give_back`."""
 
@@ -66,6 +72,7 @@ class DrawnRows:
         generators: One for each batch.
         ring: The live rows, of which there is at least one.
         moment: What the ids mean.
+        are_lost: Which rows cannot be read any more, as a mask, of some that were drawn.
         lost: Hears which rows were overwritten before they were read, after others were drawn in their place.
 
     Raises:
@@ -73,12 +80,19 @@ class DrawnRows:
     """
 
     def __init__(
-        self, draw: DrawRows, rows: int, generators: Sequence[np.random.Generator], ring: Ring, moment: int = 0, lost: LostRows | None = None
+        self,
+        draw: DrawRows,
+        rows: int,
+        generators: Sequence[np.random.Generator],
+        ring: Ring,
+        moment: int = 0,
+        lost: LostRows | None = None,
+        are_lost: Callable[[RowIds, Ring], npt.NDArray[np.bool_]] = overwritten,
     ) -> None:
         self._draw, self._rows, self._generators, self._oldest, self._lost = draw, rows, generators, ring.oldest, lost
+        self._are_lost = are_lost
         drawn = draw(rows, generators, ring)
         self._ids, self._probabilities, self._priorities = drawn.ids, drawn.probabilities, drawn.priorities
-        self._first_rows = drawn.ids if drawn.first_rows is None else drawn.first_rows
         self.size, self.min_probability, self.moment = drawn.size, drawn.min_probability, moment
 
     def batch(self, number: int) -> RowIds:
@@ -88,7 +102,7 @@ class DrawnRows:
     def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
         """The ids of the rows from start to stop, counted over all batches. All of them are live in `ring`, and so are the rows that they need."""
         if ring.oldest > self._oldest:
-            self._draw_anew(start + np.flatnonzero(self._first_rows[start:stop] < ring.oldest), ring)
+            self._draw_anew(start + np.flatnonzero(self._are_lost(self._ids[start:stop], ring)), ring)
         return self._ids[start:stop]
 
     def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
@@ -103,8 +117,6 @@ class DrawnRows:
             some = places[batches == batch]
             lost, drawn = self._ids[some], self._drawn_again(len(some), self._generators[batch], ring)
             self._ids[some] = drawn.ids
-            if drawn.first_rows is not None:
-                self._first_rows[some] = drawn.first_rows
             if self._lost is not None:
                 self._lost(lost, self.moment)
             for known, new in ((self._probabilities, drawn.probabilities), (self._priorities, drawn.priorities)):

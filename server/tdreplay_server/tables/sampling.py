@@ -18,7 +18,7 @@ from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.durability.slot_state import Kept, SlotState
 from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.tables.consumption import Consumption, TooFewDrawsError
-from tdreplay_server.tables.draws import DrawnRows, DrawRows
+from tdreplay_server.tables.draws import DrawnRows, DrawRows, overwritten
 from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import Reserved, Supply, UnlimitedLimiter, Wait, made_limiter
 from tdreplay_server.tables.rates import RowRate
@@ -49,7 +49,7 @@ class Sampling:
 
     def __init__(self, config: TableConfig, log: Callable[[], RowLog]) -> None:
         self._log = log
-        self.steps = None if not config.trajectories else StepTable(config.trajectories, lambda: made_sampler(config.sampler), self._read)
+        self.steps = None if not config.trajectories else StepTable(config.trajectories, config.sampler, self._read)
         self.sampler: Sampler = made_sampler(config.sampler) if self.steps is None else self.steps.sampler
         self.consumption = Consumption(self.sampler, config.max_times_sampled) if config.is_consuming else None
         supply = Supply.of if self.consumption is None else self.consumption.supply
@@ -82,7 +82,8 @@ class Sampling:
             TooFewDrawsError: the rows cannot be drawn so often.
         """
         if self.consumption is None:
-            return DrawnRows(self._drawing(query), query.rows, generators, ring)
+            are_lost = overwritten if self.steps is None else partial(self.steps.are_lost, query.rule)
+            return DrawnRows(self._drawing(query), query.rows, generators, ring, are_lost=are_lost)
         return DrawnRows(self.consumption.draw, query.rows, generators, ring, self.consumption.moment, self.consumption.give_back)
 
     def _drawing(self, query: BatchQuery) -> DrawRows:

@@ -22,9 +22,8 @@ class Draw(NamedTuple):
         ids: Their row ids, batch after batch, in the order of each batch: int64 of shape [n]. The caller owns the array.
         probabilities: How probable each row was: float64 of shape [n]. None: all rows were equally probable.
         priorities: The priority of each row, raw: float64 of shape [n]. None: the sampler has no priorities.
-        size: The number of rows among which was drawn.
-        min_probability: The smallest probability above 0 that a row had.
-        first_rows: The id of the oldest row that is needed with each: int64 of shape [n]. None: none but itself.
+        size: The number of rows among which was drawn; 0: they were not counted.
+        min_probability: The smallest probability above 0 that a row had; 0: it is not known.
     """
 
     ids: RowIds
@@ -32,7 +31,6 @@ class Draw(NamedTuple):
     priorities: Priorities | None
     size: int
     min_probability: float
-    first_rows: RowIds | None = None
 
 
 class Sampler(Protocol):

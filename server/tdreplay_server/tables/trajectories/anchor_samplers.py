@@ -127,15 +127,10 @@ class AnchorSamplers:
         with self._mutex:
             anchors = self._followed(rule)
             try:
-                drawn = anchors.sampler.draw(rows, generators, ring)
+                return anchors.sampler.draw(rows, generators, ring)
             except EmptyTableError:
-                raise EmptyTableError(
-                    f"no step can be drawn: the table has {ring.size} rows, and no step whose window is there ({_shown(rule)})"
-                ) from None
-            if not rule.before:
-                return drawn
-            before, _ = self._index.around(drawn.ids, rule)
-            return drawn._replace(first_rows=self._index.rows_at(drawn.ids, -before[:, None])[:, 0])
+                why = f"the table has {ring.size} rows, and no step whose window is there ({_shown(rule)})"
+                raise EmptyTableError(f"no step can be drawn: {why}") from None
 
     def count(self, rule: AnchorRule) -> int:
         """How many anchors there are. To be called while no row is overwritten."""

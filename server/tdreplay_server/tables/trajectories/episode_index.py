@@ -19,8 +19,19 @@ __all__ = ["NONE", "EpisodeIndex"]
 NONE = -1
 """In place of the id of a row that is not there."""
 
+STEP_BITS = 32
+"""A key has the number of a step in so many bits, and above them the place of its episode."""
+
+Keys = npt.NDArray[np.int64]
+"""Which step of which episode a row is, in one number. Of the next step it is one more."""
+
 Offsets = npt.NDArray[np.int64]
 """Numbers of steps after an anchor, or before it where they are negative: shape [n, length]."""
+
+
+def _parts(keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The places of the episodes, and the numbers of the steps."""
+    return keys >> STEP_BITS, keys & ((1 << STEP_BITS) - 1)
 
 
 class EpisodeIndex:
@@ -29,7 +40,7 @@ class EpisodeIndex:
     It is made of three columns of the rows, so nothing of it is kept on the disk. It hears which rows are live, and reads them when it is asked the
     next time: `current` has to be called first, while no row is overwritten. Then all other methods may be called until the ring moves.
 
-    Each row takes 17 to 25 bytes beside its columns.
+    Each row takes 17 bytes beside its columns, and 25 where the table has 2^32 slots or more.
 
     Args:
         read: (start, stop, field) -> the bytes of the field in the slots from start to stop.
@@ -52,7 +63,7 @@ class EpisodeIndex:
         """Knows no row. The arrays are made for the first one."""
         self.episodes = EpisodeTable()
         self._known_oldest = self._known_end = 0
-        self._place: Places = np.zeros(0, np.int32)
+        self._keys: Keys = np.zeros(0, np.int64)
 
     def inserted(self, ids: range) -> None:
         """These rows are live from now on."""
@@ -84,7 +95,7 @@ class EpisodeIndex:
         with self._mutex:
             if (self._known_oldest, self._known_end) == (self._oldest, self._end):
                 return
-            if self._known_end <= self._oldest or not len(self._place):
+            if self._known_end <= self._oldest or not len(self._keys):
                 self._begin_anew()
                 self._known_oldest = self._known_end = self._oldest
             self._make_room()
@@ -97,10 +108,9 @@ class EpisodeIndex:
             self._known_oldest, self._known_end = self._oldest, self._end
 
     def _make_room(self) -> None:
-        if len(self._place) != self._buffer_size:
+        if len(self._keys) != self._buffer_size:
             delta = np.uint32 if self._buffer_size < 1 << 32 else np.uint64
-            self._place, self._kind = np.zeros(self._buffer_size, np.int32), np.zeros(self._buffer_size, np.uint8)
-            self._step = np.zeros(self._buffer_size, np.int64)
+            self._keys, self._kind = np.zeros(self._buffer_size, np.int64), np.zeros(self._buffer_size, np.uint8)
             # How much higher the id of the episode's next row is, and how much lower that of the one before; 0: there is none.
             self._next: npt.NDArray[Any] = np.zeros(self._buffer_size, delta)
             self._before: npt.NDArray[Any] = np.zeros(self._buffer_size, delta)
@@ -110,11 +120,11 @@ class EpisodeIndex:
             return
         rows, episodes = np.arange(ids.start, ids.stop), self.episodes
         slots = rows % self._buffer_size
-        places, following = self._place[slots], self._next[slots]
+        (places, steps), following = _parts(self._keys[slots]), self._next[slots]
         # Of several rows of an episode the last one counts: they come in order.
         episodes.evicted_row[places] = rows
         episodes.first_row[places] = rows + following
-        episodes.first_step[places] = self._step[slots] + 1
+        episodes.first_step[places] = steps + 1
         episodes.headless.update(places.tolist())
         episodes.remove(places[following == 0])
 
@@ -130,8 +140,8 @@ class EpisodeIndex:
         deltas[firsts] = 0
         places, known = self._placed(columns.episode_ids[order[firsts]])
         deltas[firsts[known]] = rows[firsts[known]] - self.episodes.last_row[places[known]]
-        self._step[slots], self._kind[slots], self._next[slots], self._before[slots] = steps, kinds, 0, deltas
-        self._place[slots] = np.repeat(places, np.diff(firsts, append=len(rows)))
+        self._kind[slots], self._next[slots], self._before[slots] = kinds, 0, deltas
+        self._keys[slots] = np.repeat(places.astype(np.int64) << STEP_BITS, np.diff(firsts, append=len(rows))) | steps
         linked = np.flatnonzero(deltas)
         self._next[(rows[linked] - deltas[linked]) % self._buffer_size] = deltas[linked]
         self._note_first(places[~known], rows[firsts[~known]], steps[firsts[~known]])
@@ -163,7 +173,7 @@ class EpisodeIndex:
 
     def steps_of(self, ids: RowIds) -> npt.NDArray[np.int64]:
         """The numbers of rows in their episodes."""
-        return self._step[ids % self._buffer_size]
+        return _parts(self._keys[ids % self._buffer_size])[1]
 
     def are_steps(self, ids: RowIds) -> npt.NDArray[np.bool_]:
         """For each row whether it is a step, and no final observation."""
@@ -173,7 +183,7 @@ class EpisodeIndex:
     def are_anchors(self, ids: RowIds, rule: AnchorRule) -> npt.NDArray[np.bool_]:
         """For each live row whether it is an anchor."""
         slots, episodes = ids % self._buffer_size, self.episodes
-        places, steps = self._place[slots], self._step[slots]
+        places, steps = _parts(self._keys[slots])
         found: npt.NDArray[np.bool_] = (self._kind[slots] & FINAL) == 0
         if rule.stride > 1:
             found &= steps % rule.stride == 0
@@ -190,9 +200,8 @@ class EpisodeIndex:
 
     def around(self, ids: RowIds, rule: AnchorRule) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """For each anchor how many steps before it are in its window, and how many from it on."""
-        slots = ids % self._buffer_size
-        steps = self._step[slots]
-        following = self.episodes.last_step[self._place[slots]] - steps
+        places, steps = _parts(self._keys[ids % self._buffer_size])
+        following = self.episodes.last_step[places] - steps
         return np.minimum(steps, rule.before), np.minimum(following + 1, rule.steps)
 
     def rows_at(self, ids: RowIds, offsets: Offsets) -> RowIds:
@@ -201,19 +210,25 @@ class EpisodeIndex:
         Rows of an episode mostly lie at equal distances. So they are guessed, and looked at. Where a guess is wrong, rows are followed one by one.
         """
         slots, episodes = ids % self._buffer_size, self.episodes
-        places = self._place[slots]
-        wanted = self._step[slots][:, None] + offsets
-        newest = episodes.last_step[places] + episodes.has_final[places]
-        there = (wanted >= episodes.first_step[places][:, None]) & (wanted <= newest[:, None])
-        distance = np.where(self._next[slots] != 0, self._next[slots], self._before[slots]).astype(np.int64)
-        rows = ids[:, None] + offsets * distance[:, None]
-        at = rows % self._buffer_size
-        right = (self._step[at] == wanted) & (self._place[at] == places[:, None]) & (rows >= self._oldest) & (rows < self._end)
+        keys = self._keys[slots]
+        places, steps = _parts(keys)
+        newest = episodes.last_step[places] + episodes.has_final[places] - steps
+        there = (offsets >= (episodes.first_step[places] - steps)[:, None]) & (offsets <= newest[:, None])
+        rows = ids[:, None] + offsets * self._distances(slots)[:, None]
+        right = (self._keys[rows % self._buffer_size] == keys[:, None] + offsets) & (rows >= self._oldest) & (rows < self._end)
         wrong = np.flatnonzero((there & ~right).any(axis=1))
         if len(wrong):
             rows[wrong] = self._followed(ids[wrong], offsets[wrong])
         rows[~there] = NONE
         return rows
+
+    def _distances(self, slots: Slots) -> npt.NDArray[np.int64]:
+        """How far apart the rows of the episode lie around some rows."""
+        found = self._before[slots].astype(np.int64)
+        first = np.flatnonzero(found == 0)
+        if len(first):
+            found[first] = self._next[slots[first]]
+        return found
 
     def _followed(self, ids: RowIds, offsets: Offsets) -> RowIds:
         """As `rows_at`, for rows that are followed one by one."""

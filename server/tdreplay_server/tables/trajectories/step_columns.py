@@ -24,6 +24,9 @@ TERMINATED, TRUNCATED, FINAL_FOLLOWS, FINAL = (
 END = np.uint8(TERMINATED | TRUNCATED)
 KINDS = np.array([0, TERMINATED, TRUNCATED, TERMINATED | FINAL_FOLLOWS, TRUNCATED | FINAL_FOLLOWS, FINAL], np.uint8)
 
+MAX_STEP = (1 << 32) - 2
+"""The highest number of a step."""
+
 DTYPES: Mapping[str, Any] = {EPISODE_ID.name: np.int64, STEP.name: np.int64, STEP_KIND.name: np.uint8}
 
 
@@ -71,8 +74,9 @@ class StepColumns(NamedTuple):
         """
         if self.episode_ids.min() < 0:
             raise EpisodeError(f"episode_id ({self.episode_ids.min()}) must be from 0 up")
-        if self.steps.min() < 0:
-            raise EpisodeError(f"step ({self.steps.min()}) must be from 0 up")
+        if self.steps.min() < 0 or self.steps.max() > MAX_STEP:
+            wrong_step = self.steps[(self.steps < 0) | (self.steps > MAX_STEP)][0]
+            raise EpisodeError(f"step ({wrong_step}) must be from 0 to {MAX_STEP}")
         wrong = self.kinds[~np.isin(self.kinds, KINDS)]
         if len(wrong):
             raise EpisodeError(f"step_kind ({wrong[0]}) must be one of {KINDS.tolist()}")

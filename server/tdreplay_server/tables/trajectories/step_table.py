@@ -11,6 +11,7 @@ import torch
 
 from tdreplay.errors import EmptyTableError, InvalidArgumentError, SlotIndexError
 from tdreplay.memory import Rows
+from tdreplay.samplers import Sampler, Uniform
 from tdreplay.schema import Schema
 from tdreplay.system_fields import STEP_KIND
 from tdreplay.trajectories import Trajectories
@@ -19,11 +20,12 @@ from tdreplay_server.durability.insert import Insert
 from tdreplay_server.durability.slot_state import SlotState
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 from tdreplay_server.storage.rows import RowStorage
-from tdreplay_server.tables.samplers import Sampler, UniformSampler
+from tdreplay_server.tables.samplers import made_sampler
 from tdreplay_server.tables.selection import RowsInSlots
 from tdreplay_server.tables.trajectories.anchor_samplers import ANY_STEP, AnchorSamplers
 from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
 from tdreplay_server.tables.trajectories.step_check import StepCheck, check_step_schema
+from tdreplay_server.tables.trajectories.uniform_anchors import UniformAnchors
 from tdreplay_server.tables.trajectories.window_format import WindowFormat, window_format
 from tdreplay_server.tables.trajectories.window_reader import gather_windows, take_windows
 
@@ -36,21 +38,21 @@ class StepTable:
     Attributes:
         index: Which rows are steps of which episode.
         sampler: Chooses anchors.
-        uniform: Chooses them too, all of them with the same probability.
+        uniform: Chooses them too, all of them with the same probability. It may be the same one.
         steps: Looks at steps that are to be inserted.
 
     Args:
         trajectories: What is known of the episodes.
-        made: Makes a sampler of the table's kind.
+        sampler: What is to choose the anchors.
         read: (start, stop, field) -> the bytes of the field in the slots from start to stop.
     """
 
-    def __init__(self, trajectories: Trajectories, made: Callable[[], Sampler], read: Callable[[int, int, str], npt.NDArray[Any]]) -> None:
+    def __init__(self, trajectories: Trajectories, sampler: Sampler, read: Callable[[int, int, str], npt.NDArray[Any]]) -> None:
         self._trajectories = trajectories
         self.index = EpisodeIndex(read)
         self.steps = StepCheck(self.index)
-        self.sampler = AnchorSamplers(made, self.index)
-        self.uniform = AnchorSamplers(UniformSampler, self.index)
+        self.uniform = UniformAnchors(self.index)
+        self.sampler: AnchorSamplers = self.uniform if isinstance(sampler, Uniform) else AnchorSamplers(lambda: made_sampler(sampler), self.index)
 
     # -- which rows are live ------------------------------------------------------------------------------------------------------------------
 
@@ -115,6 +117,11 @@ class StepTable:
         """The ids of the oldest rows that anchors need."""
         before, _ = self.index.around(ids, rule)
         return self.index.rows_at(ids, -before[:, None])[:, 0]
+
+    def are_lost(self, rule: AnchorRule, ids: RowIds, ring: Ring) -> npt.NDArray[np.bool_]:
+        """For each anchor that was drawn whether it, or a row that it needs, was overwritten."""
+        self.index.current()
+        return (ids < ring.oldest) | ~self.index.are_anchors(ids, rule)
 
     def all_steps(self, ring: Ring) -> StepsInSlots:
         """Every step, in slot order.

@@ -136,7 +136,8 @@ class EpisodeIndex:
         rows = order + ids.start
         slots = rows % self._buffer_size
         steps, kinds = columns.steps[order], columns.kinds[order]
-        deltas = np.diff(rows, prepend=rows[0])
+        deltas = np.empty_like(rows)
+        np.subtract(rows[1:], rows[:-1], out=deltas[1:])
         deltas[firsts] = 0
         places, known = self._placed(columns.episode_ids[order[firsts]])
         deltas[firsts[known]] = rows[firsts[known]] - self.episodes.last_row[places[known]]

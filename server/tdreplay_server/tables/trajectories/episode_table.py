@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,9 @@ class EpisodeTable:
     def __len__(self) -> int:
         return len(self.places)
 
-    def find(self, episode_ids: Iterable[int]) -> Places:
+    def find(self, episode_ids: list[int]) -> Places:
         """The places of episodes; -1 for each that is not there."""
-        return np.fromiter((self.places.get(episode_id, -1) for episode_id in episode_ids), np.int32)
+        return np.fromiter(map(self.places.get, episode_ids, repeat(-1)), np.int32, len(episode_ids))
 
     def add(self, episode_ids: list[int]) -> Places:
         """Places for new episodes. What is known of them is for the caller to write."""

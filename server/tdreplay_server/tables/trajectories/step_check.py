@@ -64,14 +64,17 @@ class StepCheck:
         columns = StepColumns.given(insert.columns)
         columns.check_values()
         self._index.current()
-        self._check_order(StepColumns.joined([*(StepColumns.given(other.columns) for other in before), columns]))
-        self._check_writer(columns, insert)
+        if before:
+            columns = StepColumns.joined([*(StepColumns.given(other.columns) for other in before), columns])
+        self._check_order(columns)
+        self._check_writer(columns.episode_ids[-insert.rows :], insert)
 
     def _check_order(self, columns: StepColumns) -> None:
         order, firsts = columns.by_episode()
         ids, steps, kinds = columns.episode_ids[order], columns.steps[order], columns.kinds[order]
         known_steps, known_kinds, known = self._known(ids[firsts])
-        previous_steps, previous_kinds = np.roll(steps, 1), np.roll(kinds, 1)
+        previous_steps, previous_kinds = np.empty_like(steps), np.empty_like(kinds)
+        previous_steps[1:], previous_kinds[1:] = steps[:-1], kinds[:-1]
         previous_steps[firsts], previous_kinds[firsts] = known_steps, known_kinds
         follows = np.ones(len(ids), np.bool_)
         follows[firsts] = known
@@ -86,13 +89,15 @@ class StepCheck:
         final = episodes.has_final[places]
         return episodes.last_step[places] + final, np.where(final, FINAL, episodes.kind[places]), known
 
-    def _check_writer(self, columns: StepColumns, insert: Insert) -> None:
+    def _check_writer(self, episode_ids: npt.NDArray[np.int64], insert: Insert) -> None:
         writer, writers = "" if insert.key is None else insert.key.insert_id.writer_id, self._writers
-        ids = np.unique(columns.episode_ids).tolist()
-        for episode_id in ids:
-            if writers.get(episode_id, writer) != writer:
-                raise EpisodeError(f"episode {episode_id}: another writer writes it. Each episode has one writer at a time")
-        writers.update(dict.fromkeys(ids, writer))
+        ids = episode_ids.tolist()
+        found = set(map(writers.get, ids))
+        if found - {None, writer}:
+            other = next(episode_id for episode_id in ids if writers.get(episode_id, writer) != writer)
+            raise EpisodeError(f"episode {other}: another writer writes it. Each episode has one writer at a time")
+        if None in found:
+            writers.update(dict.fromkeys(ids, writer))
         if len(writers) > len(self._index.episodes) + MOST_GONE:
             self._writers = {
                 episode_id: known for episode_id, known in writers.items() if episode_id in self._index.episodes.places or known == writer

@@ -22,7 +22,8 @@ TERMINATED, TRUNCATED, FINAL_FOLLOWS, FINAL = (
     np.uint8(kind) for kind in (StepKind.TERMINATED, StepKind.TRUNCATED, StepKind.FINAL_FOLLOWS, StepKind.FINAL)
 )
 END = np.uint8(TERMINATED | TRUNCATED)
-KINDS = np.array([0, TERMINATED, TRUNCATED, TERMINATED | FINAL_FOLLOWS, TRUNCATED | FINAL_FOLLOWS, FINAL], np.uint8)
+IS_KIND = np.zeros(256, np.bool_)
+IS_KIND[[0, TERMINATED, TRUNCATED, TERMINATED | FINAL_FOLLOWS, TRUNCATED | FINAL_FOLLOWS, FINAL]] = True
 
 MAX_STEP = (1 << 32) - 2
 """The highest number of a step."""
@@ -77,9 +78,9 @@ class StepColumns(NamedTuple):
         if self.steps.min() < 0 or self.steps.max() > MAX_STEP:
             wrong_step = self.steps[(self.steps < 0) | (self.steps > MAX_STEP)][0]
             raise EpisodeError(f"step ({wrong_step}) must be from 0 to {MAX_STEP}")
-        wrong = self.kinds[~np.isin(self.kinds, KINDS)]
-        if len(wrong):
-            raise EpisodeError(f"step_kind ({wrong[0]}) must be one of {KINDS.tolist()}")
+        known = IS_KIND[self.kinds]
+        if not known.all():
+            raise EpisodeError(f"step_kind ({self.kinds[~known][0]}) must be one of {np.flatnonzero(IS_KIND).tolist()}")
 
 
 def _array(column: Any, dtype: Any) -> npt.NDArray[Any]:

@@ -127,7 +127,7 @@ def sequence_priorities(td_error: torch.Tensor, mask: torch.Tensor, eta: float =
         raise InvalidArgumentError(f"{given} must both be of shape [n, T], and the mask of bools")
     errors = td_error.detach().abs()
     counted = errors.to(torch.promote_types(errors.dtype, torch.float32)).masked_fill(~mask, 0)
-    return share * counted.amax(1) + (1 - share) * counted.sum(1) / mask.sum(1).clamp(min=1)
+    return torch.lerp(counted.sum(1) / mask.sum(1).clamp(min=1), counted.amax(1), share)
 
 
 def _one_each(batch: TensorDictBase, value: torch.Tensor) -> torch.Tensor:

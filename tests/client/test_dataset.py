@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
 from children import completed, server_process
 from conftest import numbers, rows
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.seeds import derived_seed
-from tdreplay_client import RemoteReplayBuffer, ReplayDataset
+from tdreplay_client import RemoteReplayBuffer, ReplayDataset, Transitions
 from tdreplay_server import ServerConfig
 
 
@@ -45,6 +46,18 @@ def test_a_seeded_data_loader_brings_the_batches_of_its_seed_and_each_worker_oth
     assert [numbers(batch) for batch in itertools.islice(loaded, len(expected))] == expected
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_loader_brings_what_a_view_makes_of_steps(filled, workers):
+    steps = rows(10).exclude("next", "done")
+    ids = {"episode_id": torch.zeros(10, dtype=torch.int64), "step": torch.arange(10), "step_kind": torch.zeros(10, dtype=torch.uint8)}
+    with RemoteReplayBuffer(filled, table=f"steps-{workers}", buffer_size=10, trajectories={"ends": ["over"]}) as buffer:
+        buffer.add_batch(steps.update({"over": torch.zeros(10, dtype=torch.bool), **ids}))
+    dataset = ReplayDataset(filled, 16, table=f"steps-{workers}", fields=["step"], view=Transitions(2, frame_stack={"obs": 3}))
+    for batch in itertools.islice(dataset.loader(workers), 4):
+        assert set(batch.keys()) == {"obs", "step", "next", "discount", "n_steps"}
+        assert torch.equal(batch["next", "obs"][:, -1, 0], batch["step"] + 2.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -57,6 +70,7 @@ def test_a_seeded_data_loader_brings_the_batches_of_its_seed_and_each_worker_oth
         ({"device": "cuda:99"}, "device"),
         ({"timeout": "long"}, "timeout"),
         ({"seed": -1}, "seed"),
+        ({"view": "transitions"}, "view"),
     ],
 )
 def test_a_dataset_refuses_what_it_cannot_do_before_it_is_iterated(arguments, word):

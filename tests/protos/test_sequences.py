@@ -156,6 +156,7 @@ def test_priorities_of_sequences_mix_the_largest_error_and_the_mean():
     torch.testing.assert_close(sequence_priorities(errors, mask), torch.tensor([0.9 * 4 + 0.1 * 2, 0.9 * 1.5 + 0.1 * 1]))
     assert sequence_priorities(errors, mask, eta=1).tolist() == [4, 1.5]
     assert sequence_priorities(errors, mask, eta=0).tolist() == [2, 1]
+    assert sequence_priorities(torch.full((1, 3), -7.0), torch.tensor([[True, True, False]])).tolist() == [7]
 
 
 def test_priorities_of_sequences_are_numbers_whatever_the_errors_are():

@@ -16,7 +16,7 @@ from typing_extensions import assert_type
 from tdreplay.api import BaseReplayBuffer, Checkpoint, State
 from tdreplay.epochs import Epochs
 from tdreplay.errors import DeadlineError, EmptyTableError, ReplayError, SchemaError, ServerUnavailableError
-from tdreplay_client import BatchStream, RemoteReplayBuffer, ReplayDataset, Writer
+from tdreplay_client import BatchStream, RemoteReplayBuffer, ReplayDataset, Sequences, Transitions, Writer, importance_weights, sequence_priorities
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, ServerProcess, spawn_server
 
 
@@ -43,6 +43,20 @@ def look(buffer: BaseReplayBuffer, index: torch.Tensor) -> None:
     assert_type(buffer.sample_by_index_fields([0], "obs"), TensorDict)
     assert_type(buffer.sample_all(), TensorDict)
     assert_type(buffer.sample_batch(np.int64(3), seed=7, wait=True), TensorDict)
+
+
+def see(buffer: RemoteReplayBuffer, index: torch.Tensor) -> None:
+    """Views of steps."""
+    transitions, pixels = Transitions(3, 0.99, {"obs": 4}), Transitions(frame_stack={("obs", "pixels"): 4}, padding="zeros", names="plain")
+    assert_type(buffer.sample_batch(256, view=transitions), TensorDict)
+    assert_type(buffer.sample_by_index(index, pixels), TensorDict)
+    assert_type(buffer.epochs(32, view=transitions), Epochs)
+    with buffer.stream(32, view=Sequences(80, burn_in=40, padding="drop", next_obs=True)) as batches:
+        for batch in batches:
+            assert_type(importance_weights(batch, 0.4), torch.Tensor)
+            trained = batch["mask"] & ~batch["burn_in"]
+            batches.update_priorities(batch, assert_type(sequence_priorities(batch["td_error"], trained), torch.Tensor))
+    buffer.sample_batch(32, view=Transitions)  # type: ignore[arg-type]
 
 
 def keep(buffer: BaseReplayBuffer, path: Path) -> None:

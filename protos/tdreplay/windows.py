@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from tdreplay.errors import InvalidArgumentError
@@ -109,7 +110,7 @@ class WindowQuery:
                 raise InvalidArgumentError("a window at the horizon needs next_step")
             check_whole(window.last, "last of a window", window.first, 0 if window.at_horizon else most)
 
-    @property
+    @cached_property
     def rule(self) -> AnchorRule:
         """Which steps are anchors."""
         before = max(-window.first - (1 if window.at_horizon else 0) for window in self.windows)

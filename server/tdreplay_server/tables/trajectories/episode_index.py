@@ -172,6 +172,12 @@ class EpisodeIndex:
 
     # -- what it knows of rows ----------------------------------------------------------------------------------------------------------------
 
+    def slots_of(self, ids: RowIds) -> Slots:
+        """The slots of live rows. A remainder of each would take longer."""
+        slots = ids - self._oldest // self._buffer_size * self._buffer_size
+        np.subtract(slots, self._buffer_size, out=slots, where=slots >= self._buffer_size)
+        return slots
+
     def steps_of(self, ids: RowIds) -> npt.NDArray[np.int64]:
         """The numbers of rows in their episodes."""
         return _parts(self._keys[ids % self._buffer_size])[1]
@@ -216,7 +222,8 @@ class EpisodeIndex:
         newest = episodes.last_step[places] + episodes.has_final[places] - steps
         there = (offsets >= (episodes.first_step[places] - steps)[:, None]) & (offsets <= newest[:, None])
         rows = ids[:, None] + offsets * self._distances(slots)[:, None]
-        right = (self._keys[rows % self._buffer_size] == keys[:, None] + offsets) & (rows >= self._oldest) & (rows < self._end)
+        live = np.minimum(np.maximum(rows, self._oldest), self._end - 1)
+        right = (self._keys[self.slots_of(live)] == keys[:, None] + offsets) & (live == rows)
         wrong = np.flatnonzero((there & ~right).any(axis=1))
         if len(wrong):
             rows[wrong] = self._followed(ids[wrong], offsets[wrong])

@@ -26,7 +26,7 @@ from tdreplay_server.tables.trajectories.anchor_samplers import ANY_STEP, Anchor
 from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
 from tdreplay_server.tables.trajectories.step_check import StepCheck, check_step_schema
 from tdreplay_server.tables.trajectories.uniform_anchors import UniformAnchors
-from tdreplay_server.tables.trajectories.window_format import WindowFormat, window_format
+from tdreplay_server.tables.trajectories.window_format import WindowFormat, WindowFormats
 from tdreplay_server.tables.trajectories.window_reader import gather_windows, take_windows
 
 __all__ = ["StepTable"]
@@ -51,6 +51,7 @@ class StepTable:
         self._trajectories = trajectories
         self.index = EpisodeIndex(read)
         self.steps = StepCheck(self.index)
+        self._formats = WindowFormats()
         self.uniform = UniformAnchors(self.index)
         self.sampler: AnchorSamplers = self.uniform if isinstance(sampler, Uniform) else AnchorSamplers(lambda: made_sampler(sampler), self.index)
 
@@ -78,8 +79,7 @@ class StepTable:
 
     # -- reads --------------------------------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def format(schema: Schema, query: WindowQuery, fields: Sequence[str] | None, buffer_size: int) -> WindowFormat:
+    def format(self, schema: Schema, query: WindowQuery, fields: Sequence[str] | None, buffer_size: int) -> WindowFormat:
         """What a query of windows reads. Errors: as `window_format`.
 
         Raises:
@@ -89,7 +89,7 @@ class StepTable:
         length = rule.before + rule.steps + rule.next_step
         if length > buffer_size:
             raise InvalidArgumentError(f"a window of {length} steps is longer than the table: its buffer_size is {buffer_size}")
-        return window_format(schema, query, None if fields is None else tuple(fields))
+        return self._formats.found(schema, query, None if fields is None else tuple(fields))
 
     def sent(self, schema: Schema) -> tuple[Any, ...]:
         """The fields of a batch if the request names none."""

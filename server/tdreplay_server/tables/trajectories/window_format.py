@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from tdreplay.errors import FieldNotFoundError, InvalidArgumentError
 from tdreplay.fields import Field
@@ -14,10 +18,28 @@ from tdreplay.system_fields import SENT_FIELDS, STEP_KIND, SYSTEM_NAMES, WINDOW_
 from tdreplay.windows import Window, WindowQuery
 from tdreplay_server.tables.selection import RowFormat
 
-__all__ = ["WindowFormat", "window_format"]
+__all__ = ["WindowFormat", "WindowFormats", "window_format"]
 
 STEP_BYTES = 64
 """What it takes to find a step of a window, in bytes at the least. A block is to have no more anchors than are found at once in a few megabytes."""
+
+MOST_QUERIES = 64
+
+
+class Part(NamedTuple):
+    """A field of a window.
+
+    Attributes:
+        name: Its name in the batch.
+        window: The steps that come.
+        field: The field of one step.
+        step: The bytes of one step, as a dtype.
+    """
+
+    name: str
+    window: Window
+    field: Field
+    step: npt.DTypeLike
 
 
 @dataclass(frozen=True)
@@ -26,22 +48,26 @@ class WindowFormat(RowFormat):
 
     Attributes:
         query: What was asked for.
-        parts: The name in the batch -> the window, and the field of one step.
+        parts: The fields of the windows.
     """
 
     query: WindowQuery
-    parts: tuple[tuple[str, Window, Field], ...]
+    parts: tuple[Part, ...]
 
     @cached_property
     def row_bytes(self) -> int:
         """The bytes of one anchor's window, or of finding it, where that is more."""
-        longest = max(window.length for _, window, _ in self.parts)
+        longest = max(part.window.length for part in self.parts)
         return max(sum(field.row_bytes for field in self.fields), longest * STEP_BYTES)
 
     @cached_property
-    def parts_by_name(self) -> dict[str, tuple[Window, Field]]:
-        """As `parts`."""
-        return {name: (window, field) for name, window, field in self.parts}
+    def parts_by_window(self) -> list[tuple[Window, list[Part]]]:
+        """The parts, those of the same steps together."""
+        found: dict[tuple[int, int, bool, bool], tuple[Window, list[Part]]] = {}
+        for part in self.parts:
+            window = part.window
+            found.setdefault((window.first, window.last, window.at_horizon, window.repeat_first), (window, []))[1].append(part)
+        return list(found.values())
 
 
 @lru_cache(maxsize=128)
@@ -57,21 +83,43 @@ def window_format(schema: Schema, query: WindowQuery, fields: tuple[str, ...] | 
         FieldNotFoundError: a field is not there.
         InvalidArgumentError: two windows have one name in the batch, or the windows of one anchor are too large for a message.
     """
-    parts = tuple((_name(window, field), window, field) for window in query.windows for field in _fields(schema, query, window, fields))
-    names = [name for name, _, _ in parts]
+    parts = tuple(
+        Part(_name(window, field), window, field, np.dtype((np.void, field.row_bytes)))
+        for window in query.windows
+        for field in _fields(schema, query, window, fields)
+    )
+    names = [part.name for part in parts]
     twice = next((name for name in names if names.count(name) > 1 or name in SYSTEM_NAMES), None)
     if twice is not None:
         raise InvalidArgumentError(f"windows: {twice!r} would be in the batch twice; give one of them a prefix")
     if not parts:
         raise FieldNotFoundError("windows: none of the optional fields is there")
     system = [field for field in SENT_FIELDS if fields is None or field.name in fields]
-    found = (*(Field(name, field.dtype, (window.length, *field.shape)) for name, window, field in parts), *system, *WINDOW_FIELDS)
+    found = (*(Field(part.name, part.field.dtype, (part.window.length, *part.field.shape)) for part in parts), *system, *WINDOW_FIELDS)
     size = sum(field.row_bytes for field in found)
     if size > MAX_MESSAGE_BYTES - (1 << 20):
         raise InvalidArgumentError(
             f"the windows of a step ({size} bytes) must be at most {MAX_MESSAGE_BYTES - (1 << 20)} bytes, so that they fit a message"
         )
     return WindowFormat(found, (), (), query, parts)
+
+
+class WindowFormats:
+    """The formats of the queries that were made lately. Whoever asks with the same object again, as a stream does, gets the same one at once."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[WindowQuery, Schema, tuple[str, ...] | None, WindowFormat]] = {}
+
+    def found(self, schema: Schema, query: WindowQuery, fields: tuple[str, ...] | None) -> WindowFormat:
+        """As `window_format`."""
+        known = self._found.get(id(query))
+        if known is not None and known[0] is query and known[1] is schema and known[2] == fields:
+            return known[3]
+        if len(self._found) >= MOST_QUERIES:
+            self._found = {}
+        made = window_format(schema, query, fields)
+        self._found[id(query)] = (query, schema, fields, made)  # It keeps the query, so no other one has its id.
+        return made
 
 
 def _name(window: Window, field: Field) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from tdreplay.fields import Field
 from tdreplay.memory import Rows, as_rows
 from tdreplay.system_fields import INDEX, ROW_ID, WINDOW_AFTER, WINDOW_BEFORE
 from tdreplay.windows import Window
@@ -38,12 +35,12 @@ class _Steps(NamedTuple):
 class _Finder:
     """Finds the steps of windows around some anchors. Windows of the same steps are found once."""
 
-    def __init__(self, index: EpisodeIndex, ids: RowIds, rule_of: WindowFormat, buffer_size: int) -> None:
-        self._index, self._ids, self._buffer_size = index, ids, buffer_size
+    def __init__(self, index: EpisodeIndex, ids: RowIds, found: WindowFormat) -> None:
+        self._index, self._ids = index, ids
         self._steps = index.steps_of(ids)
-        self.before, self.after = index.around(ids, rule_of.query.rule)
-        self._query = rule_of.query
-        self._windows = [window for _, window, _ in rule_of.parts]
+        self.before, self.after = index.around(ids, found.query.rule)
+        self._query = found.query
+        self._windows = [window for window, _ in found.parts_by_window]
         self._rows: dict[bool, tuple[int, RowIds]] = {}
         self._found: dict[tuple[int, int, bool, bool], _Steps] = {}
 
@@ -58,12 +55,11 @@ class _Finder:
         first, rows = self._all_rows(window.at_horizon)
         ids = self._without_final(rows[:, window.first - first : window.last - first + 1], window)
         if not (ids < 0).any():
-            return _Steps(ids, (ids % self._buffer_size).reshape(-1), None)
+            return _Steps(ids, self._index.slots_of(ids).reshape(-1), None)
         if window.repeat_first:
             ids = self._with_first(ids, window)
         missing = np.flatnonzero(ids.reshape(-1) < 0)
-        slots = (ids % self._buffer_size).reshape(-1)
-        slots[missing] = self._ids[0] % self._buffer_size
+        slots = self._index.slots_of(np.where(ids < 0, self._ids[0], ids)).reshape(-1)
         return _Steps(ids, slots, missing if len(missing) else None)
 
     def _without_final(self, ids: RowIds, window: Window) -> RowIds:
@@ -101,11 +97,19 @@ def gather_windows(storage: RowStorage, index: EpisodeIndex, ids: RowIds, found:
     The rows of a field in `out` have the bytes of a whole window each.
     """
     index.current()
-    finder = _Finder(index, ids, found, storage.buffer_size)
-    _write(out, {INDEX.name: ids % storage.buffer_size, ROW_ID.name: ids, WINDOW_BEFORE.name: finder.before, WINDOW_AFTER.name: finder.after})
-    for name, (window, field) in found.parts_by_name.items():
+    finder = _Finder(index, ids, found)
+    for name, values in (
+        (INDEX.name, index.slots_of(ids)),
+        (ROW_ID.name, ids),
+        (WINDOW_BEFORE.name, finder.before),
+        (WINDOW_AFTER.name, finder.after),
+    ):
         if name in out:
-            _gather(storage, finder.steps(window), field, out[name], threads=threads)
+            out[name].view(np.int64)[:] = values
+    for window, parts in found.parts_by_window:
+        steps = finder.steps(window)
+        places = {part.field.name: out[part.name].view(part.step) for part in parts if part.name in out}
+        _gather(storage, steps, places, threads=threads)
 
 
 def take_windows(storage: RowStorage, index: EpisodeIndex, ids: RowIds, found: WindowFormat) -> dict[str, torch.Tensor]:
@@ -117,18 +121,14 @@ def take_windows(storage: RowStorage, index: EpisodeIndex, ids: RowIds, found: W
     return columns
 
 
-def _write(out: Mapping[str, Rows], values: Mapping[str, npt.NDArray[np.int64]]) -> None:
-    for name, some in values.items():
-        if name in out:
-            out[name].view(np.int64)[:] = some
-
-
-def _gather(storage: RowStorage, steps: _Steps, field: Field, place: Rows, *, threads: bool) -> None:
-    rows: Any = place.view(np.dtype((np.void, field.row_bytes)))
-    if field in (INDEX, ROW_ID):
-        ids = steps.ids.reshape(-1)
-        rows.view(np.int64)[:] = ids if field == ROW_ID else np.where(ids < 0, ids, ids % storage.buffer_size)
-        return
-    storage.gather(steps.slots, {field.name: rows}, threads=threads)
+def _gather(storage: RowStorage, steps: _Steps, places: dict[str, Rows], *, threads: bool) -> None:
+    """Copies steps into some places: the name of a field -> where its values go."""
+    ids = steps.ids.reshape(-1) if INDEX.name in places or ROW_ID.name in places else None
+    if ids is not None and ROW_ID.name in places:
+        places.pop(ROW_ID.name).view(np.int64)[:] = ids
+    if ids is not None and INDEX.name in places:
+        places.pop(INDEX.name).view(np.int64)[:] = np.where(ids < 0, ids, ids % storage.buffer_size)
+    storage.gather(steps.slots, places, threads=threads)
     if steps.missing is not None:
-        rows.view(np.uint8).reshape(len(rows), -1)[steps.missing] = 0
+        for rows in places.values():
+            rows.view(np.uint8).reshape(len(rows), -1)[steps.missing] = 0

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from given_answers import answering_server
 
 from children import completed
 from conftest import rows
@@ -15,6 +16,7 @@ from tdreplay.rate_limiters import SamplesPerInsert
 from tdreplay.samplers import Prioritized, Uniform
 from tdreplay.table_config import TableConfig
 from tdreplay.trajectories import Trajectories
+from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
 
@@ -82,6 +84,30 @@ def test_a_table_of_trajectories_is_created_as_the_options_say(server, table, op
     assert TableConfig.from_json(found["config"]).trajectories == had
     page = dict(line.split(maxsplit=1) for line in said(server, "describe", table).splitlines())
     assert page["trajectories"] == (str(had) if had else "no: rows are no steps")
+
+
+def test_steps_episodes_and_their_returns_are_said_on_the_page():
+    steps = pb.TrajectoryState(steps=90, episodes=4, open_episodes=1, transitions=88)
+    steps.anchors.add(before=3, steps=5, next_step=True, stride=1, count=40)
+    steps.anchors.add(steps=80, whole=True, stride=20, count=7)
+    steps.episode_return.CopyFrom(pb.Statistics(count=3, mean=20.5, std=2.25, min=18, max=23))
+    config = pb.TableConfig(buffer_size=100, storing_device="cpu", trajectories=pb.Trajectories(ends=["done"], final_fields=["obs"]))
+
+    def describe(_request: pb.DescribeRequest, _context: object) -> pb.DescribeResponse:
+        return pb.DescribeResponse(buffer_size=100, size=93, write_count=93, storing_device="cpu", config=config, trajectories=steps)
+
+    with answering_server(Describe=describe) as address:
+        lines = [" ".join(line.split()) for line in said(address, "describe", "steps").splitlines()]
+        found = json.loads(said(address, "describe", "steps", "--json"))["trajectories"]
+    assert lines[-6:] == [
+        "steps 90, 88 of them with the observation after them",
+        "episodes 4, 1 of them open or abandoned",
+        "anchors before 3 steps 5 next_step 40",
+        "anchors before 0 steps 80 whole stride 20 7",
+        "episode_return mean 20.5, std 2.25, from 18 to 23, of the last 3 episodes that ended",
+        "episode_length no episode ended since the server started",
+    ]
+    assert (found["steps"], found["anchors"][1]["count"], found["episode_return"]["max"]) == (90, 7, 23.0)
 
 
 def test_a_table_that_has_other_trajectories_is_refused_by_name(server, table):

@@ -11,7 +11,7 @@ import tdreplay_client
 import tdreplay_server
 
 SAMPLERS = {"Fifo", "Lifo", "MaxHeap", "MinHeap", "Prioritized", "Uniform", "WithoutReplacement"}
-TRAJECTORIES = {"Episode", "Trajectories"}
+TRAJECTORIES = {"Episode", "Trajectories", "TrajectoryWriter"}
 VIEWS = {"Sequences", "Transitions", "sequence_priorities"}
 SHARED = SAMPLERS | TRAJECTORIES | VIEWS | {"MinSize", "Queue", "SamplesPerInsert", "TableConfig", "Updated", "importance_weights"}
 """What is exported by both ends."""

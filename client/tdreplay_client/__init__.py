@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tdreplay.table_config import TableConfig
     from tdreplay.trajectories import Trajectories
     from tdreplay.trajectory_state import Episode
+    from tdreplay.trajectory_writer import TrajectoryWriter
     from tdreplay.transitions import Transitions
     from tdreplay_client.buffer import RemoteReplayBuffer
     from tdreplay_client.dataset import ReplayDataset
@@ -34,6 +35,7 @@ __all__ = [
     "Sequences",
     "TableConfig",
     "Trajectories",
+    "TrajectoryWriter",
     "Transitions",
     "Uniform",
     "Updated",
@@ -52,6 +54,7 @@ _SHARED = {
     "tdreplay.table_config": ("TableConfig",),
     "tdreplay.trajectories": ("Trajectories",),
     "tdreplay.trajectory_state": ("Episode",),
+    "tdreplay.trajectory_writer": ("TrajectoryWriter",),
     "tdreplay.transitions": ("Transitions",),
 }
 

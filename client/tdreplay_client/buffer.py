@@ -28,6 +28,7 @@ from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay.table_messages import table_config_from_message, trajectories_from_message
 from tdreplay.trajectories import Trajectories
+from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView, View, made_of
 from tdreplay.window_messages import window_query_to_message
@@ -46,6 +47,7 @@ from tdreplay_client.writing.block_rows import most_block_rows
 from tdreplay_client.writing.known_schema import KnownSchema
 from tdreplay_client.writing.pipeline import finish_all
 from tdreplay_client.writing.single_inserts import SingleInserts
+from tdreplay_client.writing.trajectory_sink import WriterSink
 from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts
 from tdreplay_client.writing.writer import Writer
 
@@ -219,6 +221,20 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         seconds = check_seconds(flush_seconds, "flush_seconds")
         self._learn_config()
         return Writer(self._connection, self._table, self._sharing, self._unacknowledged, self._known_schema, rows, seconds, blocks)
+
+    def trajectory_writer(
+        self,
+        n_envs: SupportsIndex = 1,
+        *,
+        autoreset: Any = None,
+        flush_rows: SupportsIndex = 64,
+        flush_seconds: float = 0.1,
+        max_in_flight: SupportsIndex = 16,
+    ) -> TrajectoryWriter:
+        """As in `BaseReplayBuffer`; `flush_rows`, `flush_seconds` and `max_in_flight` are as in `writer`."""
+        writer = self.writer(flush_rows=flush_rows, flush_seconds=flush_seconds, max_in_flight=max_in_flight)
+        config = None if self._config is None else table_config_from_message(self._config, self._table)
+        return TrajectoryWriter(WriterSink(writer, cast=self._known_schema.cast), config, n_envs, autoreset)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
 from tdreplay.state import State
 from tdreplay.table_description import TableDescription
 from tdreplay.trajectories import Trajectories
+from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay.views import TableView, View, check_view, made_of
 from tdreplay.windows import WindowQuery
 
@@ -131,6 +132,21 @@ class BaseReplayBuffer(ABC):
 
         Args:
             rows: What `tdreplay.rows.given_row` makes of a row, or `given_rows` of a batch.
+        """
+
+    @abstractmethod
+    def trajectory_writer(self, n_envs: SupportsIndex = 1, *, autoreset: Any = None) -> TrajectoryWriter:
+        """A writer of episodes, for a table of trajectories: ``with buffer.trajectory_writer() as writer: writer.append(step, final=next_obs)``.
+
+        Args:
+            n_envs: How many environments take a step together. From 2 on `append` takes values with a first dimension of n_envs.
+            autoreset: How the environments begin again after an end. "same_step", "disabled": each appended step is one. "next_step": the step after
+                an end resets the environment, and is none; it is left out. Vector environments of Gymnasium 1 do so by default. Gymnasium's
+                ``AutoresetMode`` says the same. None: each appended step is one, and one that looks like such a reset gives a UserWarning, once.
+
+        Raises:
+            NoTrajectoriesError: the rows of this buffer are no steps.
+            InvalidArgumentError: an argument breaks its rule.
         """
 
     @abstractmethod

@@ -53,6 +53,7 @@ __all__ = [
     "UnimplementedError",
     "error_class",
     "from_status",
+    "note_of_closing",
 ]
 
 TRAILER = "tdreplay-error"
@@ -294,3 +295,9 @@ def error_class(status: grpc.StatusCode, name: str | None = None) -> type[Replay
 def from_status(status: grpc.StatusCode, name: str | None, details: str) -> ReplayError:
     """The error to raise for a call that ended with `status` and `details`."""
     return error_class(status, name)(details)
+
+
+def note_of_closing(error: BaseException, failure: ReplayError) -> None:
+    """Adds to an error that a writer could not be closed well; before Python 3.11 only the log says so."""
+    if hasattr(error, "add_note"):
+        error.add_note(f"the writer could not be closed well meanwhile: {type(failure).__name__}: {failure}")

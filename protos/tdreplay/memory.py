@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["RAW", "Rows", "as_rows", "copy_rows", "has_rows", "new_bytes", "writable"]
+__all__ = ["RAW", "Rows", "as_rows", "copy_rows", "has_rows", "new_bytes", "rows_of", "writable"]
 
 Rows = npt.NDArray[np.void]
 """A column as n opaque rows of bytes: shape [n]; an item has the bytes of one row. NumPy copies and gathers such rows in the calling thread, with one
@@ -62,6 +62,11 @@ def as_rows(column: torch.Tensor) -> Rows:
 def has_rows(column: torch.Tensor) -> bool:
     """Whether `as_rows` may be used: the tensor's values lie one after the other on the CPU, none of them lazily conjugated or negated."""
     return column.device.type == "cpu" and column.is_contiguous() and not (column.is_conj() or column.is_neg())
+
+
+def rows_of(column: torch.Tensor) -> Rows:
+    """A column of any device and layout, whose rows have at least one byte, as rows of bytes: a view where it can be."""
+    return as_rows(column if has_rows(column) else column.cpu().resolve_conj().resolve_neg().contiguous())
 
 
 def copy_rows(source: torch.Tensor, target: torch.Tensor) -> None:

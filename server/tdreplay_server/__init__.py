@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tdreplay.table_config import TableConfig
     from tdreplay.trajectories import Trajectories
     from tdreplay.trajectory_state import Episode
+    from tdreplay.trajectory_writer import TrajectoryWriter
     from tdreplay.transitions import Transitions
     from tdreplay_server.buffer import ReplayBuffer
     from tdreplay_server.config import ServerConfig
@@ -35,6 +36,7 @@ __all__ = [
     "ServerProcess",
     "TableConfig",
     "Trajectories",
+    "TrajectoryWriter",
     "Transitions",
     "Uniform",
     "Updated",
@@ -53,6 +55,7 @@ _SHARED = {
     "tdreplay.table_config": ("TableConfig",),
     "tdreplay.trajectories": ("Trajectories",),
     "tdreplay.trajectory_state": ("Episode",),
+    "tdreplay.trajectory_writer": ("TrajectoryWriter",),
     "tdreplay.transitions": ("Transitions",),
 }
 

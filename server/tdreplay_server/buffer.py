@@ -31,6 +31,7 @@ from tdreplay.selecting import Slots
 from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay.trajectories import Trajectories
+from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay.views import TableView, View, made_of
 from tdreplay.windows import WindowQuery
 from tdreplay_server.tables.batches import as_batch
@@ -40,6 +41,7 @@ from tdreplay_server.tables.limiters import Wait
 from tdreplay_server.tables.selection import BatchQuery, Selection
 from tdreplay_server.tables.table import Table
 from tdreplay_server.tables.table_epochs import TableEpochs
+from tdreplay_server.tables.trajectory_sink import TableSink, insert_given
 
 __all__ = ["ReplayBuffer"]
 
@@ -117,11 +119,11 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         self.insert(given_rows(batch).prioritized(priorities))
 
     def insert(self, rows: Given) -> npt.NDArray[np.int64]:
-        fit = self._table.state().schema if self._cast or not rows.typed else None
-        columns = rows.columns(fit, cast=self._cast)
-        wait = Wait(time.monotonic() + DEFAULT_TIMEOUT)
-        first, _ = self._table.insert(columns, rows.schema(columns), rows.number, priorities=rows.priorities, wait=wait)
-        return np.arange(first, first + rows.number)
+        return insert_given(self._table, rows, cast=self._cast)
+
+    def trajectory_writer(self, n_envs: SupportsIndex = 1, *, autoreset: Any = None) -> TrajectoryWriter:
+        table = self._table
+        return TrajectoryWriter(TableSink(table, self._owner, cast=self._cast), table.config, n_envs, autoreset)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 

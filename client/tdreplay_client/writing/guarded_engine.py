@@ -11,12 +11,12 @@ import threading
 import time
 from abc import abstractmethod
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
 
-from tdreplay.errors import CancelledError, ClosedError, InternalError, ReplayError
+from tdreplay.errors import CancelledError, ClosedError, FailedPreconditionError, InternalError, ReplayError
 from tdreplay.schema import Schema
 from tdreplay_client.writing.insert_calls import InsertCall
 from tdreplay_client.writing.insert_engine import FlushPolicy, WriterEngine
@@ -34,11 +34,13 @@ class _Settlement(NamedTuple):
         record: By it the rows are known when they are given again; None: they are new then.
         rest: The rows that stay with the writer.
         error: What the next call raises.
+        taken: The batch, where all of it was taken.
     """
 
     record: Record | None = None
     rest: Batch | None = None
     error: ReplayError | None = None
+    taken: Batch | None = None
 
 
 class GuardedEngine:
@@ -51,6 +53,7 @@ class GuardedEngine:
         error: what ended the writer, for its next call to raise.
         inside: whether a call of the writer holds the lock.
         has_priorities: whether any row was given with a priority.
+        mark: what the rows left that were taken last, of those that came with marks; see `Batch`.
         broken_off: the batch of an `extend` that an error ended, as it was when the call began, the last part of it that was looked at (None:
             none was), and the error. `settle` has to come next.
 
@@ -67,6 +70,7 @@ class GuardedEngine:
         self.error: ReplayError | None = None
         self.inside = False
         self.has_priorities = False
+        self.mark: Any = None
         self.broken_off: tuple[Batch, Part | None, BaseException] | None = None
         self._settlement: _Settlement | None = None
         self._leaving = self._over = False  # No rows come any more; nothing is sent any more.
@@ -117,6 +121,17 @@ class GuardedEngine:
         if error is self.error:
             self.error = None
 
+    def check_marks(self, marks: tuple[Any, Any] | None) -> None:
+        """Passes where the mark is the one before rows that are about to be taken. With the lock held.
+
+        Raises:
+            FailedPreconditionError: it is another one: a call of a signal handler, or of another thread, came between.
+        """
+        if marks is not None and self.mark is not marks[0]:
+            raise FailedPreconditionError(
+                "a writer of trajectories is for one thread, and a signal handler must not write in the middle of its calls"
+            )
+
     def check_batch(self, batch: Batch) -> None:
         """As `check`. The batch that was just given counts once, where it is the one whose `extend` was interrupted."""
         with self.lock:
@@ -161,6 +176,7 @@ class GuardedEngine:
                 self.check_open()
                 if self.error is not None:
                     self.check_batch(batch)
+                self.check_marks(batch.marks)
                 self._seal()
                 self.engine.drop_staging()
                 self.engine.begin(batch)
@@ -192,9 +208,11 @@ class GuardedEngine:
                 return
             if self._settlement is None:
                 self._settlement = self._settled(*self.broken_off)
-            record, rest, error = self._settlement
+            record, rest, error, taken = self._settlement
             if record is not None:
                 self._unacknowledged.keep(record)
+            if taken is not None and taken.marks is not None:
+                self.mark = taken.marks[1]
             self.engine.state = self.engine.state.with_batch(rest)
             if error is not None:
                 self.fail(error)
@@ -204,7 +222,8 @@ class GuardedEngine:
         """What becomes of it: all of it is in, or none of it, or it is the writer that failed."""
         rest = self.engine.state.batch
         if rest is None or rest.columns is not batch.columns:  # None of it was begun, or all of it is in.
-            return _Settlement(record_of(batch if part is None else batch.finished(), error), rest)
+            taken = None if part is None else batch.finished()
+            return _Settlement(record_of(taken or batch, error), rest, taken=taken)
         if rest.done == batch.done:
             return _Settlement(record_of(batch, error))
         if isinstance(error, ReplayError):

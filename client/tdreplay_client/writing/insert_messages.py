@@ -14,13 +14,13 @@ from tdreplay.columns import to_tensordict
 from tdreplay.framing import frame
 from tdreplay.insert_id import InsertId
 from tdreplay.limits import BLOCK_BYTES, LEAST_SHARED_BYTES, MAX_BATCH_SIZE
-from tdreplay.memory import Rows, as_rows, has_rows
+from tdreplay.memory import Rows, rows_of
 from tdreplay.schema import Columns, Schema
 from tdreplay.system_fields import PRIORITY
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.shared_memory import MappedSegments
 
-__all__ = ["InsertMessage", "InsertMessages", "block_layout", "framed", "rows_of", "rows_per_block"]
+__all__ = ["InsertMessage", "InsertMessages", "block_layout", "framed", "rows_per_block"]
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,6 @@ class InsertMessages:
         """Gives back the segment of a message whose rows were acknowledged, or that was never sent."""
         if message.segments is not None and message.segments is self._segments:
             self._free.append(message.segment)
-
-
-def rows_of(column: torch.Tensor) -> Rows:
-    """A column of any device and layout, whose rows have at least one byte, as rows of bytes: a view where it can be."""
-    return as_rows(column if has_rows(column) else column.cpu().resolve_conj().resolve_neg().contiguous())
 
 
 def framed(head: Message, block: Layout, insert_id: InsertId) -> InsertMessage:

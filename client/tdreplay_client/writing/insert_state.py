@@ -71,6 +71,8 @@ class Batch(NamedTuple):
         priorities: The priorities of the rows. NaN stands for none: in rows that a writer hands back, some may have been given without. None: no
             row has one.
         block_rows: The most rows of a block.
+        marks: What the writer's mark is before these rows are taken, and what it is afterwards; None: rows without a mark. Whoever gives a mark
+            knows by it whether the rows were taken, so that they are not recognized when they are given again.
     """
 
     columns: Columns
@@ -81,6 +83,7 @@ class Batch(NamedTuple):
     first_ids: Mapping[int, int] = MappingProxyType({})
     priorities: npt.NDArray[np.float64] | None = None
     block_rows: int = MAX_BATCH_SIZE
+    marks: tuple[Any, Any] | None = None
 
     @property
     def row_ids(self) -> npt.NDArray[np.int64]:

@@ -12,12 +12,12 @@ from tdreplay.errors import SchemaError
 from tdreplay.fields import DTYPE_NAMES, Field
 from tdreplay.insert_id import InsertId
 from tdreplay.limits import shown
-from tdreplay.memory import RAW, Rows
+from tdreplay.memory import RAW, Rows, rows_of
 from tdreplay.rows import Given
 from tdreplay.schema import Columns, Schema
 from tdreplay.system_fields import PRIORITY
 from tdreplay.values import NUMPY, dense, fitted, quick_limits
-from tdreplay_client.writing.insert_messages import InsertMessage, InsertMessages, block_layout, rows_of, rows_per_block
+from tdreplay_client.writing.insert_messages import InsertMessage, InsertMessages, block_layout, rows_per_block
 
 __all__ = ["Staging"]
 

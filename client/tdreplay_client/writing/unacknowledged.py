@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import threading
 from collections import deque
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
+from tdreplay.digests import digest_of
 from tdreplay.errors import ReplayError
 from tdreplay.limits import MAX_BATCH_SIZE
 from tdreplay.rows import given_rows
@@ -21,7 +21,6 @@ from tdreplay.schema import Columns, Schema
 from tdreplay.system_fields import PRIORITY
 from tdreplay_client.transport.refusals import stored_nothing
 from tdreplay_client.writing.insert_ids import WriterIds
-from tdreplay_client.writing.insert_messages import rows_of
 from tdreplay_client.writing.insert_state import Batch, InsertState, Part
 from tdreplay_client.writing.staging import Staging
 
@@ -98,7 +97,7 @@ class UnacknowledgedInserts:
         """The record of these rows; None: they did not go out before."""
         if not self._records or not self._has_alike(batch.schema, batch.rows):
             return None
-        digest = _digest(batch.columns)
+        digest = digest_of(batch.columns)
         with self._lock:
             alike = (record for record in self._records if (record.schema, record.rows, record.digest) == (batch.schema, batch.rows, digest))
             return next(alike, None)
@@ -114,10 +113,10 @@ class UnacknowledgedInserts:
 
 
 def record_of(batch: Batch, error: BaseException) -> Record | None:
-    """What is to be known of a batch that `error` ended. None where nothing was sent, or the server stored nothing."""
-    if not batch.resumed or (isinstance(error, ReplayError) and stored_nothing(error)):
+    """What is to be known of a batch that `error` ended. None where nothing was sent, or the server stored nothing, or it has marks."""
+    if not batch.resumed or batch.marks is not None or (isinstance(error, ReplayError) and stored_nothing(error)):
         return None
-    return Record(batch.schema, batch.rows, _digest(batch.columns), batch.done, batch.parts, batch.first_ids, batch.priorities)
+    return Record(batch.schema, batch.rows, digest_of(batch.columns), batch.done, batch.parts, batch.first_ids, batch.priorities)
 
 
 def handed_back(state: InsertState, given: TensorDict | None, *, has_priorities: bool = False) -> tuple[TensorDict, Batch] | None:
@@ -168,17 +167,8 @@ def same_rest(batch: Batch, again: Batch) -> bool:
     """Whether two batches of as many rows have the same rows from where the first one is done on."""
     if (batch.schema, batch.rows) != (again.schema, again.rows):
         return False
-    return _digest(_from(batch.columns, batch.done)) == _digest(_from(again.columns, batch.done))
+    return digest_of(_from(batch.columns, batch.done)) == digest_of(_from(again.columns, batch.done))
 
 
 def _from(columns: Columns, start: int) -> Columns:
     return {name: column[start:] for name, column in columns.items()}
-
-
-def _digest(columns: Columns) -> bytes:
-    """A digest of rows, whatever device and layout their columns have."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(columns):
-        if columns[name].nbytes:
-            digest.update(rows_of(columns[name]).view(np.uint8).data)
-    return digest.digest()

@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from typing_extensions import Self
 
 from tdreplay.copying import OfOneProcess
-from tdreplay.errors import FailedPreconditionError, ReplayError
+from tdreplay.errors import FailedPreconditionError, ReplayError, note_of_closing
 from tdreplay.limits import check_seconds
 from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.schema import Columns, Schema
@@ -39,6 +39,10 @@ _InterruptedCall: TypeAlias = "tuple[Staging, int, int, int]"
 
 The block in which they lie, the place of the first of them in it, their number, and the thread that gave them.
 """
+
+_Place: TypeAlias = Callable[[Staging, Any, int], None]
+Marks: TypeAlias = "tuple[Any, Any]"
+"""What a writer's mark is before rows are taken, and what it is from then on."""
 
 
 class Writer(OfOneProcess):
@@ -118,12 +122,20 @@ class Writer(OfOneProcess):
             ReplayError: rows were not stored; they are the error's ``rows``, this one among them.
         """
         self._owner.check()
-        given = given_row(row).prioritized(priority)
+        self.append_given(given_row(row).prioritized(priority))
+
+    def append_given(self, given: Given, marks: Marks | None = None) -> None:
+        """Adds one row as `append` does. With `marks`, `mark` goes from the first to the second in the moment in which the row is taken.
+
+        Raises:
+            FailedPreconditionError: `mark` is not the first. The row is not added.
+            InvalidArgumentError, SchemaError, CodecError, ReplayError: as `append`.
+        """
         try:
             self._core.has_priorities |= given.priorities is not None
             if self._schema is None:
                 self._open_for_row(given)
-            self._take(Staging.place, given, 1, self._flush_rows, has_priorities=given.priorities is not None)
+            self._take(Staging.place, given, 1, self._flush_rows, has_priorities=given.priorities is not None, marks=marks)
         except ReplayError as error:
             self._core.forget(error)
             raise
@@ -139,24 +151,54 @@ class Writer(OfOneProcess):
             ReplayError: rows were not stored; they are the error's ``rows``, these among them.
         """
         self._owner.check()
-        given = given_rows(batch).prioritized(priorities)
+        self.extend_given(given_rows(batch).prioritized(priorities))
+
+    def extend_given(self, given: Given, marks: Marks | None = None) -> None:
+        """Adds n rows as `extend` does. With `marks`, `mark` goes from the first to the second when the last row is taken.
+
+        Raises:
+            FailedPreconditionError: `mark` is not the first. No row is added.
+            InvalidArgumentError, SchemaError, CodecError, ReplayError: as `extend`.
+        """
         self._core.settle()
         self._core.check_open()
         try:
             self._core.has_priorities |= given.priorities is not None
-            columns = given.columns(self._schema or self._first_schema(given), cast=self._known_schema.cast)
-            rows = given.number
-            columns, schema = self._unacknowledged.as_given(columns, given.schema(columns), rows)
-            self._open_for_batch(columns, schema, rows, given.priorities)
-            claimed = self._unacknowledged.claim(columns, schema, rows, given.priorities)
-            self._core.has_priorities |= claimed.priorities is not None
-            if schema.row_bytes * rows * 2 <= SMALL_BYTES and rows <= self._block_rows and not claimed.resumed:
-                self._take(Staging.place_batch, claimed.sent_columns, rows, 1, has_priorities=claimed.priorities is not None)
+            batch = self._batch_of(given, marks)
+            self._core.has_priorities |= batch.priorities is not None
+            if batch.schema.row_bytes * batch.rows * 2 <= SMALL_BYTES and batch.rows <= self._block_rows and not batch.resumed:
+                self._take(Staging.place_batch, batch.sent_columns, batch.rows, 1, has_priorities=batch.priorities is not None, marks=marks)
             else:
-                self._extend_in_blocks(claimed)
+                self._extend_in_blocks(batch)
         except ReplayError as error:
             self._core.forget(error)
             raise
+
+    @property
+    def mark(self) -> Any:
+        """What the rows left that were taken last: see `append_given`. After an interrupted call it says whether its rows were taken."""
+        if self._core.broken_off is not None:
+            self._core.settle()
+        return self._core.mark
+
+    @mark.setter
+    def mark(self, mark: Any) -> None:
+        self._core.mark = mark
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes rows."""
+        return self._owner.is_here and not self._core.is_over
+
+    def columns(self, given: Given) -> Columns:
+        """Rows as they are stored, as columns. The first ones of a writer may ask the server for the table's schema.
+
+        Raises:
+            SchemaError, CodecError: they do not fit, or cannot travel.
+            ReplayError: the server does not say its schema. The writer is at its end; the rows are the error's ``rows``.
+        """
+        self._owner.check()
+        return given.columns(self._schema or self._first_schema(given), cast=self._known_schema.cast)
 
     def flush(self, timeout: float | None = None) -> None:
         """Sends what was appended, and waits until all of it is stored, at most `timeout` seconds (None: the connection's timeout) for each answer.
@@ -217,7 +259,7 @@ class Writer(OfOneProcess):
         except ReplayError as failure:
             if error is None:
                 raise
-            _note(error, failure)
+            note_of_closing(error, failure)
 
     # -- inside ---------------------------------------------------------------------------------------------------------------------------------
 
@@ -243,6 +285,17 @@ class Writer(OfOneProcess):
             self._core.check(_batch(rows, columns, rows.schema(columns)))
             raise
 
+    def _batch_of(self, given: Given, marks: Marks | None) -> Batch:
+        """Rows as they go out. Where they went out before, and failed, they go out as they did then."""
+        columns = given.columns(self._schema or self._first_schema(given), cast=self._known_schema.cast)
+        schema, rows = given.schema(columns), given.number
+        if marks is not None:
+            self._open_for_batch(columns, schema, rows, given.priorities)
+            return Batch(columns, schema, rows, priorities=given.priorities, block_rows=self._block_rows, marks=marks)
+        columns, schema = self._unacknowledged.as_given(columns, schema, rows)
+        self._open_for_batch(columns, schema, rows, given.priorities)
+        return self._unacknowledged.claim(columns, schema, rows, given.priorities)
+
     def _open_for_batch(self, columns: Columns, schema: Schema, rows: int, priorities: npt.NDArray[np.float64] | None) -> None:
         """Opens the call for a first batch, and fixes the schema. Where the writer failed, the error hands the batch back."""
         self._refuse_reentry()
@@ -264,7 +317,7 @@ class Writer(OfOneProcess):
         if opening or self._extending == threading.get_ident() or self._core.is_interrupted_here():
             raise FailedPreconditionError("a signal handler must not write into a writer in the middle of one of its calls; it may close it")
 
-    def _take(self, place: Callable[[Staging, Any, int], None], given: Any, rows: int, unit_rows: int, *, has_priorities: bool) -> None:
+    def _take(self, place: _Place, given: Any, rows: int, unit_rows: int, *, has_priorities: bool, marks: Marks | None) -> None:
         """Takes rows into the block that is being filled, and ends a unit there where it has `unit_rows`."""
         core, staging, at, taken, thread = self._core, None, 0, False, threading.get_ident()
         if core.inside:
@@ -274,11 +327,13 @@ class Writer(OfOneProcess):
                 try:
                     core.inside = True
                     core.check_open()
+                    core.check_marks(marks)
                     staging = core.staged(self._schema, rows, has_priorities=has_priorities)
                     place(staging, given, rows)
-                    if self._interrupted is None or not self._is_in(staging, rows):
+                    after = core.mark if marks is None else marks[1]
+                    if marks is not None or self._interrupted is None or not self._is_in(staging, rows):
                         at = staging.rows
-                        staging.rows, taken = at + rows, True
+                        staging.rows, taken, core.mark = at + rows, True, after
                     core.check()
                     due = staging.full or staging.unit_rows >= unit_rows
                     if due:
@@ -323,6 +378,8 @@ class Writer(OfOneProcess):
                     part = following
                     self._core.add(batch, part)
                     self._core.await_room()
+                if batch.marks is not None:
+                    self._core.mark = batch.marks[1]
             except BaseException as error:
                 self._core.broken_off = (batch, part, error)  # Before anything is called, where another interrupt may come.
                 if isinstance(error, ReplayError) and error.rows is not None:
@@ -335,9 +392,3 @@ class Writer(OfOneProcess):
 
 def _batch(rows: Given, columns: Columns, schema: Schema) -> TensorDict:
     return Batch(columns, schema, rows.number, priorities=rows.priorities).rest()[0]
-
-
-def _note(error: BaseException, failure: ReplayError) -> None:
-    """Adds to an error that the writer could not be closed well; before Python 3.11 only the log says so."""
-    if hasattr(error, "add_note"):
-        error.add_note(f"the writer could not be closed well meanwhile: {type(failure).__name__}: {failure}")

@@ -128,6 +128,10 @@ class Table:
         with self._sampling.limiter.inserting(rows, wait):
             return self._row_log.insert(insert)
 
+    def has_stored(self, key: InsertKey) -> bool:
+        """Whether the insert with that key was stored. It waits for inserts that are under way."""
+        return self._row_log.find(key) is not None
+
     def _as_stored(self, columns: Inserts, schema: Schema) -> tuple[Inserts, Schema]:
         """Rows without what says how they were drawn: a batch that was sampled can be inserted again. A user's fields of these names stay.
 

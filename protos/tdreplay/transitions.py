@@ -164,9 +164,13 @@ class Transitions(View):
         found |= {self._outcome_name(name): value for name, value in ends.items()}
         if trajectories.reward in windows.steps:
             found[self._outcome_name(trajectories.reward)] = self._return(windows.check(trajectories.reward, self.n_step))
-        exact = _exact_dtype(windows.device)
-        discount = torch.pow(self.gamma, windows.after.to(exact)).to(torch.float32)
-        return found | {DISCOUNT: discount.masked_fill(_one_a_row(terminated), 0), N_STEPS: windows.after}
+        return found | {DISCOUNT: self._powers(windows).masked_fill_(_one_a_row(terminated), 0), N_STEPS: windows.after}
+
+    def _powers(self, windows: WindowColumns) -> torch.Tensor:
+        """Gamma to the steps that were taken."""
+        if self.n_step == 1:
+            return torch.full((windows.rows,), self.gamma, dtype=torch.float32, device=windows.device)
+        return torch.pow(self.gamma, windows.after.to(_exact_dtype(windows.device))).to(torch.float32)
 
     def _return(self, rewards: torch.Tensor) -> torch.Tensor:
         """The discounted sum of rewards [n, n_step, ...]. Those after the end of an episode are 0."""

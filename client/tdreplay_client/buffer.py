@@ -30,9 +30,8 @@ from tdreplay.table_messages import table_config_from_message, trajectories_from
 from tdreplay.trajectories import Trajectories
 from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay.v1 import replay_buffer_pb2 as pb
-from tdreplay.views import TableView, View, made_of
+from tdreplay.views import TableView, View
 from tdreplay.window_messages import window_query_to_message
-from tdreplay.windows import WindowQuery
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.reading.epochs import EpochStream, RemoteEpochs
@@ -249,8 +248,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     ) -> TensorDict:
         size, rows, seen = check_batch_size(batch_size), check_flag(wait, "wait"), self._view_of(view)
         asked, draw = Asked(size, _sampler(uniform), seen), self._next_draw(seed)
-        batch = self._connection.retried(lambda budget: self._random_batch(asked, draw, seed is None, budget), for_rows=rows)
-        return made_of(batch, seen)
+        return self._connection.retried(lambda budget: self._random_batch(asked, draw, seed is None, budget), for_rows=rows)
 
     def _random_batch(self, asked: Asked, draw: Draw, standing: bool, budget: RetryBudget) -> TensorDict:
         batch = self._single_batches.take(asked, draw, budget) if standing else None
@@ -266,28 +264,30 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         )
         if draw is not None:
             request.seed, request.batch = draw
-        return self._one("SampleBatch", request, pb.SampleBatchResponse, range(asked.rows, asked.rows + 1), budget)
+        return self._one("SampleBatch", request, pb.SampleBatchResponse, range(asked.rows, asked.rows + 1), budget, asked.view)
 
     def update_priorities(self, row_ids: Any, priorities: Any) -> Updated:
         """As in `BaseReplayBuffer`. It is sent again where the connection was lost: the same priorities again change nothing more."""
         ids = checked_row_ids(row_ids)
         return update_priorities(self._connection, self._table, ids, checked_priorities(priorities, len(ids)))
 
-    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, windows: WindowQuery | None) -> TensorDict:
-        around = None if windows is None else window_query_to_message(windows)
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None) -> TensorDict:
+        around = None if view is None else window_query_to_message(view.windows)
         request = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields, windows=around)
         sizes = range(len(slots), len(slots) + 1)
-        return self._connection.retried(lambda budget: self._one("SampleByIndex", request, pb.SampleByIndexResponse, sizes, budget))
+        return self._connection.retried(lambda budget: self._one("SampleByIndex", request, pb.SampleByIndexResponse, sizes, budget, view))
 
     def sample_all(self) -> TensorDict:
         request, sizes = pb.SampleAllRequest(table=self._table), range(1, MAX_INT64)
         return self._connection.retried(lambda budget: self._one("SampleAll", request, pb.SampleAllResponse, sizes, budget))
 
-    def _one(self, call: str, request: Message, response_type: type[Message], sizes: range, budget: RetryBudget) -> TensorDict:
+    def _one(
+        self, call: str, request: Message, response_type: type[Message], sizes: range, budget: RetryBudget, view: TableView | None = None
+    ) -> TensorDict:
         """The one batch that a call answers with."""
         answers = self._connection.stream(call, request, budget)
         try:
-            batches = assemble(answers, response_type, self._transfer, sizes)
+            batches = assemble(answers, response_type, self._transfer.for_view(view), sizes)
             batch = next(batches, None)
             if batch is None or next(batches, None) is not None:
                 raise CodecError(f"{'no batch' if batch is None else 'more than one batch'} came as the answer to {call}")
@@ -330,7 +330,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             wait: whether the first batch waits while the table is empty, at most `timeout` seconds; the stream itself opens at once. False: an empty
                 table is an EmptyTableError at once.
             uniform: as in `sample_batch`.
-            view: as in `sample_batch`. What it needs comes, whatever `fields` names. A batch of it is made when it is taken, on `device`.
+            view: as in `sample_batch`. What it needs comes, whatever `fields` names. Its batches are made on `device`.
 
         Where a rate limiter or missing rows make a batch wait for longer than `timeout`, it is a RateLimitedError. Whoever asks for the next batch
         then waits again.

@@ -30,8 +30,7 @@ from tdreplay.state import State
 from tdreplay.table_description import TableDescription
 from tdreplay.trajectories import Trajectories
 from tdreplay.trajectory_writer import TrajectoryWriter
-from tdreplay.views import TableView, View, check_view, made_of
-from tdreplay.windows import WindowQuery
+from tdreplay.views import TableView, View, check_view
 
 __all__ = ["BaseReplayBuffer", "Checkpoint", "Progress", "State", "TableDescription"]
 
@@ -207,8 +206,8 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, windows: WindowQuery | None) -> TensorDict:
-        """The named fields of the rows in `slots`: a TensorDict of batch size [n, ...]. None: all fields. `windows`: what comes around each row."""
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None) -> TensorDict:
+        """The named fields of the rows in `slots`: a TensorDict of batch size [n, ...]. None: all fields. `view`: what is made of their windows."""
 
     @abstractmethod
     def _trajectories(self) -> Trajectories | Literal[False]:
@@ -330,7 +329,7 @@ class BaseReplayBuffer(ABC):
         """
         seen, names = self._view_of(view), as_fields(fields)
         slots, shape = as_slots(index, self.state)
-        return shaped(made_of(self._by_slots(slots, names, seen.windows if seen else None), seen), shape)
+        return shaped(self._by_slots(slots, names, seen), shape)
 
     def sample_random(
         self,

@@ -69,9 +69,9 @@ class Sequences(View):
         every = (*windows, *ids, Window(STEP.name, first, last), Window("", first, last))  # `is_init` needs the step, whatever fields are named.
         return WindowQuery(every, steps=self.length, next_step=self.next_obs, whole=self.padding == "drop", stride=self.stride)
 
-    def build(self, batch: TensorDict, trajectories: Trajectories) -> TensorDict:
+    def made_of(self, windows: WindowColumns, trajectories: Trajectories) -> TensorDict:
         """As in `View`."""
-        windows, steps = WindowColumns(batch), self.burn_in + self.length
+        steps = self.burn_in + self.length
         finals = dict.fromkeys(trajectories.final_fields, True) if self.next_obs else {}
         found: dict[str, torch.Tensor] = {}
         for name in windows.steps:

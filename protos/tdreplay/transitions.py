@@ -126,9 +126,9 @@ class Transitions(View):
 
     # -- what is made of it -------------------------------------------------------------------------------------------------------------------
 
-    def build(self, batch: TensorDict, trajectories: Trajectories) -> TensorDict:
+    def made_of(self, windows: WindowColumns, trajectories: Trajectories) -> TensorDict:
         """As in `View`. Sums of rewards are new memory; all other fields of steps are views."""
-        windows, frames = WindowColumns(batch), self._frames(trajectories)
+        frames = self._frames(trajectories)
         outcome = [name for name in (*trajectories.ends, trajectories.reward) if name in windows.steps]
         found: dict[str, torch.Tensor] = {}
         for name in windows.steps:

@@ -13,7 +13,8 @@ from tensordict import TensorDict, TensorDictBase
 
 from tdreplay.errors import CodecError, InvalidArgumentError
 from tdreplay.limits import shown
-from tdreplay.system_fields import DRAWN_NAMES, SYSTEM_NAMES, WINDOW_AFTER, WINDOW_BEFORE
+from tdreplay.schema import Columns, DimNames
+from tdreplay.system_fields import DRAWN_NAMES, SYSTEM_NAMES, WINDOW_AFTER, WINDOW_BEFORE, WINDOW_NAMES
 from tdreplay.trajectories import Trajectories
 from tdreplay.windows import WindowQuery
 
@@ -40,6 +41,9 @@ class View(ABC):
         """
 
     @abstractmethod
+    def made_of(self, windows: WindowColumns, trajectories: Trajectories) -> TensorDict:
+        """As `build`, of columns."""
+
     def build(self, batch: TensorDict, trajectories: Trajectories) -> TensorDict:
         """The batch that this view makes of windows.
 
@@ -53,6 +57,7 @@ class View(ABC):
         Raises:
             CodecError: these are not the windows.
         """
+        return self.made_of(WindowColumns.of(batch), trajectories)
 
     def to_json(self) -> dict[str, Any]:
         """The name of the view and its arguments, as JSON values."""
@@ -91,6 +96,10 @@ class TableView:
         """The batch that the view makes of windows."""
         return self.view.build(batch, self.trajectories)
 
+    def made_of(self, columns: Columns, batch_size: tuple[int, ...], device: torch.device, dim_names: DimNames = ()) -> TensorDict:
+        """The batch that the view makes of columns of windows on `device`: in place of `to_tensordict`."""
+        return self.view.made_of(WindowColumns(columns, batch_size[0], device), self.trajectories)
+
 
 def made_of(batch: TensorDict, view: TableView | None) -> TensorDict:
     """What a view makes of a batch; None: the batch as it is."""
@@ -98,7 +107,7 @@ def made_of(batch: TensorDict, view: TableView | None) -> TensorDict:
 
 
 class WindowColumns:
-    """The fields of a batch of windows, by their names. Nested keys are joined with '.'.
+    """The fields of a batch of windows.
 
     Attributes:
         rows: The number of anchors.
@@ -108,22 +117,37 @@ class WindowColumns:
         steps: The fields with windows.
 
     Args:
-        batch: The batch.
+        columns: The name of a field, nested keys joined with '.' -> its values.
+        rows: The number of anchors.
+        device: Where they are.
 
     Raises:
-        CodecError: it is no batch of windows.
+        CodecError: they are no windows.
     """
 
-    def __init__(self, batch: TensorDictBase) -> None:
+    def __init__(self, columns: Columns, rows: int, device: torch.device) -> None:
+        missing = [field.name for field in (WINDOW_BEFORE, WINDOW_AFTER) if field.name not in columns]
+        if missing:
+            raise CodecError(f"a batch with {sorted(columns)} must be windows of n anchors, with {missing}")
+        self.rows, self.device = rows, device
+        self.before, self.after = columns[WINDOW_BEFORE.name], columns[WINDOW_AFTER.name]
+        own = {name: value for name, value in columns.items() if name not in WINDOW_NAMES}
+        self.anchors = {name: value for name, value in own.items() if _is_of_anchors(name, value)}
+        self.steps = {name: value for name, value in own.items() if name not in self.anchors}
+
+    @classmethod
+    def of(cls, batch: TensorDictBase) -> WindowColumns:
+        """Those of a TensorDict of batch size [n].
+
+        Raises:
+            CodecError: it is no batch of windows.
+        """
         columns: dict[str, torch.Tensor] = {}
         _flatten(batch, "", columns)
-        missing = [field.name for field in (WINDOW_BEFORE, WINDOW_AFTER) if field.name not in columns]
-        if missing or batch.batch_dims != 1:
-            raise CodecError(f"a batch of batch_size {list(batch.batch_size)} with {sorted(columns)} must be windows of n anchors, with {missing}")
-        self.rows, self.device = int(batch.batch_size[0]), columns[WINDOW_BEFORE.name].device
-        self.before, self.after = columns.pop(WINDOW_BEFORE.name), columns.pop(WINDOW_AFTER.name)
-        self.anchors = {name: value for name, value in columns.items() if _is_of_anchors(name, value)}
-        self.steps = {name: value for name, value in columns.items() if name not in self.anchors}
+        if batch.batch_dims != 1:
+            raise CodecError(f"a batch of batch_size {list(batch.batch_size)} must be windows of n anchors")
+        device = next(iter(columns.values())).device if columns else torch.device("cpu")
+        return cls(columns, int(batch.batch_size[0]), device)
 
     def check(self, name: str, length: int) -> torch.Tensor:
         """The window of a field, which must have so many steps.

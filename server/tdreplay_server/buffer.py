@@ -32,8 +32,7 @@ from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay.trajectories import Trajectories
 from tdreplay.trajectory_writer import TrajectoryWriter
-from tdreplay.views import TableView, View, made_of
-from tdreplay.windows import WindowQuery
+from tdreplay.views import TableView, View
 from tdreplay_server.tables.batches import as_batch
 from tdreplay_server.tables.draws import DrawnRows, generators_of
 from tdreplay_server.tables.leases import Drawn, SentBatches
@@ -144,7 +143,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         thread = threading.get_ident()
         self._drawing.add(thread)
         try:
-            return made_of(self._drawn_batch(query, draw, now, end), seen)
+            return self._drawn_batch(query, draw, now, end, seen)
         except BaseException as error:
             self._interrupted = self._interrupted or not isinstance(error, Exception)
             raise
@@ -158,12 +157,12 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
             self._table.forget_leases()
             self._interrupted = False
 
-    def _drawn_batch(self, query: BatchQuery, draw: tuple[int, int] | None, now: float, end: float) -> TensorDict:
+    def _drawn_batch(self, query: BatchQuery, draw: tuple[int, int] | None, now: float, end: float, view: TableView | None) -> TensorDict:
         """The next batch. An empty buffer waits for its first row until `end`."""
         while True:
             try:
                 generators = self._table.unseeded if draw is None else generators_of(*draw)
-                return self._taken(self._table.draw(query, 1, generators, Wait(now + DEFAULT_TIMEOUT)))
+                return self._taken(self._table.draw(query, 1, generators, Wait(now + DEFAULT_TIMEOUT)), view)
             except TableChangedError:  # Between the draw and the copy, by another thread: the rows of now are drawn.
                 continue
             except EmptyTableError:
@@ -171,12 +170,12 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
                     raise
             time.sleep(POLL_SECONDS)
 
-    def _taken(self, drawn: Drawn) -> TensorDict:
+    def _taken(self, drawn: Drawn, view: TableView | None) -> TensorDict:
         """The batch that was drawn. Its rows count as drawn."""
         sent = SentBatches()
         sent.sent(drawn.leases, 1)
         with closing(sent):
-            batch = self._take(drawn.selection)
+            batch = self._take(drawn.selection, view)
             sent.all_taken()
         return batch
 
@@ -184,8 +183,8 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         ids = checked_row_ids(row_ids)
         return self._table.update_priorities(ids, checked_priorities(priorities, len(ids)))
 
-    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, windows: WindowQuery | None) -> TensorDict:
-        return self._take(self._table.select_slots(slots, fields, windows))
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None) -> TensorDict:
+        return self._take(self._table.select_slots(slots, fields, None if view is None else view.windows), view)
 
     def _trajectories(self) -> Trajectories | Literal[False]:
         return self._table.config.trajectories
@@ -197,12 +196,12 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         table = self._table
         return TableEpochs(table, table.plan_epochs(query, seed), self._owner, self._device, view)
 
-    def _take(self, selection: Selection) -> TensorDict:
-        """The selected rows as a TensorDict on `device`, in memory of its own."""
+    def _take(self, selection: Selection, view: TableView | None = None) -> TensorDict:
+        """The selected rows, or what `view` makes of them, as a TensorDict on `device`, in memory of its own."""
         columns = self._table.take(selection)
         if isinstance(selection.chosen, DrawnRows) and selection.is_described:
             columns |= drawn_columns(selection.rows, selection.chosen.size, selection.chosen.min_probability)
-        return as_batch(columns, selection, self._device)
+        return as_batch(columns, selection, self._device, view)
 
     @property
     def storing_device(self) -> torch.device:

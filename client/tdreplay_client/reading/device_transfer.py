@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -11,6 +12,7 @@ from tensordict import TensorDict
 from tdreplay.columns import to_tensordict
 from tdreplay.memory import copy_rows
 from tdreplay.schema import Columns, DimNames
+from tdreplay.views import TableView
 from tdreplay_client.reading.segment_loans import SegmentLoans
 
 __all__ = ["DeviceTransfer", "PendingBatch"]
@@ -51,12 +53,31 @@ class PendingBatch:
         return self.batch
 
 
-class DeviceTransfer:
-    """Brings batches to `device`: to CUDA from pinned memory, on a stream of its own, so that copies and training overlap."""
+class MadeBatch(Protocol):
+    """Makes a batch of columns, as `to_tensordict` does."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __call__(self, columns: Columns, batch_size: tuple[int, ...], device: torch.device, dim_names: DimNames = ()) -> TensorDict: ...
+
+
+class DeviceTransfer:
+    """Brings batches to `device`: to CUDA from pinned memory, on a stream of its own, so that copies and training overlap.
+
+    Args:
+        device: Where batches go.
+        make: Makes a batch of its columns there.
+    """
+
+    def __init__(self, device: torch.device, make: MadeBatch = to_tensordict) -> None:
+        self._device, self._make = device, make
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def for_view(self, view: TableView | None) -> DeviceTransfer:
+        """The same transfer of batches of windows, of which `view` makes others; None: of batches as they are."""
+        if view is None:
+            return self
+        found = copy.copy(self)
+        found._make = view.made_of
+        return found
 
     @property
     def on_host(self) -> bool:
@@ -77,12 +98,13 @@ class DeviceTransfer:
         """The batch of these columns, which lie in the host's memory. It takes them over: on the CPU they are the batch."""
         if self._copies is None:
             here = {name: column.to(self._device) for name, column in columns.items()}
-            return PendingBatch(to_tensordict(here, batch_size, self._device, dim_names))
+            return PendingBatch(self._make(here, batch_size, self._device, dim_names))
         with torch.cuda.stream(self._copies):
             moved = {name: self._pinned(column).to(self._device, non_blocking=True) for name, column in columns.items()}
+            batch = self._make(moved, batch_size, self._device, dim_names)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._copies)
-        return PendingBatch(to_tensordict(moved, batch_size, self._device, dim_names), copied)
+        return PendingBatch(batch, copied)
 
     def _pinned(self, column: torch.Tensor) -> torch.Tensor:
         return column if column.is_pinned() else self.copy(column)

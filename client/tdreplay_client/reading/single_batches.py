@@ -137,7 +137,7 @@ class SingleBatches:
         )
         call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, budget))
         self._end = weakref.finalize(self, end_call, call.requests, call.answers)
-        self._call, self._batches = call, call.batches(call.answers, self._transfer)
+        self._call, self._batches = call, call.batches(call.answers, self._transfer.for_view(asked.view))
 
     def close(self) -> None:
         """Ends the call that is held open. Closing twice is allowed."""

@@ -19,7 +19,7 @@ from tdreplay.errors import ClosedError, EmptyTableError, FailedPreconditionErro
 from tdreplay.limits import MAX_INT64
 from tdreplay.priorities import Updated, checked_priorities, row_ids_of
 from tdreplay.tokens import check_keys, check_same, whole_of
-from tdreplay.views import TableView, made_of
+from tdreplay.views import TableView
 from tdreplay_client.reading.batch_call import BatchCall
 from tdreplay_client.reading.batch_credit import BatchCredit
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
@@ -60,7 +60,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         sharing: whether shared memory is used.
         wait: whether a batch of an empty table waits for the table's first row, at most for the connection's timeout.
         counted: whether the table counts the batches that are taken.
-        view: what is made of the windows of a batch when it is taken. None: the rows come as they are.
+        view: what is made of the windows of a batch. None: the rows come as they are.
 
     Raises:
         ReplayError: the server refused the query.
@@ -80,7 +80,8 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         counted: bool = False,
         view: TableView | None = None,
     ) -> None:
-        self._connection, self._query, self._transfer, self._prefetch, self._sharing = connection, query, transfer, prefetch, sharing
+        self._connection, self._query, self._prefetch, self._sharing = connection, query, prefetch, sharing
+        self._transfer = transfer.for_view(view)
         self._view, self._place = view, self._beginning()
         self._over = self._lost = False
         self._waits, self._counted, self.shared = wait, counted, False
@@ -205,7 +206,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
             finally:
                 del pending  # Its traceback holds this frame: together they would keep the shared memory mapped.
         call.take(pending)
-        batch, place = made_of(pending.take(), self._view), self._after(self._place, pending)
+        batch, place = pending.take(), self._after(self._place, pending)
         del pending  # With it goes a segment whose batch was copied.
         if not call.grant() and self._counted:
             call.say_taken()  # The rows count as drawn from now on, and others may wait for that.

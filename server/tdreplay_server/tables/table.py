@@ -324,12 +324,12 @@ class Table:
         log = self._row_log
         with log.shared:
             log.check_version(selection.version)
-            ids = selection.chosen.ids(log.ring, start, stop)
-            drawn, found = selection.drawn(start, stop), selection.format
+            found = selection.format
             if self._steps is not None and isinstance(found, WindowFormat):
-                self._steps.gathered(log.storage, ids, drawn, found, out, threads=threads)
-            else:
-                gathered(log.storage, ids, drawn, out, threads=threads)
+                self._steps.gathered(log.storage, log.ring, selection, found, start, stop, out, threads=threads)
+                return
+            ids = selection.chosen.ids(log.ring, start, stop)
+            gathered(log.storage, ids, selection.drawn(start, stop), out, threads=threads)
 
     @lets_go
     def take(self, selection: Selection) -> dict[str, torch.Tensor]:
@@ -341,11 +341,11 @@ class Table:
         log = self._row_log
         with log.shared:
             log.check_version(selection.version)
-            ids = selection.chosen.ids(log.ring, 0, selection.rows)
-            drawn, found = selection.drawn(0, selection.rows), selection.format
+            found = selection.format
             if self._steps is not None and isinstance(found, WindowFormat):
-                return self._steps.taken(log.storage, ids, drawn, found)
-            return taken(log.storage, ids, drawn, found.fields)
+                return self._steps.taken(log.storage, log.ring, selection, found)
+            ids = selection.chosen.ids(log.ring, 0, selection.rows)
+            return taken(log.storage, ids, selection.drawn(0, selection.rows), found.fields)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,18 @@ from tdreplay_server.durability.slot_state import SlotState
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 from tdreplay_server.storage.rows import RowStorage
 from tdreplay_server.tables.samplers import made_sampler
-from tdreplay_server.tables.selection import RowsInSlots
+from tdreplay_server.tables.selection import RowsInSlots, Selection
 from tdreplay_server.tables.trajectories.anchor_samplers import ANY_STEP, AnchorSamplers
 from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
 from tdreplay_server.tables.trajectories.step_check import StepCheck, check_step_schema
 from tdreplay_server.tables.trajectories.uniform_anchors import UniformAnchors
 from tdreplay_server.tables.trajectories.window_format import WindowFormat, WindowFormats
-from tdreplay_server.tables.trajectories.window_reader import gather_windows, take_windows
+from tdreplay_server.tables.trajectories.window_reader import WindowFinder, gather_windows, take_windows
 
 __all__ = ["StepTable"]
+
+MOST_STEPS = 1 << 18
+"""So many steps of windows are found at once."""
 
 
 class StepTable:
@@ -52,6 +56,7 @@ class StepTable:
         self.index = EpisodeIndex(read)
         self.steps = StepCheck(self.index)
         self._formats = WindowFormats()
+        self._latest = threading.local()  # The selection of which this thread read a part last, and its windows.
         self.uniform = UniformAnchors(self.index)
         self.sampler: AnchorSamplers = self.uniform if isinstance(sampler, Uniform) else AnchorSamplers(lambda: made_sampler(sampler), self.index)
 
@@ -141,17 +146,43 @@ class StepTable:
         return self.sampler.count(rule)
 
     def gathered(
-        self, storage: RowStorage, ids: RowIds, drawn: Mapping[str, npt.NDArray[Any]], found: WindowFormat, out: dict[str, Rows], *, threads: bool
+        self,
+        storage: RowStorage,
+        ring: Ring,
+        selection: Selection,
+        found: WindowFormat,
+        start: int,
+        stop: int,
+        out: dict[str, Rows],
+        *,
+        threads: bool,
     ) -> None:
-        """As `gather_windows`, with what is known of the draw."""
-        for name, values in drawn.items():
+        """Copies the windows of the rows of a selection from start to stop into `out`, as `gather_windows` does, with what is known of their draw."""
+        finder, first = self._finder(ring, selection, found, start, stop)
+        for name, values in selection.drawn(start, stop).items():
             if name in out:
                 out.pop(name).view(values.dtype)[:] = values
-        gather_windows(storage, self.index, ids, found, out, threads=threads)
+        gather_windows(storage, finder, start - first, stop - first, found, out, threads=threads)
 
-    def taken(self, storage: RowStorage, ids: RowIds, drawn: Mapping[str, npt.NDArray[Any]], found: WindowFormat) -> dict[str, torch.Tensor]:
-        """As `take_windows`, with what is known of the draw."""
-        return take_windows(storage, self.index, ids, found) | {name: torch.from_numpy(values.copy()) for name, values in drawn.items()}
+    def _finder(self, ring: Ring, selection: Selection, found: WindowFormat, start: int, stop: int) -> tuple[WindowFinder, int]:
+        """The windows of these rows, and the place in the selection of the first row that it knows.
+
+        Of a batch that goes out in several blocks, all windows are found with the first block.
+        """
+        self.index.current()
+        if stop - start == selection.rows or selection.rows * found.longest > MOST_STEPS:
+            return WindowFinder(self.index, selection.chosen.ids(ring, start, stop), found), start
+        known = getattr(self._latest, "known", None)
+        if known is None or known[0] is not selection or known[1].oldest != self.index.oldest:
+            known = (selection, WindowFinder(self.index, selection.chosen.ids(ring, 0, selection.rows), found))
+        self._latest.known = known if stop < selection.rows else None
+        return known[1], 0
+
+    def taken(self, storage: RowStorage, ring: Ring, selection: Selection, found: WindowFormat) -> dict[str, torch.Tensor]:
+        """As `take_windows`, of all rows of a selection, with what is known of their draw."""
+        finder, _ = self._finder(ring, selection, found, 0, selection.rows)
+        drawn = selection.drawn(0, selection.rows)
+        return take_windows(storage, finder, found) | {name: torch.from_numpy(values.copy()) for name, values in drawn.items()}
 
 
 class StepsInSlots(RowsInSlots):

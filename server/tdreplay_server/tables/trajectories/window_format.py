@@ -57,8 +57,12 @@ class WindowFormat(RowFormat):
     @cached_property
     def row_bytes(self) -> int:
         """The bytes of one anchor's window, or of finding it, where that is more."""
-        longest = max(part.window.length for part in self.parts)
-        return max(sum(field.row_bytes for field in self.fields), longest * STEP_BYTES)
+        return max(sum(field.row_bytes for field in self.fields), self.longest * STEP_BYTES)
+
+    @cached_property
+    def longest(self) -> int:
+        """The number of steps of the longest window."""
+        return max(part.window.length for part in self.parts)
 
     @cached_property
     def parts_by_window(self) -> list[tuple[Window, list[Part]]]:

@@ -157,7 +157,7 @@ class StepTable:
         *,
         threads: bool,
     ) -> None:
-        """Copies the windows of the rows of a selection from start to stop into `out`, as `gather_windows` does, with what is known of their draw."""
+        """Copies the windows of rows of a selection, from start to stop, into `out`, with what is known of their draw: as `gather_windows`."""
         finder, first = self._finder(ring, selection, found, start, stop)
         for name, values in selection.drawn(start, stop).items():
             if name in out:

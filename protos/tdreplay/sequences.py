@@ -9,7 +9,7 @@ from tensordict import TensorDict
 
 from tdreplay.columns import to_tensordict
 from tdreplay.limits import check_choice, check_flag, check_whole
-from tdreplay.system_fields import BURN_IN, INDEX, IS_INIT, MASK, ROW_ID, STEP
+from tdreplay.system_fields import BURN_IN, EPISODE_ID, INDEX, IS_INIT, MASK, ROW_ID, STEP, STEP_NAMES
 from tdreplay.trajectories import Trajectories
 from tdreplay.views import View, WindowColumns, nearest
 from tdreplay.windows import MAX_WINDOW_STEPS, Window, WindowQuery
@@ -66,7 +66,8 @@ class Sequences(View):
         first, last = -self.burn_in, self.length - 1
         windows = [Window(name, first, self.length) for name in trajectories.final_fields] if self.next_obs else []
         ids = [Window(field.name, first, last, IDS) for field in (INDEX, ROW_ID)] if self.step_ids else []
-        every = (*windows, *ids, Window(STEP.name, first, last), Window("", first, last))  # `is_init` needs the step, whatever fields are named.
+        # What the anchor's say of all steps does not travel for each.
+        every = (*windows, *ids, *(Window(field.name) for field in (EPISODE_ID, STEP)), Window("", first, last))
         return WindowQuery(every, steps=self.length, next_step=self.next_obs, whole=self.padding == "drop", stride=self.stride)
 
     def made_of(self, windows: WindowColumns, trajectories: Trajectories) -> TensorDict:
@@ -75,6 +76,8 @@ class Sequences(View):
         finals = dict.fromkeys(trajectories.final_fields, True) if self.next_obs else {}
         found: dict[str, torch.Tensor] = {}
         for name in windows.steps:
+            if name in STEP_NAMES:
+                continue
             if nearest(name, finals):
                 window = windows.check(name, steps + 1)
                 found |= {name: window[:, :-1], f"next.{name}": window[:, 1:]}
@@ -83,9 +86,17 @@ class Sequences(View):
         return to_tensordict(found | windows.anchors | self._places(windows), (windows.rows, steps), windows.device)
 
     def _places(self, windows: WindowColumns) -> dict[str, torch.Tensor]:
-        """What there is at each place."""
+        """What there is at each place, and the number of the step there."""
         steps = self.burn_in + self.length
         places = torch.arange(-self.burn_in, self.length, device=windows.device)
-        mask = (places >= -windows.before.unsqueeze(1)) & (places < windows.after.unsqueeze(1))
-        first = windows.check(STEP.name, steps) == 0
-        return {MASK: mask, IS_INIT: mask & first, BURN_IN: (places < 0).expand(windows.rows, steps)}
+        mask = places < windows.after.unsqueeze(1)
+        if self.burn_in:
+            mask &= places >= -windows.before.unsqueeze(1)
+        step = (windows.check(STEP.name, 1) + places) * mask
+        return {
+            EPISODE_ID.name: windows.check(EPISODE_ID.name, 1) * mask,
+            STEP.name: step,
+            MASK: mask,
+            IS_INIT: mask & (step == 0),
+            BURN_IN: (places < 0).expand(windows.rows, steps),
+        }

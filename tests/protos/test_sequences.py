@@ -81,7 +81,7 @@ def test_a_step_whose_earlier_steps_are_gone_is_no_beginning():
 
 def test_fields_that_were_not_asked_for_are_not_missed():
     view = Sequences(3)
-    windows = windows_of(view.query(USUAL), episode_of(STEPS), [0]).exclude("action", "episode_id")
+    windows = windows_of(view.query(USUAL), episode_of(STEPS), [0]).exclude("action")
     assert "action" not in view.build(windows, USUAL)
 
 

@@ -124,7 +124,7 @@ def test_named_fields_come_beside_what_the_view_needs(buffer):
     batch = buffer.sample_by_index_fields([3, 0], ["action", "row_id"], Transitions())
     assert keys(batch) == SEEN | OUTCOME | {"action", "row_id"}
     batch = buffer.sample_by_index_fields([3, 0], "action", Sequences(2))
-    assert keys(batch) == {"action", "step", "mask", "is_init", "burn_in"}
+    assert keys(batch) == {"action", "episode_id", "step", "mask", "is_init", "burn_in"}
     assert batch["is_init"].tolist() == [[False, False], [True, False]]
     with pytest.raises(FieldNotFoundError, match="nothing"):
         buffer.sample_by_index_fields([0], ["nothing"], Transitions())

@@ -177,9 +177,8 @@ class Transitions(View):
         dtype = rewards.dtype if rewards.is_floating_point() or rewards.is_complex() else torch.float32
         if self.n_step == 1:
             return rewards[:, 0].to(dtype)
-        exact = torch.promote_types(_exact_dtype(rewards.device), dtype)
         powers = torch.pow(self.gamma, torch.arange(self.n_step, dtype=_exact_dtype(rewards.device), device=rewards.device))
-        return (rewards.to(exact) * powers.view(-1, *[1] * (rewards.dim() - 2))).sum(1).to(dtype)
+        return (rewards * powers.view(-1, *[1] * (rewards.dim() - 2))).sum(1).to(dtype)
 
     def _next_name(self, name: str) -> str:
         return f"{NEXT}.{name}" if self.names == "torchrl" else f"{NEXT}_{name}"

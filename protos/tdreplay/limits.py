@@ -20,6 +20,7 @@ __all__ = [
     "MAX_HEAD_BYTES",
     "MAX_INT64",
     "MAX_MESSAGE_BYTES",
+    "MAX_NAME_LENGTH",
     "MAX_RANK",
     "MAX_ROW_ID",
     "MAX_SECONDS",
@@ -58,6 +59,9 @@ MAX_HEAD_BYTES = 128 << 10
 
 MAX_FIELD_NAMES = 2048
 """The most names in a request's `fields`. No table has that many fields."""
+
+MAX_NAME_LENGTH = 256
+"""The most characters of a field's name."""
 
 MAX_RANK = 16
 """The most dimensions that a field of a block may have, the row dimension included."""

@@ -12,8 +12,9 @@ from tensordict import TensorDictBase, is_non_tensor, is_tensor_collection
 
 from tdreplay.columns import collect, from_rows, leaves, without_system_fields
 from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
+from tdreplay.limits import MAX_NAME_LENGTH
 from tdreplay.priorities import checked_priorities
-from tdreplay.schema import MAX_NAME_LENGTH, Columns, DimNames, Schema, check_dim_names
+from tdreplay.schema import Columns, DimNames, Schema, check_dim_names
 from tdreplay.system_fields import DRAWN_NAMES, SYSTEM_NAMES
 from tdreplay.values import fitted, has_dtype
 

@@ -12,7 +12,7 @@ import torch
 
 from tdreplay.errors import CodecError, FieldNotFoundError, SchemaError
 from tdreplay.fields import DTYPE_NAMES, DTYPES, Field
-from tdreplay.limits import MAX_MESSAGE_BYTES, MAX_RANK, check_whole, shown
+from tdreplay.limits import MAX_MESSAGE_BYTES, MAX_NAME_LENGTH, MAX_RANK, check_whole, shown
 from tdreplay.system_fields import NAMEABLE_FIELDS, PERSISTED_FIELDS, SENT_FIELDS, SYSTEM_FIELDS
 
 __all__ = ["Columns", "DimNames", "Schema", "check_dim_names"]
@@ -23,7 +23,6 @@ Columns = Mapping[str, torch.Tensor]
 DimNames: TypeAlias = "tuple[str | None, ...]"
 """The names of the batch dimensions, None for one without a name. It is () if no dimension has a name."""
 
-MAX_NAME_LENGTH = 256
 METADATA = "__metadata__"
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.field_names import field_name
-from tdreplay.limits import MAX_FIELD_NAMES, check_whole, shown
+from tdreplay.limits import MAX_FIELD_NAMES, MAX_NAME_LENGTH, check_whole, shown
 
 __all__ = ["Trajectories", "trajectories_of", "trajectories_to_json"]
 
@@ -32,7 +32,7 @@ class Trajectories:
     Names are as in `fields`: nested keys are joined with '.', or are tuples.
 
     Raises:
-        InvalidArgumentError: a name is none, comes twice, or there are too few or too many.
+        InvalidArgumentError: a name is none, comes twice, is that of a parent of another one, or there are too few or too many.
     """
 
     ends: tuple[str, ...] = ("terminated", "truncated")
@@ -45,7 +45,7 @@ class Trajectories:
         reward = None if self.reward in (None, "") else _names((self.reward,), "reward", 1)[0]
         object.__setattr__(self, "reward", reward)
         named = [*self.ends, *self.final_fields, *([self.reward] if self.reward else [])]
-        if len(set(named)) < len(named):
+        if len(set(named)) < len(named) or not {parent for name in named for parent in _parents(name)}.isdisjoint(named):
             raise InvalidArgumentError(f"trajectories: of the ends, the final_fields and the reward ({shown(named)}) each must be another field")
 
     @property
@@ -89,12 +89,17 @@ def trajectories_to_json(trajectories: Trajectories | Literal[False]) -> Any:
     return trajectories.to_json() if trajectories else False
 
 
+def _parents(name: str) -> list[str]:
+    """The names of the fields above a field."""
+    return [name[:at] for at, letter in enumerate(name) if letter == "."]
+
+
 def _names(names: Any, what: str, most: int) -> tuple[str, ...]:
     try:
         found = (names,) if isinstance(names, str) else tuple(field_name(name) for name in names)
     except TypeError:
         raise InvalidArgumentError(f"{what} ({shown(names)}) must be names of fields") from None
     check_whole(len(found), f"the number of names in {what}", 1, most)
-    if not all(found):
-        raise InvalidArgumentError(f"{what} ({shown(names)}) must be names of fields: none of them is empty")
+    if not all(0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() for name in found):
+        raise InvalidArgumentError(f"{what} ({shown(names)}) must be names of fields: printable, and 1 to {MAX_NAME_LENGTH} characters long")
     return found

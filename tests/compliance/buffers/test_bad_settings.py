@@ -37,9 +37,13 @@ BAD_SETTINGS: Mapping[str, tuple[Callable[[], Mapping[str, Any]], list[str]]] = 
     "no end": (lambda: {"trajectories": {"ends": ()}}, ["the number of names in ends (0)", "1 to 2"]),
     "three ends": (lambda: {"trajectories": {"ends": ("a", "b", "c")}}, ["the number of names in ends (3)"]),
     "an end without a name": (lambda: {"trajectories": {"ends": ("",)}}, ["ends (('',))", "names of fields"]),
+    "an end that no field can be": (lambda: {"trajectories": {"ends": ("a" * 257,)}}, ["ends (('aaa", "1 to 256 characters"]),
+    "an end of two lines": (lambda: {"trajectories": {"ends": ("a\nb",)}}, ["ends (('a\\nb',))", "printable"]),
     "an end that is a number": (lambda: {"trajectories": {"ends": (1,)}}, ["ends ((1,))", "names of fields"]),
     "no final field": (lambda: {"trajectories": {"final_fields": []}}, ["the number of names in final_fields (0)"]),
     "a field that is two things": (lambda: {"trajectories": {"reward": "obs"}}, ["obs", "another field"]),
+    "a reward in an observation": (lambda: {"trajectories": {"reward": "obs.gain"}}, ["obs.gain", "another field"]),
+    "an observation in another one": (lambda: {"trajectories": {"final_fields": ("obs.image", "obs")}}, ["obs.image", "another field"]),
     "steps that leave": (lambda: {"trajectories": True, "max_times_sampled": 1}, ["max_times_sampled (1)", "trajectories"]),
 }
 

@@ -97,8 +97,8 @@ class TrajectoryWriter(OfOneProcess):
     not stored. Such an error ends the writer, and abandons its open episodes. `add_batch` takes the rows as they are. Where the buffer is in process,
     a call that failed stored nothing, and the writer goes on where it was.
 
-    An interrupted call (Ctrl-C) leaves the writer whole: its steps were taken, or they were not. Steps that the next call gives again are stored
-    once; if it gives others, these go on behind those that were taken.
+    An interrupted call (Ctrl-C) leaves the writer of a remote buffer whole: its steps were taken, or they were not. Steps that the next call gives
+    again are stored once; if it gives others, these go on behind those that were taken. Where the buffer is in process, open another writer then.
 
     Args:
         sink: where the rows go.

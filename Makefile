@@ -14,7 +14,7 @@ BASE_IMAGE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.versi
 COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker compose --file docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-samplers bench-sampling crash docker-wheels docker-build docker-test docker-demo test check lint types protos protos-check format clean
+.PHONY: help install docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-samplers bench-sampling bench-trajectories crash docker-wheels docker-build docker-test docker-demo test check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -47,6 +47,9 @@ bench-samplers: install ## Measure what a draw, an update and an insert cost eac
 
 bench-sampling: install ## Measure samplers, priorities, queues and epochs; ARGS="--against DIR" adds another checkout's uniform stream: under 10 minutes.
 	$(BIN)/python -m benchmarks.sampling $(ARGS)
+
+bench-trajectories: install ## Measure tables of steps against rows of transitions, Reverb and TorchRL: under 10 minutes.
+	$(BIN)/python -m benchmarks.trajectories $(ARGS)
 
 $(PIP_VENV)/.installed:
 	$(PYTHON) -m venv $(PIP_VENV)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.work import Columns, Live, Work, WrongRowsError
+from benchmarks.work import Columns, Live, WrongRowsError
 
-__all__ = ["BINS", "Masses", "check_samples", "check_shares"]
+__all__ = ["BINS", "Checked", "Masses", "check_samples", "check_shares"]
 
 Masses = NDArray[np.float64]
 
@@ -19,7 +20,14 @@ WORST_CHI_SQUARE = 60.0
 """Of 16 bins: a uniform sampler is above it once in five million times."""
 
 
-def check_samples(work: Work, live: Live, sample: Callable[[], Columns], masses: Masses | None = None) -> None:
+class Checked(Protocol):
+    """What knows the rows, or the steps."""
+
+    def check(self, batch: Columns, live: Live, /) -> NDArray[np.int64]:
+        """The numbers of those of a batch; a `WrongRowsError` where they are not as they were stored, or not live."""
+
+
+def check_samples(work: Checked, live: Live, sample: Callable[[], Columns], masses: Masses | None = None) -> None:
     """Takes some random batches: each row must be as it was stored, and drawn as often as it should be.
 
     Args:

@@ -11,13 +11,14 @@ import typer
 
 from benchmarks.figures import Figures, Verdict, verdicts
 from benchmarks.machine import machine, sizes, versions
-from benchmarks.plan import Plan
+from benchmarks.plan import ENTRIES, Plan
 from benchmarks.plot import draw
 from benchmarks.processes import adopt_orphans
 from benchmarks.report import memory_lines, print_header, print_report
 from benchmarks.results_file import write_results
 from benchmarks.rounds import ROOT, Outcome, run_rounds
-from benchmarks.targets import Comparison
+from benchmarks.targets import COMPARISONS, Comparison
+from benchmarks.trajectory_targets import TRAJECTORY_COMPARISONS, trajectory_programs
 
 __all__ = ["main"]
 
@@ -47,13 +48,14 @@ def bench(
 
     The peers' environments are built once, in $TDREPLAY_BENCH_ENVS or ~/.cache/tdreplay-bench: a directory `reverb` and one `ray` in it.
     """
-    plan = Plan(quick, everything, rounds or (1 if quick else 3), seconds or (0.3 if quick else 1.0))
+    programs = (*ENTRIES, *trajectory_programs(quick))
+    plan = Plan(quick, everything, rounds or (1 if quick else 3), seconds or (0.3 if quick else 1.0), programs)
     about: dict[str, Any] = {"machine": machine(), "work": sizes()}
     print_header(about["machine"], about["work"])
     outcome = run_rounds(plan)
     about["versions"] = versions({entry.environment for entry in plan.entries} - {""} - outcome.left_out.keys())
     figures = Figures(outcome.rounds)
-    compared = verdicts(figures, plan)
+    compared = verdicts(figures, plan, (*COMPARISONS, *TRAJECTORY_COMPARISONS))
     print_report(compared, memory_lines(figures), outcome, about["versions"])
     directory = output or (None if quick else RESULTS)
     if directory is not None:

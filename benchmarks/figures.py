@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.measure import Measurement
 from benchmarks.plan import Plan
-from benchmarks.targets import COMPARISONS, Comparison, Side
+from benchmarks.targets import Comparison, Side, Unit
 
 __all__ = ["Figures", "Verdict", "verdicts"]
+
+COSTS: Mapping[Unit, Callable[[Measurement], float]] = {
+    "rows": lambda measurement: measurement.seconds / measurement.rows,
+    "calls": lambda measurement: measurement.seconds,
+    "bytes": lambda measurement: measurement.memory,
+}
 
 
 @dataclass(frozen=True)
@@ -19,9 +25,9 @@ class Verdict:
 
     Attributes:
         comparison: which one.
-        ours: median of the rounds, in rows a second.
+        ours: median of the rounds, in rows a second, or in bytes where these are compared.
         theirs: the same.
-        ratio: of the medians (of the calls a second, where calls are compared).
+        ratio: of the medians of what is compared; above 1 where ours is better.
         lowest: of the ratios within a round.
         highest: of them.
     """
@@ -62,21 +68,21 @@ class Figures:
 
     def verdict(self, comparison: Comparison) -> Verdict | None:
         """None where one side was never measured."""
-        ours, theirs = (self._times(side, comparison.calls) for side in (comparison.ours, comparison.theirs))
+        ours, theirs = (self._costs(side, comparison.unit) for side in (comparison.ours, comparison.theirs))
         ratios = [theirs[number] / ours[number] for number in ours.keys() & theirs.keys()]
         if not ratios:
             return None
         ratio = statistics.median(theirs.values()) / statistics.median(ours.values())
-        speeds = self.rows_per_second(comparison.ours), self.rows_per_second(comparison.theirs)
-        return Verdict(comparison, *speeds, ratio, min(ratios), max(ratios))
+        figure = self.memory if comparison.unit == "bytes" else self.rows_per_second
+        return Verdict(comparison, figure(comparison.ours), figure(comparison.theirs), ratio, min(ratios), max(ratios))
 
-    def _times(self, side: Side, calls: bool) -> dict[int, float]:
-        """Round -> seconds of a row, or of a call."""
+    def _costs(self, side: Side, unit: Unit) -> dict[int, float]:
+        """Round -> seconds of a row, or of a call, or bytes."""
         found = {number: measurements[side] for number, measurements in enumerate(self._rounds) if side in measurements}
-        return {number: m.seconds if calls else m.seconds / m.rows for number, m in found.items()}
+        return {number: COSTS[unit](measurement) for number, measurement in found.items()}
 
 
-def verdicts(figures: Figures, plan: Plan, comparisons: Sequence[Comparison] = COMPARISONS) -> list[tuple[Comparison, Verdict | None]]:
+def verdicts(figures: Figures, plan: Plan, comparisons: Sequence[Comparison]) -> list[tuple[Comparison, Verdict | None]]:
     """Each comparison of those that take part, and how it came out; the quick form has none that was not measured."""
     chosen = [c for c in comparisons if {c.ours.participant, c.theirs.participant} <= plan.participants]
     compared = [(comparison, figures.verdict(comparison)) for comparison in chosen]

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.environments import ENVIRONMENTS, installed
+from benchmarks.play import PLAYS, Play
 from benchmarks.work import BATCH, WORKS, Work
 
 __all__ = ["LIMITS", "machine", "sizes", "versions"]
@@ -24,6 +25,7 @@ LIMITS = (
     "Reverb holds 10,000 small and 4,000 image rows, the others 100,000 and 10,000: it takes rows in slowly, and fewer rows are in its favour.",
     "Reverb's stream is the faster one of 1 and 2 workers. TorchRL's buffers have no prefetching here, which is their default.",
     "Bare gRPC sends zeros in plain messages and stores nothing. It is to compare with, and no limit: what saves copies passes it.",
+    "Tables of steps hold 9,600, 8 environments' in turn, the peers' one episode after the other; Reverb holds 3,200 frames and 4,000 small steps.",
     "Content is random, and cannot be compressed. Timing excludes the checks; all figures are medians of the rounds.",
 )
 
@@ -53,6 +55,7 @@ def versions(environments: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def sizes() -> dict[str, dict[str, int]]:
-    """Work -> bytes of a row and of a batch, rows of a batch and of a table."""
-    rows = {name: Work(name).row_bytes for name in WORKS}
-    return {name: {"row_bytes": size, "batch_bytes": size * BATCH, "batch_rows": BATCH, "table_rows": WORKS[name][0]} for name, size in rows.items()}
+    """Work -> bytes of a row and of a batch, rows of a batch and, where all tables have as many, of a table."""
+    rows = {name: Work(name).row_bytes for name in WORKS} | {name: Play(name).row_bytes for name in PLAYS}
+    tables = {name: {"table_rows": WORKS[name][0]} for name in WORKS}
+    return {name: {"row_bytes": size, "batch_bytes": size * BATCH, "batch_rows": BATCH, **tables.get(name, {})} for name, size in rows.items()}

@@ -28,11 +28,11 @@ class Measurement:
 
     Attributes:
         participant: who.
-        work: small or image.
+        work: the name of what it did it with.
         op: what it did.
         rows: of one call.
         seconds: that one call took.
-        memory: bytes, where it is memory that was measured.
+        memory: bytes, of memory or on the disk, where these were measured.
     """
 
     participant: str
@@ -44,7 +44,7 @@ class Measurement:
 
     @property
     def rows_per_second(self) -> float:
-        """How fast it was; 0 where it is memory that was measured."""
+        """How fast it was; 0 where bytes were measured."""
         return self.rows / self.seconds if self.seconds else 0.0
 
 
@@ -54,7 +54,7 @@ class Task:
 
     Attributes:
         participant: what it is called in the results.
-        work: small or image.
+        work: the name of what it is done with.
         seconds: that each figure may take.
         results: the file for the figures, one JSON object a line.
         variant: of the participant, where it has some.

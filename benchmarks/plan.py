@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["BARE", "IN_PROCESS", "RAY", "RAY_DISTRIBUTED", "REVERB", "SERVICE", "SHARED_MEMORY", "TORCHRL", "Entry", "Plan"]
+__all__ = ["BARE", "ENTRIES", "IN_PROCESS", "RAY", "RAY_DISTRIBUTED", "REVERB", "SERVICE", "SHARED_MEMORY", "TORCHRL", "Entry", "Plan"]
 
 BARE = "bare gRPC"
 TORCHRL = "TorchRL in process"
@@ -16,7 +16,9 @@ IN_PROCESS = "tdreplay in process"
 SERVICE = "tdreplay gRPC"
 SHARED_MEMORY = "tdreplay shared memory"
 
-WORKS = ("small", "image")
+WORKS = ("small", "image", "frames", "steps")
+"""Rows of transitions (`benchmarks.work`), and steps of episodes (`benchmarks.play`)."""
+ROWS = WORKS[:2]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Entry:
     environment: str = ""
     variant: str = ""
     also: str = ""
-    works: tuple[str, ...] = WORKS
+    works: tuple[str, ...] = ROWS
     quick: bool = True
     optional: bool = False
     deadline: float = 120.0
@@ -75,7 +77,7 @@ class Plan:
     everything: bool
     rounds: int
     seconds: float
-    programs: tuple[Entry, ...] = ENTRIES
+    programs: tuple[Entry, ...]
 
     @property
     def entries(self) -> list[Entry]:

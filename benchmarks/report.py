@@ -72,7 +72,9 @@ def _results(comparison: Comparison, verdict: Verdict | None, outcome: Outcome) 
     if verdict is None:
         return "", theirs, "", "", "", target, "not measured" if outcome.failures or outcome.left_out else "not built"
     spread = f"{verdict.lowest:.3g} to {verdict.highest:.3g}"
-    return f"{verdict.ours:,.0f}", theirs, f"{verdict.theirs:,.0f}", f"{verdict.ratio:.3g}x", spread, target, _coloured(verdict)
+    unit = " B" if comparison.unit == "bytes" else ""
+    figures = f"{verdict.ours:,.0f}{unit}", theirs, f"{verdict.theirs:,.0f}{unit}"
+    return *figures, f"{verdict.ratio:.3g}x", spread, target, _coloured(verdict)
 
 
 def _coloured(verdict: Verdict) -> str:

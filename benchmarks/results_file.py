@@ -37,5 +37,6 @@ def _entry(comparison: Comparison, verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
         return {**asdict(comparison), "verdict": "not measured"}
     ratios = {"ratio": verdict.ratio, "lowest_ratio": verdict.lowest, "highest_ratio": verdict.highest}
-    speeds = {"our_rows_per_second": verdict.ours, "their_rows_per_second": verdict.theirs}
-    return {**asdict(comparison), **speeds, **ratios, "verdict": verdict.words}
+    what = "bytes" if comparison.unit == "bytes" else "rows_per_second"
+    figures = {f"our_{what}": verdict.ours, f"their_{what}": verdict.theirs}
+    return {**asdict(comparison), **figures, **ratios, "verdict": verdict.words}

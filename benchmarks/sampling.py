@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.figures import Figures, Verdict, verdicts
-from benchmarks.machine import machine, sizes, versions
+from benchmarks.figures import Figures
+from benchmarks.judged import Line, run_judged
 from benchmarks.plan import SERVICE, Plan
 from benchmarks.processes import adopt_orphans
-from benchmarks.report import MIB, print_header, print_report
-from benchmarks.rounds import run_rounds
+from benchmarks.report import MIB
 from benchmarks.sampling_targets import LIMITS, comparisons, programs
 from benchmarks.targets import Side
 
@@ -36,24 +34,13 @@ def main(
     """
     adopt_orphans()
     plan = Plan(quick, False, rounds or (1 if quick else 3), seconds or (0.3 if quick else 2.0), programs(quick, against))
-    print_header(machine(), sizes())
-    outcome = run_rounds(plan)
-    figures = Figures(outcome.rounds)
-    compared = verdicts(figures, plan, comparisons(against))
-    found = versions({entry.environment for entry in plan.entries} - {""} - outcome.left_out.keys())
+    run_judged(plan, comparisons(against), "tdreplay's samplers, priorities, queues and epochs", LIMITS, _memory)
+
+
+def _memory(figures: Figures) -> list[Line]:
     grown = figures.memory(Side(SERVICE, "small", "epoch of many rows, memory"))
-    memory = f"The server's own memory grew by {grown / MIB:.1f} MiB for the start of an epoch over many rows; {MOST_MEMORY / MIB:.0f} are allowed"
-    print_report(compared, [memory], outcome, found, title="tdreplay's samplers, priorities, queues and epochs", limits=LIMITS)
-    missed = [*_missed(verdict for _, verdict in compared if verdict), *([memory] if grown > MOST_MEMORY else [])]
-    print("\n".join(f"TARGET MISSED: {line}" for line in missed) or "All targets that were measured are reached.")
-
-
-def _missed(found: Iterable[Verdict]) -> list[str]:
-    return [
-        f"{verdict.comparison.what}, against {verdict.comparison.theirs.participant}: {verdict.ratio:.3g}x, {verdict.words}"
-        for verdict in found
-        if verdict.words not in ("", "PASS")
-    ]
+    words = f"The server's own memory grew by {grown / MIB:.1f} MiB for the start of an epoch over many rows; {MOST_MEMORY / MIB:.0f} are allowed"
+    return [Line(words, grown > MOST_MEMORY)]
 
 
 if __name__ == "__main__":

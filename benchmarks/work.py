@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BATCH", "WORKS", "Columns", "Live", "Work", "WrongRowsError"]
+__all__ = ["BATCH", "WORKS", "Columns", "Live", "Work", "WrongRowsError", "checked_numbers"]
 
 Array = NDArray[Any]
 Columns = dict[str, Array]
@@ -71,14 +71,19 @@ class Work:
         Raises:
             WrongRowsError: they are not what was stored.
         """
-        numbers = _numbers(batch["reward"], live)
+        numbers = checked_numbers(batch["reward"], live)
         for name, expected in self._numbered(numbers).items():
             if not np.array_equal(batch[name].reshape(expected.shape), expected) or batch[name].dtype != expected.dtype:
                 raise WrongRowsError(f"{name} is not what was stored, in rows {numbers[:5]} ...")
         return numbers
 
 
-def _numbers(rewards: Array, live: Live) -> NDArray[np.int64]:
+def checked_numbers(rewards: Array, live: Live) -> NDArray[np.int64]:
+    """The numbers of the rows that have these rewards: each must be live.
+
+    Raises:
+        WrongRowsError: one is not.
+    """
     numbers = rewards.reshape(-1).astype(np.int64)
     inside = (numbers >= live.first) & (numbers < live.first + live.size)
     if not inside.all():

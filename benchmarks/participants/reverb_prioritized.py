@@ -25,7 +25,7 @@ def main(task: Task) -> None:
 
 def _stream(task: Task, work: Work, live: Live, address: str, workers: int) -> float:
     """Seconds of a batch and its update. The first of the runs checks what comes: the second one finds other priorities."""
-    sample = batches(address, work.steps(0, 1)[0], workers)
+    sample = batches(address, work.rows(0, 1), workers)
     if workers == 1:
         check_samples(work, live, lambda: arrays(sample()), MASSES)
     client, values = reverb.Client(address), itertools.cycle(new_priorities())

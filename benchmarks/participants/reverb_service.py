@@ -50,24 +50,24 @@ def fill(address: str, steps: Iterable[Columns], priorities: Iterable[float] = i
 
 
 def _stream(task: Task, report: Report, work: Work, live: Live, address: str, workers: int) -> float:
-    sample = batches(address, work.steps(0, 1)[0], workers)
+    sample = batches(address, work.rows(0, 1), workers)
     check_samples(work, live, lambda: arrays(sample()))
     seconds = throughput(sample, task.seconds)
     report.speed(f"stream, {workers} workers", BATCH, seconds)
     return seconds
 
 
-def batches(address: str, step: Columns, workers: int) -> Callable[[], Any]:
-    """What gives the next random batch, as the dataset has it. `step`: any row."""
+def batches(address: str, item: Columns, workers: int, size: int = BATCH) -> Callable[[], Any]:
+    """What gives the next random batch, as the dataset has it. `item`: any of the table's items; `size`: of a batch."""
     dataset = reverb.TrajectoryDataset(
         server_address=address,
         table=TABLE,
-        dtypes={name: tf.as_dtype(value.dtype) for name, value in step.items()},
-        shapes={name: tf.TensorShape((1, *value.shape)) for name, value in step.items()},
-        max_in_flight_samples_per_worker=2 * BATCH,
+        dtypes={name: tf.as_dtype(value.dtype) for name, value in item.items()},
+        shapes={name: tf.TensorShape(value.shape) for name, value in item.items()},
+        max_in_flight_samples_per_worker=2 * size,
         num_workers_per_iterator=workers,
     )
-    samples = iter(dataset.batch(BATCH, drop_remainder=True).prefetch(2))
+    samples = iter(dataset.batch(size, drop_remainder=True).prefetch(2))
     return lambda: next(samples)
 
 

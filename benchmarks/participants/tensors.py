@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from benchmarks.checks import Masses, check_samples
+from benchmarks.checks import Checked, Masses, check_samples
 from benchmarks.work import Columns, Live, Work, WrongRowsError
 
 __all__ = ["as_arrays", "as_tensordict", "check_owned", "check_tensordicts", "parts"]
@@ -35,12 +35,12 @@ def parts(work: Work, size: int) -> Iterator[TensorDict]:
     return (as_tensordict(work.rows(first, min(step, size - first))) for first in range(0, size, step))
 
 
-def check_tensordicts(work: Work, live: Live, sample: Callable[[], Any], masses: Masses | None = None) -> None:
+def check_tensordicts(work: Checked, live: Live, sample: Callable[[], Any], masses: Masses | None = None) -> None:
     """As `check_samples`, of a source of TensorDicts."""
     check_samples(work, live, lambda: as_arrays(sample()), masses)
 
 
-def check_owned(work: Work, live: Live, sample: Callable[[], Any], following: int = FOLLOWING) -> None:
+def check_owned(work: Checked, live: Live, sample: Callable[[], Any], following: int = FOLLOWING) -> None:
     """A batch owns its memory: it does not change when others come, and who writes to it changes none of the `following` ones.
 
     Raises:

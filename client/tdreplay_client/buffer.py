@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from tdreplay.api import BaseReplayBuffer, Checkpoint, Progress, State
 from tdreplay.description_messages import description_from_message
 from tdreplay.epochs import EpochPlan, EpochQuery
-from tdreplay.errors import CodecError, EmptyTableError, InvalidArgumentError, TableExistsError, UnimplementedError
+from tdreplay.errors import EmptyTableError, InvalidArgumentError, TableExistsError, UnimplementedError
 from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, MAX_INT64, check_batch_size, check_flag, check_seconds, check_whole
 from tdreplay.messages import state_from_message
 from tdreplay.metadata import Metadata
@@ -28,12 +28,14 @@ from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay.table_messages import table_config_from_message, trajectories_from_message
 from tdreplay.trajectories import Trajectories
+from tdreplay.trajectory_state import Episode
 from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView, View
 from tdreplay.window_messages import window_query_to_message
-from tdreplay_client.reading.assembly import assemble
+from tdreplay_client.reading.assembly import only_batch
 from tdreplay_client.reading.device_transfer import DeviceTransfer
+from tdreplay_client.reading.episodes import episode_rows, listed_episodes
 from tdreplay_client.reading.epochs import EpochStream, RemoteEpochs
 from tdreplay_client.reading.priority_updates import update_priorities
 from tdreplay_client.reading.single_batches import Asked, Draw, SingleBatches
@@ -281,19 +283,17 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         request, sizes = pb.SampleAllRequest(table=self._table), range(1, MAX_INT64)
         return self._connection.retried(lambda budget: self._one("SampleAll", request, pb.SampleAllResponse, sizes, budget))
 
+    def episodes(self) -> list[Episode]:
+        return listed_episodes(self._connection, self._table)
+
+    def _episode_rows(self, episode_id: int) -> tuple[TensorDict, bool]:
+        return episode_rows(self._connection, self._table, episode_id, self._transfer)
+
     def _one(
         self, call: str, request: Message, response_type: type[Message], sizes: range, budget: RetryBudget, view: TableView | None = None
     ) -> TensorDict:
         """The one batch that a call answers with."""
-        answers = self._connection.stream(call, request, budget)
-        try:
-            batches = assemble(answers, response_type, self._transfer.for_view(view), sizes)
-            batch = next(batches, None)
-            if batch is None or next(batches, None) is not None:
-                raise CodecError(f"{'no batch' if batch is None else 'more than one batch'} came as the answer to {call}")
-            return batch.take()
-        finally:
-            answers.close()
+        return only_batch(self._connection.stream(call, request, budget), response_type, self._transfer.for_view(view), sizes).take()
 
     def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> RemoteEpochs:
         plan = self._connection.retried(lambda budget: self._planned(query, seed, budget))

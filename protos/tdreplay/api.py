@@ -29,8 +29,10 @@ from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
 from tdreplay.state import State
 from tdreplay.table_description import TableDescription
 from tdreplay.trajectories import Trajectories
+from tdreplay.trajectory_state import Episode
 from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay.views import TableView, View, check_view
+from tdreplay.whole_episodes import whole_episode
 
 __all__ = ["BaseReplayBuffer", "Checkpoint", "Progress", "State", "TableDescription"]
 
@@ -222,6 +224,18 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
+    def episodes(self) -> list[Episode]:
+        """The episodes of which a step is stored, as they are at one moment, by ascending first row.
+
+        Raises:
+            NoTrajectoriesError: the table was made without trajectories.
+        """
+
+    @abstractmethod
+    def _episode_rows(self, episode_id: int) -> tuple[TensorDict, bool]:
+        """The rows of an episode in order, and whether the last one is the final observation."""
+
+    @abstractmethod
     def state(self) -> State:
         """The buffer's state. All of its values are of the same moment."""
 
@@ -330,6 +344,29 @@ class BaseReplayBuffer(ABC):
         seen, names = self._view_of(view), as_fields(fields)
         slots, shape = as_slots(index, self.state)
         return shaped(self._by_slots(slots, names, seen), shape)
+
+    def episode(self, episode_id: SupportsIndex) -> TensorDict:
+        """One whole episode: those of its steps that are stored, in order, as a TensorDict of batch size [T].
+
+        Beside the fields of the steps it has ``index``, ``row_id``, ``episode_id`` and ``step``. Where the final observation is stored, the
+        observation after each step is at ``("next", name)``, for the table's `final_fields`; it shares its memory with the observation of the next
+        step. If steps are overwritten while they are read, all is read again.
+
+        Args:
+            episode_id: as `episodes`, a batch or a writer says it.
+
+        Raises:
+            EpisodeNotFoundError: no step of it is stored.
+            NoTrajectoriesError: the table was made without trajectories.
+            InvalidArgumentError: episode_id is no whole number from 0 to 2^63 - 1.
+            OverwrittenError: steps were overwritten whenever it was read, until the time was over.
+            TableChangedError: the table was reset or rewound while it was read.
+        """
+        number, trajectories = check_whole(episode_id, "episode_id", 0), self._trajectories()
+        if not trajectories:
+            raise NoTrajectoriesError("the rows of this table are no steps of episodes: it was made without trajectories=True")
+        rows, has_final = self._episode_rows(number)
+        return whole_episode(rows, trajectories, has_final=has_final)
 
     def sample_random(
         self,

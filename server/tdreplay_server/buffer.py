@@ -19,7 +19,7 @@ from tdreplay.columns import drawn_columns
 from tdreplay.copying import OfOneProcess
 from tdreplay.devices import parse_device
 from tdreplay.epochs import EpochQuery, Epochs
-from tdreplay.errors import EmptyTableError, StorageError, TableChangedError
+from tdreplay.errors import EmptyTableError, OverwrittenError, StorageError, TableChangedError
 from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_flag
 from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
@@ -31,6 +31,7 @@ from tdreplay.selecting import Slots
 from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay.trajectories import Trajectories
+from tdreplay.trajectory_state import Episode
 from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay.views import TableView, View
 from tdreplay_server.tables.batches import as_batch
@@ -191,6 +192,20 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
 
     def sample_all(self) -> TensorDict:
         return self._take(self._table.select_all())
+
+    def episodes(self) -> list[Episode]:
+        found = self._table.episodes()
+        return found.part(0, len(found))
+
+    def _episode_rows(self, episode_id: int) -> tuple[TensorDict, bool]:
+        until = time.monotonic() + DEFAULT_TIMEOUT
+        while True:
+            selection, has_final = self._table.select_episode(episode_id)
+            try:
+                return self._take(selection), has_final
+            except OverwrittenError:  # By another thread, since they were selected.
+                if time.monotonic() >= until:
+                    raise
 
     def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> Epochs:
         table = self._table

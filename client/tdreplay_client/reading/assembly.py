@@ -17,8 +17,9 @@ from tdreplay.schema import Columns
 from tdreplay.system_fields import MIN_PROBABILITY, TABLE_SIZE
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
 from tdreplay_client.reading.segment_loans import SegmentLoans
+from tdreplay_client.transport.answers import Answers
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "only_batch"]
 
 
 def assemble(
@@ -63,6 +64,23 @@ def assemble(
             yield replace(transfer.bring(joined, (last.batch_rows, *batch_size[1:]), names), head=last)
             del joined
         del message, block, columns  # While the next message is awaited, this one's memory is its batches' alone.
+
+
+def only_batch(answers: Answers, message_type: type[Message], transfer: DeviceTransfer, sizes: range) -> PendingBatch:
+    """The one batch that a call answers with. The call ends. The rest is as in `assemble`.
+
+    Raises:
+        CodecError: none came, or several.
+    """
+    try:
+        batches = assemble(answers, message_type, transfer, sizes)
+        batch = next(batches, None)
+        if batch is None or next(batches, None) is not None:
+            call = message_type.DESCRIPTOR.name.removesuffix("Response")
+            raise CodecError(f"{'no batch' if batch is None else 'more than one batch'} came as the answer to {call}")
+        return batch
+    finally:
+        answers.close()
 
 
 def _drawn(head: Any, count: int) -> dict[str, Sequence[torch.Tensor]]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from tdreplay.errors import ClosedError, InternalError, RateLimitedError, ReplayError
 from tdreplay.limits import MAX_BATCH_SIZE
 from tdreplay.schema import Schema
+from tdreplay.system_fields import EPISODE_ID
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import FIRST_PAUSE, GRACE_SECONDS, RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
@@ -174,7 +175,7 @@ class Pipeline(GuardedEngine):
         """Ends at once. Rows that are not acknowledged are counted in the log."""
         with self.lock:
             dropped = 0 if self._over else self.engine.state.rows
-            if not self._over and not self.engine.state.blocks:
+            if not self._over and not self.engine.state.blocks and not self._wrote_episodes:
                 self._unacknowledged.writer_ids.give_back(self.engine.insert_ids)
             self._over = True
         if dropped:
@@ -183,6 +184,11 @@ class Pipeline(GuardedEngine):
             self.call.retire()
         self._changed()
         _live.discard(self)
+
+    @property
+    def _wrote_episodes(self) -> bool:
+        """Whether the rows are steps: a writer id that another writer took would say that the episodes of this one are still being written."""
+        return self._first is not None and EPISODE_ID.name in self._first.schema.fields_by_name
 
     def _end_failed(self) -> None:
         """Ends a pipeline whose error is raised, with its rows."""

@@ -14,9 +14,10 @@ extra I64 fields `index` (slot) and `row_id` unless `fields` says otherwise. A b
 Trajectories. The rows of a table may be *steps* of episodes. Then blocks that are inserted have three more fields, with one value a row:
 `episode_id` (I64, from 0 up, of no other episode), `step` (I64, from 0 up, without a gap) and `step_kind` (U8): 0 for a step after which the
 episode goes on, 1 for the last step of an episode that terminated, 2 for that of one that was truncated; 4 more where the next row of the episode is
-its final observation, and 8 for that row, whose number is the one after the last step's. An episode has one writer at a time. An episode
-that neither terminated nor was truncated, and whose writer is not connected, is *abandoned*. Around a drawn step, the *anchor*, a batch can bring
-a *window* of each field: see WindowQuery.
+its final observation, and 8 for that row, whose number is the one after the last step's. An episode belongs to the writer that began it, as
+long as the server knows of that: since it started, and while a row of the episode is stored. A writer is connected while a call of AddBatch is open
+over which a block of it came. An episode that neither terminated nor was truncated, and whose writer is not connected, is *abandoned*. Around a
+drawn step, the *anchor*, a batch can bring a *window* of each field: see WindowQuery.
 
 Exactly once. A writer that gives itself a `writer_id` numbers its blocks with `sequence`. A block may be sent again under its number, over any
 connection and to any process that serves the same data. It is stored once, and each time acknowledged with the same row ids.

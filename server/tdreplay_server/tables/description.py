@@ -33,4 +33,5 @@ def described(log: RowLog, sampling: Sampling) -> TableDescription:
             samples=Waits(*samples),
             insert_rate=inserted.now(),
             sample_rate=drawn.now(),
+            trajectories=None if sampling.steps is None else sampling.steps.state(),
         )

@@ -49,7 +49,7 @@ class Sampling:
 
     def __init__(self, config: TableConfig, log: Callable[[], RowLog]) -> None:
         self._log = log
-        self.steps = None if not config.trajectories else StepTable(config.trajectories, config.sampler, self._read)
+        self.steps = self._made_steps(config)
         self.sampler: Sampler = made_sampler(config.sampler) if self.steps is None else self.steps.sampler
         self.consumption = Consumption(self.sampler, config.max_times_sampled) if config.is_consuming else None
         supply = Supply.of if self.consumption is None else self.consumption.supply
@@ -60,6 +60,11 @@ class Sampling:
         self._counts = () if self.consumption is None else (self.consumption,)
         columns = [column for part in (self.sampler, *self._counts) for column in part.columns]
         self.kept = Kept(tuple(columns), (*self.sampler.values, *self.limiter.values))
+
+    def _made_steps(self, config: TableConfig) -> StepTable | None:
+        if not config.trajectories:
+            return None
+        return StepTable(config.trajectories, config.sampler, lambda: self._log().schema, self._read)
 
     @property
     def is_unlimited(self) -> bool:
@@ -89,7 +94,7 @@ class Sampling:
     def _drawing(self, query: BatchQuery) -> DrawRows:
         if self.steps is None:
             return self._uniform.draw if query.uniform else self.sampler.draw
-        return partial((self.steps.uniform if query.uniform else self.steps.sampler).draw_anchors, query.rule)
+        return self.steps.drawing(query.rule, uniform=query.uniform)
 
     def _read(self, start: int, stop: int, field: str) -> Rows:
         return self._log().storage.rows(start, stop, field)

@@ -39,6 +39,9 @@ from tdreplay_server.tables.limiters import AT_ONCE, Wait
 from tdreplay_server.tables.reading import gathered, taken
 from tdreplay_server.tables.sampling import Sampling
 from tdreplay_server.tables.selection import BatchQuery, ChosenRows, RowFormat, RowsInSlots, Selection
+from tdreplay_server.tables.trajectories.connected_writers import ConnectedWriter, ConnectedWriters
+from tdreplay_server.tables.trajectories.episode_list import EpisodeList
+from tdreplay_server.tables.trajectories.step_table import StepTable
 from tdreplay_server.tables.trajectories.window_format import WindowFormat
 
 __all__ = ["Table"]
@@ -66,6 +69,7 @@ class Table:
         check_limiter(config)
         self._sampling = Sampling(config, lambda: self._row_log)
         self._steps = self._sampling.steps
+        self._writers = ConnectedWriters() if self._steps is None else self._steps.writers
         self._has_priorities = config.sampler.has_priorities
         self._generator = np.random.default_rng()  # Its methods lock it: readers may share it.
         self._checkpointing = threading.Lock()
@@ -131,6 +135,13 @@ class Table:
     def has_stored(self, key: InsertKey) -> bool:
         """Whether the insert with that key was stored. It waits for inserts that are under way."""
         return self._row_log.find(key) is not None
+
+    def writing(self, writer_id: str) -> ConnectedWriter:
+        """The writer of episodes with this id is connected until what this gives is closed, by any thread.
+
+        Open episodes whose writer is not connected are abandoned. Of a table without trajectories nobody asks.
+        """
+        return self._writers.connect(writer_id)
 
     def _as_stored(self, columns: Inserts, schema: Schema) -> tuple[Inserts, Schema]:
         """Rows without what says how they were drawn: a batch that was sampled can be inserted again. A user's fields of these names stay.
@@ -280,6 +291,39 @@ class Table:
             return self._selection(self._format(fields), ring.size, rows)
 
     @lets_go
+    def episodes(self) -> EpisodeList:
+        """The episodes of which a step is stored, at this moment.
+
+        Raises:
+            NoTrajectoriesError: the rows are no steps.
+        """
+        with self._row_log.shared:
+            self._row_log.check_open()
+            return self._as_steps().episodes()
+
+    @lets_go
+    def select_episode(self, episode_id: int, fields: Sequence[str] | None = None) -> tuple[Selection, bool]:
+        """The rows of an episode, in order, and whether the last one is the final observation. The others are steps.
+
+        Where one was overwritten before it is read, reading it is an OverwrittenError.
+
+        Raises:
+            NoTrajectoriesError: the rows are no steps.
+            EpisodeNotFoundError: no step of the episode is stored.
+            FieldNotFoundError: a field is not there.
+        """
+        log = self._row_log
+        with log.shared:
+            log.check_open()
+            ids, has_final = self._as_steps().rows_of(episode_id)
+            return self._selection(self._format(fields), len(ids), PinnedRows(ids, log.ring)), has_final
+
+    def _as_steps(self) -> StepTable:
+        if self._steps is None:
+            raise NoTrajectoriesError(f"the rows of table {self.config.name!r} are no steps of episodes")
+        return self._steps
+
+    @lets_go
     def plan_epochs(self, query: EpochQuery, seed: int | None) -> EpochPlan:
         """Epochs over the rows that are live now, with random orders of that seed; None: of a random one.
 
@@ -364,6 +408,11 @@ class Table:
         return self._row_log.config
 
     @property
+    def has_trajectories(self) -> bool:
+        """Whether the rows are steps of episodes."""
+        return self._steps is not None
+
+    @property
     def counts_draws(self) -> bool:
         """Whether the table waits for what learners take: its rows leave when they were drawn, or a rate limiter counts them."""
         return not self._sampling.is_unlimited
@@ -383,6 +432,10 @@ class Table:
         capacity = None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID)
         if capacity is not None:
             check_limiter(self.config.resized(capacity))
+        if self._steps is not None:
+            with self._row_log.shared:
+                self._row_log.check_open()
+                self._steps.index.current()  # It counts the episodes that ended.
         self._row_log.reset(capacity)
 
     def rewind(self, buffer_size: int, size: int, write_count: int) -> None:

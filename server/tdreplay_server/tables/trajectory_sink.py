@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+import weakref
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class TableSink(StepSink):
         self._mark: Any = None
         self._asked: tuple[InsertKey, Any] | None = None  # The insert of which it is not known whether it was stored, and the mark that it leaves.
         self._open = True
+        self._leave = weakref.finalize(self, table.writing(self._writer_id).close)
 
     @property
     def is_open(self) -> bool:
@@ -99,3 +101,4 @@ class TableSink(StepSink):
 
     def close(self, timeout: float | None) -> None:
         self._open = False
+        self._leave()

@@ -13,7 +13,7 @@ import numpy as np
 from tdreplay.block import Block, Bytes, checked_places, decode
 from tdreplay.description_messages import description_to_message
 from tdreplay.epoch_messages import epoch_query_from_message, place_from_message, plan_from_message
-from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, NoTrajectoriesError, SchemaError, TableChangedError, TableNotFoundError
+from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, SchemaError, TableChangedError, TableNotFoundError
 from tdreplay.limits import MAX_BATCH_SIZE, MAX_FIELD_NAMES, check_batch_size, check_choice, check_number, check_whole
 from tdreplay.memory import Rows
 from tdreplay.messages import durability_to_message
@@ -22,6 +22,7 @@ from tdreplay.samplers import Uniform
 from tdreplay.schema import Schema
 from tdreplay.system_fields import PRIORITY
 from tdreplay.table_messages import table_request_from_message
+from tdreplay.trajectory_messages import episode_to_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.window_messages import window_query_from_message
 from tdreplay.windows import WindowQuery
@@ -35,6 +36,7 @@ from tdreplay_server.tables.registry import Tables
 from tdreplay_server.tables.selection import BatchQuery, RowFormat
 from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.call import Call, Request
+from tdreplay_server.transport.call_writers import CallWriters
 from tdreplay_server.transport.checkpoint_progress import checkpointed
 from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.encoding import Outgoing, batches_per_message, messages, streamed
@@ -47,6 +49,8 @@ __all__ = ["ReplayBufferService"]
 Requests = Iterator[Request]
 
 UNIFORM = Uniform.name
+EPISODES = 4096
+"""Episodes of one message of a list, at most."""
 DEFAULT_WAIT_SECONDS = 10.0
 """How long a call waits for a rate limiter if its client does not say."""
 
@@ -70,14 +74,14 @@ class ReplayBufferService:
         if opening is None:
             return
         offered = opening.head.shared_slots
-        with self._shared_memory.share(call.peer, offered, opening.head.slot_bytes) as segments:
+        with self._shared_memory.share(call.peer, offered, opening.head.slot_bytes) as segments, closing(CallWriters()) as writers:
             if offered:
                 yield pb.AddBatchResponse(shared_memory=offer(segments))
             table = opening.head.table
             for request in requests if offered else itertools.chain([opening], requests):
                 table = request.head.table or table
                 wait = _wait(opening.head, call)
-                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, call, wait, *_block(request, segments)))
+                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, call, wait, *_block(request, segments), writers=writers))
 
     def Sample(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
@@ -115,10 +119,15 @@ class ReplayBufferService:
         return messages(table, Outgoing(selection, rows), pb.SampleByIndexResponse)
 
     def SampleEpisode(self, request: Request, call: Call) -> Iterator[bytes]:
-        raise NoTrajectoriesError(f"the rows of table {request.head.table!r} are no steps of episodes")
+        table = self._tables[request.head.table]
+        selection, has_final = table.select_episode(request.head.episode_id, _fields(request.head.fields))
+        return messages(table, Outgoing(selection, selection.rows, {"has_final": has_final}), pb.SampleEpisodeResponse)
 
     def ListEpisodes(self, request: Request, call: Call) -> Iterator[pb.ListEpisodesResponse]:
-        raise NoTrajectoriesError(f"the rows of table {request.head.table!r} are no steps of episodes")
+        episodes = self._tables[request.head.table].episodes()
+        for start in range(0, len(episodes), EPISODES):
+            part = episodes.part(start, start + EPISODES)
+            yield pb.ListEpisodesResponse(episodes=map(episode_to_message, part))
 
     def SampleAll(self, request: Request, call: Call) -> Iterator[bytes]:
         table = self._tables[request.head.table]
@@ -185,7 +194,9 @@ def _block(request: Request, segments: Segments | None) -> tuple[Bytes, bool]:
     return segments[request.head.slot], True
 
 
-def _insert(tables: Tables, name: str, head: Any, call: Call, wait: Wait, block: Bytes, longer: bool = False) -> dict[str, Any]:
+def _insert(
+    tables: Tables, name: str, head: Any, call: Call, wait: Wait, block: Bytes, longer: bool = False, writers: CallWriters | None = None
+) -> dict[str, Any]:
     """Stores a block in the table of that name, and gives the fields of the answer. `longer`: as `_block` gives it."""
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
@@ -195,6 +206,8 @@ def _insert(tables: Tables, name: str, head: Any, call: Call, wait: Wait, block:
     schema, priorities = _without_priorities(decoded, columns) if head.has_priorities else (decoded.header.schema, None)
 
     def stored(table: Table) -> dict[str, Any]:
+        if writers is not None and key is not None:
+            writers.note(table, head.writer_id)
         with _room_for_others(table, call):
             first, again = table.insert(columns, schema, decoded.rows, key, priorities, wait)
         return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(table.durability), "already_stored": again}

@@ -137,11 +137,6 @@ class AnchorSamplers:
         with self._mutex:
             return self._followed(rule).sampler.size
 
-    def counts(self) -> dict[AnchorRule, int]:
-        """How many anchors there are of each rule of which some were drawn lately. To be called while no row is overwritten."""
-        with self._mutex:
-            return {rule: self._followed(rule).sampler.size for rule in list(self._anchors)}
-
     def _followed(self, rule: AnchorRule) -> _Anchors:
         self._index.current()
         anchors = self._anchors.pop(rule, None)

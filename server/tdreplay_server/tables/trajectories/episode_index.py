@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tdreplay.windows import AnchorRule
 from tdreplay_server.storage.ring import RowIds, Slots, slot_ranges
 from tdreplay_server.tables.trajectories.episode_table import EpisodeTable, Places
+from tdreplay_server.tables.trajectories.returns import Returns
 from tdreplay_server.tables.trajectories.step_columns import END, FINAL, FINAL_FOLLOWS, TERMINATED, StepColumns
 
 __all__ = ["NONE", "EpisodeIndex"]
@@ -24,6 +25,9 @@ STEP_BITS = 32
 
 Keys = npt.NDArray[np.int64]
 """Which step of which episode a row is, in one number. Of the next step it is one more."""
+
+SCANNED_ROWS = 100
+"""So many rows are looked at in the time that it takes to follow an episode from one row to the next."""
 
 Offsets = npt.NDArray[np.int64]
 """Numbers of steps after an anchor, or before it where they are negative: shape [n, length]."""
@@ -44,10 +48,11 @@ class EpisodeIndex:
 
     Args:
         read: (start, stop, field) -> the bytes of the field in the slots from start to stop.
+        returns: Sums up the rewards of the rows that are read.
     """
 
-    def __init__(self, read: Callable[[int, int, str], npt.NDArray[Any]]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[int, int, str], npt.NDArray[Any]], returns: Returns) -> None:
+        self._read, self.returns = read, returns
         self._mutex = threading.Lock()
         self.emptied(1)
 
@@ -57,11 +62,13 @@ class EpisodeIndex:
         """Forgets all rows. The next ones lie in so many slots."""
         self._buffer_size = buffer_size
         self._oldest = self._end = 0
+        self.returns.forget()
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Knows no row. The arrays are made for the first one."""
         self.episodes = EpisodeTable()
+        self.returns.begin_anew()
         self._known_oldest = self._known_end = 0
         self._keys: Keys = np.zeros(0, np.int64)
 
@@ -75,6 +82,7 @@ class EpisodeIndex:
     def evicted(self, ids: range) -> None:
         """These rows, the oldest or the newest ones, are not live any more."""
         if ids.stop >= self._end:
+            self.returns.rewound(ids.start, left=ids.start > self._oldest)
             self._end = max(min(self._end, ids.start), self._oldest)
             self._known_end = min(self._known_end, -1)  # Later rows may have the ids of these. All is read anew.
         else:
@@ -96,6 +104,7 @@ class EpisodeIndex:
             if (self._known_oldest, self._known_end) == (self._oldest, self._end):
                 return
             if self._known_end <= self._oldest or not len(self._keys):
+                self.returns.gone(self.episodes, self.episodes.live())
                 self._begin_anew()
                 self._known_oldest = self._known_end = self._oldest
             self._make_room()
@@ -126,12 +135,16 @@ class EpisodeIndex:
         episodes.first_row[places] = rows + following
         episodes.first_step[places] = steps + 1
         episodes.headless.update(places.tolist())
-        episodes.remove(places[following == 0])
+        gone = places[following == 0]
+        if len(gone):
+            self.returns.gone(episodes, gone)
+            episodes.remove(gone)
 
     def _link(self, ids: range) -> None:
         if not ids:
             return
-        columns = StepColumns.read(slot_ranges(ids.start, len(ids), self._buffer_size), self._read)
+        ranges = slot_ranges(ids.start, len(ids), self._buffer_size)
+        columns, rewards = StepColumns.read(ranges, self._read), self.returns.rewards.of(ranges)
         order, firsts = columns.by_episode()
         rows = order + ids.start
         slots = rows % self._buffer_size
@@ -146,21 +159,31 @@ class EpisodeIndex:
         linked = np.flatnonzero(deltas)
         self._next[(rows[linked] - deltas[linked]) % self._buffer_size] = deltas[linked]
         self._note_first(places[~known], rows[firsts[~known]], steps[firsts[~known]])
-        self._note_last(places, rows, steps, kinds, firsts)
+        ended, ends = self._note_last(places, rows, steps, kinds, firsts)
+        if rewards is not None:
+            self.returns.add(places, np.where(kinds & FINAL, 0.0, rewards[order]), firsts)
+        self.returns.ended(ended, ends, self.episodes.last_step[ended] + 1, ids)
 
     def _placed(self, episode_ids: npt.NDArray[np.int64]) -> tuple[Places, npt.NDArray[np.bool_]]:
         """The places of episodes, and whether each was there before."""
         places = self.episodes.find(episode_ids.tolist())
         known = places >= 0
         if not known.all():
-            places[~known] = self.episodes.add(episode_ids[~known].tolist())
+            new = episode_ids[~known].tolist()
+            places[~known] = added = self.episodes.add(new)
+            self.returns.begun(added, new, len(self.episodes.ids))
         return places, known
 
     def _note_first(self, places: Places, rows: RowIds, steps: npt.NDArray[np.int64]) -> None:
         self.episodes.first_row[places], self.episodes.first_step[places] = rows, steps
 
-    def _note_last(self, places: Places, rows: RowIds, steps: npt.NDArray[np.int64], kinds: npt.NDArray[np.uint8], firsts: Slots) -> None:
-        """Notes the newest rows of episodes, and how they ended: their last row tells, or the one before their final observation."""
+    def _note_last(
+        self, places: Places, rows: RowIds, steps: npt.NDArray[np.int64], kinds: npt.NDArray[np.uint8], firsts: Slots
+    ) -> tuple[Places, RowIds]:
+        """Notes the newest rows of episodes, and how they ended: their last row tells, or the one before their final observation.
+
+        It gives the episodes that ended with one of these rows, and the rows.
+        """
         episodes, lasts = self.episodes, np.append(firsts[1:], len(rows)) - 1
         final = (kinds[lasts] & FINAL) != 0
         ends = lasts - final
@@ -169,6 +192,8 @@ class EpisodeIndex:
         episodes.last_step[places] = steps[lasts] - final
         episodes.has_final[places] |= final
         episodes.kind[places[here]] = kinds[ends[here]]
+        ended = here & ((kinds[ends] & END) != 0)
+        return places[ended], rows[ends[ended]]
 
     # -- what it knows of rows ----------------------------------------------------------------------------------------------------------------
 
@@ -297,7 +322,13 @@ class EpisodeIndex:
         place = self.episodes.places.get(episode_id)
         if place is None:
             return np.empty(0, np.int64)
-        first = self.episodes.first_row[place : place + 1]
+        first, last = int(self.episodes.first_row[place]), int(self.episodes.last_row[place])
         count = int(self.episodes.last_step[place] + self.episodes.has_final[place] - self.episodes.first_step[place]) + 1
-        rows: RowIds = self.rows_at(first, np.arange(count)[None, :])[0]
-        return rows
+        if last - first < SCANNED_ROWS * count:
+            rows = np.arange(first, last + 1)
+            found: RowIds = rows[self._keys[rows % self._buffer_size] >> STEP_BITS == place]
+            return found
+        ids = [first]
+        while ids[-1] < last:
+            ids.append(ids[-1] + int(self._next[ids[-1] % self._buffer_size]))
+        return np.array(ids)

@@ -21,7 +21,7 @@ class EpisodeTable:
 
     Attributes:
         ids: The episode's id.
-        first_row: The id of its first live row.
+        first_row: The id of its first live row; -1 where no episode has the place.
         first_step: The number of that row in the episode.
         last_row: The id of its newest row.
         last_step: The number of its newest step, final observations left out.
@@ -51,6 +51,11 @@ class EpisodeTable:
         self.kind, self.has_final = more("kind", np.uint8), more("has_final", np.bool_)
         self.evicted_row = more("evicted_row", np.int64)
 
+    @property
+    def used(self) -> int:
+        """The places that episodes have, or had."""
+        return self._used
+
     def __len__(self) -> int:
         return len(self.places)
 
@@ -76,9 +81,9 @@ class EpisodeTable:
         for place, episode_id in zip(gone, self.ids[places].tolist(), strict=True):
             del self.places[episode_id]
             self.headless.discard(place)
+        self.first_row[places] = -1
         self._free.extend(gone)
 
     def live(self) -> Places:
-        """The places of all episodes that are there, by ascending first row."""
-        places = np.fromiter(self.places.values(), np.int32, len(self.places))
-        return places[self.first_row[places].argsort()]
+        """The places of all episodes that are there."""
+        return np.flatnonzero(self.first_row[: self._used] >= 0).astype(np.int32)

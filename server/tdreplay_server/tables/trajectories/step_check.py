@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -103,9 +103,10 @@ class StepCheck:
                 episode_id: known for episode_id, known in writers.items() if episode_id in self._index.episodes.places or known == writer
             }
 
-    def writer_of(self, episode_id: int) -> str | None:
-        """The writer of an episode: '' for one without an id, None where none is known."""
-        return self._writers.get(episode_id)
+    @property
+    def writers(self) -> Mapping[int, str]:
+        """The id of an episode -> its writer: '' for one without an id. Of some episodes none is known: those of before the server started."""
+        return self._writers
 
 
 def _check_steps(ids: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], previous: npt.NDArray[np.int64], follows: npt.NDArray[np.bool_]) -> None:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tdreplay.errors import EmptyTableError, InvalidArgumentError, SlotIndexError
+from tdreplay.errors import EmptyTableError, EpisodeNotFoundError, InvalidArgumentError, SlotIndexError
 from tdreplay.memory import Rows
 from tdreplay.samplers import Sampler, Uniform
 from tdreplay.schema import Schema
 from tdreplay.system_fields import STEP_KIND
 from tdreplay.trajectories import Trajectories
+from tdreplay.trajectory_state import TrajectoryState
 from tdreplay.windows import AnchorRule, WindowQuery
 from tdreplay_server.durability.insert import Insert
 from tdreplay_server.durability.slot_state import SlotState
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 from tdreplay_server.storage.rows import RowStorage
+from tdreplay_server.tables.draws import DrawRows
 from tdreplay_server.tables.samplers import made_sampler
 from tdreplay_server.tables.selection import RowsInSlots, Selection
-from tdreplay_server.tables.trajectories.anchor_samplers import ANY_STEP, AnchorSamplers
+from tdreplay_server.tables.trajectories.anchor_samplers import ANY_STEP, MOST_RULES, AnchorSamplers
+from tdreplay_server.tables.trajectories.connected_writers import ConnectedWriters
+from tdreplay_server.tables.trajectories.counts import trajectory_state
 from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
+from tdreplay_server.tables.trajectories.episode_list import EpisodeList
+from tdreplay_server.tables.trajectories.returns import Returns, Rewards
 from tdreplay_server.tables.trajectories.step_check import StepCheck, check_step_schema
 from tdreplay_server.tables.trajectories.uniform_anchors import UniformAnchors
 from tdreplay_server.tables.trajectories.window_format import WindowFormat, WindowFormats
@@ -44,19 +51,29 @@ class StepTable:
         sampler: Chooses anchors.
         uniform: Chooses them too, all of them with the same probability. It may be the same one.
         steps: Looks at steps that are to be inserted.
+        writers: The writers that are connected.
 
     Args:
         trajectories: What is known of the episodes.
         sampler: What is to choose the anchors.
+        schema: Gives the schema of the rows; None before the first ones.
         read: (start, stop, field) -> the bytes of the field in the slots from start to stop.
     """
 
-    def __init__(self, trajectories: Trajectories, sampler: Sampler, read: Callable[[int, int, str], npt.NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        trajectories: Trajectories,
+        sampler: Sampler,
+        schema: Callable[[], Schema | None],
+        read: Callable[[int, int, str], npt.NDArray[Any]],
+    ) -> None:
         self._trajectories = trajectories
-        self.index = EpisodeIndex(read)
+        self.index = EpisodeIndex(read, Returns(Rewards(trajectories.reward, schema, read)))
+        self.writers = ConnectedWriters()
         self.steps = StepCheck(self.index)
         self._formats = WindowFormats()
         self._latest = threading.local()  # The selection of which this thread read a part last, and its windows.
+        self._lately: dict[AnchorRule, None] = {}  # The rules by which anchors were drawn.
         self.uniform = UniformAnchors(self.index)
         self.sampler: AnchorSamplers = self.uniform if isinstance(sampler, Uniform) else AnchorSamplers(lambda: made_sampler(sampler), self.index)
 
@@ -65,6 +82,7 @@ class StepTable:
     def opened(self, state: SlotState, ring: Ring) -> None:
         """Forgets the rows. The sampler hears of it beside this."""
         self.index.emptied(ring.buffer_size)
+        self.index.returns.opened(ring)
         self.uniform.opened(state, ring.buffer_size)
 
     def evicted(self, ids: range) -> None:
@@ -140,6 +158,34 @@ class StepTable:
         if not steps.rows:
             raise EmptyTableError("the table has no step: final observations alone are left")
         return steps
+
+    def drawing(self, rule: AnchorRule, *, uniform: bool) -> DrawRows:
+        """What draws anchors of a rule: the table's sampler, or one for which all are equally probable."""
+        if rule not in self._lately:
+            self._lately = dict.fromkeys((*self._lately, rule)[-MOST_RULES:])
+        return partial((self.uniform if uniform else self.sampler).draw_anchors, rule)
+
+    def state(self) -> TrajectoryState:
+        """What is known of the steps and episodes."""
+        self.index.current()
+        return trajectory_state(self.index, tuple(self._lately))
+
+    def episodes(self) -> EpisodeList:
+        """The episodes of which a step is stored."""
+        self.index.current()
+        return EpisodeList(self.index, self.steps.writers, self.writers.names())
+
+    def rows_of(self, episode_id: int) -> tuple[RowIds, bool]:
+        """The rows of an episode, in order, and whether the last one is the final observation.
+
+        Raises:
+            EpisodeNotFoundError: no step of it is stored.
+        """
+        self.index.current()
+        ids = self.index.rows_of(episode_id)
+        if not len(ids) or not self.index.are_steps(ids[:1])[0]:
+            raise EpisodeNotFoundError(f"episode {episode_id} is not there: no step of it is stored")
+        return ids, not self.index.are_steps(ids[-1:])[0]
 
     def count(self, rule: AnchorRule = ANY_STEP) -> int:
         """How many anchors there are."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Episode", "Expected", "Ring", "Row"]
+__all__ = ["Episode", "Expected", "Ring", "Row", "longest"]
 
 Fields = Mapping[str, np.ndarray]
 Expected = dict[int, dict[str, np.ndarray]]
@@ -40,6 +40,9 @@ class Row:
     announces: bool = False
     final: bool = False
     priority: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{'the final observation' if self.final else 'step'} {self.number} of {self.episode} {self.ended}"
 
 
 @dataclass
@@ -141,14 +144,21 @@ class Ring:
         return found
 
     def of(self, view: Any, trajectories: Any) -> Expected:
-        """Which steps are anchors of a view, and what comes of each."""
+        """Which steps are anchors of a view, by ascending row id, and what comes of each."""
         seen = _Seen(self, view, trajectories)
         found: Expected = {}
         for episode in self.episodes.values():
             for row_id, row in episode.steps.values():
                 if (brought := seen.at(episode, row)) is not None:
                     found[row_id] = seen.named(episode, row_id, row, brought)
-        return found
+        return dict(sorted(found.items()))
+
+
+def longest(view: Any) -> int:
+    """The most rows that an anchor of a view needs: a table of fewer has no use for the view."""
+    if hasattr(view, "n_step"):
+        return max([1, *dict(view.frame_stack).values()]) - 1 + view.n_step + 1
+    return int(view.burn_in + view.length + view.next_obs)
 
 
 class _Seen:
@@ -157,6 +167,7 @@ class _Seen:
     def __init__(self, ring: Ring, view: Any, trajectories: Any) -> None:
         self._ring, self._view, self._trajectories = ring, view, trajectories
         self._fields = next((row.fields for row in ring.rows.values() if not row.final), {})
+        self._zeros = {name: np.zeros_like(value) for name, value in self._fields.items()}
         self._is_transition = hasattr(view, "n_step")
         given = {_joined(name): count for name, count in dict(view.frame_stack).items()} if self._is_transition else {}
         self._stacks = {name: given[near] for name in self._fields if (near := _nearest(name, given))}
@@ -203,7 +214,7 @@ class _Seen:
 
     def _value(self, row: Row | None, name: str) -> np.ndarray:
         """A row's value of a field; 0 where there is no row."""
-        return np.zeros_like(self._fields[name]) if row is None else row.fields[name]
+        return self._zeros[name] if row is None else row.fields[name]
 
     # -- transitions ------------------------------------------------------------------------------------------------------------------------------
 

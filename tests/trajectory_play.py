@@ -26,7 +26,7 @@ def observation(serial: int, number: int) -> dict[str, np.ndarray]:
     return {
         "obs": np.array([serial, number + 0.5], np.float32),
         "camera.left": (np.arange(6, dtype=np.int64).reshape(2, 3) + 7 * serial + 31 * number + 1).astype(np.uint8),
-        "camera.right": np.array(serial * 100 + number + 1, np.int16),
+        "camera.right": np.array(serial * 100 + number + 1, np.int32),
     }
 
 

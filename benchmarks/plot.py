@@ -88,8 +88,8 @@ def draw(path: Path, figures: Figures, machine: str) -> None:
     for axes, bars, title in zip(panels, (SAMPLES, INSERTS), ("Sampled batches of 256", "Inserted"), strict=False):
         _panel(axes[0], speed, "small", bars, f"{title}: small rows, 165 B")
         _panel(axes[1], speed, "image", bars, f"{title}: image rows, 56 kB")
-    _panel(panels[2][0], speed, "frames", STACKS, "Sampled transitions of 4 frames: steps stacked then, or rows of stacks")
-    _panel(panels[2][1], speed, "frames", PLAYED, "Inserted: steps of one frame, or rows of both stacks")
+    _panel(panels[2][0], speed, "frames", STACKS, "Sampled: steps, stacked then, or rows of stacks")
+    _panel(panels[2][1], speed, "frames", PLAYED, "Inserted: steps of one frame, or rows of stacks")
     _panel(panels[3][0], speed, "steps", SMALL_STEPS, "Small steps: sequences of 80; transitions of 10^5 and 10^7 steps")
     _panel(panels[3][1], figures.memory, "frames", BYTES, "Bytes of a transition, of which fewer are better")
     figure.suptitle("Rows a second, median of the rounds (logarithmic: each line is ten times the one before)", fontsize=13)

@@ -306,7 +306,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             raise UnimplementedError(f"server {self.address} is of an older version, whose epochs cannot go on")
         if not table.size:
             raise EmptyTableError("the table is empty: there is no row to read yet")
-        return EpochPlan.over(query, self._table, table.generation_id, range(table.write_count - table.size, table.write_count), seed)
+        rows = range(table.write_count - table.size, table.write_count)
+        return EpochPlan.over(query, self._table, table.generation_id, rows, seed, of_steps=bool(trajectories_from_message(table.config)))
 
     def stream(
         self,

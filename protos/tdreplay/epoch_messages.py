@@ -59,9 +59,10 @@ def epoch_query_from_message(message: pb.EpochRequest, fields: tuple[str, ...] |
     )
 
 
-def plan_from_message(message: pb.EpochRequest, query: EpochQuery) -> EpochPlan:
-    """The plan of a query that names its window."""
-    return EpochPlan.over(query, message.table, message.generation_id, range(message.first_row_id, message.end_row_id), query.seed)
+def plan_from_message(message: pb.EpochRequest, query: EpochQuery, *, of_steps: bool) -> EpochPlan:
+    """The plan of a query that names its window. `of_steps`: whether the rows of its table are steps."""
+    rows = range(message.first_row_id, message.end_row_id)
+    return EpochPlan.over(query, message.table, message.generation_id, rows, query.seed, of_steps=of_steps)
 
 
 def place_from_message(message: pb.EpochRequest) -> EpochPlace:

@@ -112,6 +112,7 @@ class EpochPlan:
         first_row_id: The first row of the window.
         end_row_id: The row after its last one.
         seed: Of the random orders.
+        of_steps: Whether the rows are steps of episodes.
     """
 
     query: EpochQuery
@@ -120,11 +121,12 @@ class EpochPlan:
     first_row_id: int
     end_row_id: int
     seed: int
+    of_steps: bool = False
 
     @classmethod
-    def over(cls, query: EpochQuery, table: str, generation_id: str, rows: range, seed: int | None) -> EpochPlan:
+    def over(cls, query: EpochQuery, table: str, generation_id: str, rows: range, seed: int | None, *, of_steps: bool = False) -> EpochPlan:
         """Epochs over rows of these ids. Where there is no seed, one is drawn: with it in the token, the order can be found again."""
-        return cls(query, table, generation_id, rows.start, rows.stop, secrets.randbits(63) if seed is None else seed)
+        return cls(query, table, generation_id, rows.start, rows.stop, secrets.randbits(63) if seed is None else seed, of_steps)
 
     @property
     def rows(self) -> int:
@@ -135,7 +137,7 @@ class EpochPlan:
     def share(self) -> int:
         """The learner's places of an epoch."""
         query = self.query
-        if query.drop_last:
+        if query.drop_last and not self.of_steps:
             return self.rows // (query.world_size * query.batch_size) * query.batch_size
         return max(0, -(-(self.rows - query.rank) // query.world_size))
 
@@ -144,8 +146,12 @@ class EpochPlan:
         return place.epoch >= self.query.n_epochs or not self.share
 
     def after(self, place: EpochPlace, overwritten: int = 0) -> EpochPlace:
-        """The place after the batch at `place`, of which so many rows were overwritten."""
-        position, gone = place.position + self.query.batch_size, place.overwritten + overwritten
+        """The place after `batch_size` places from `place` on, of which so many rows were overwritten."""
+        return self.behind(place, self.query.batch_size, overwritten)
+
+    def behind(self, place: EpochPlace, places: int, overwritten: int = 0) -> EpochPlace:
+        """The place after so many places of one epoch from `place` on, of which so many rows were overwritten."""
+        position, gone = place.position + places, place.overwritten + overwritten
         return EpochPlace(place.epoch, position, gone) if position < self.share else EpochPlace(place.epoch + 1, 0, gone)
 
     def end(self, place: EpochPlace) -> EpochPlace:
@@ -160,7 +166,7 @@ class EpochPlan:
             TokenError: none does.
         """
         last = place.epoch == self.query.n_epochs
-        whole = place.position % self.query.batch_size == 0 and (place.position < self.share or not place.position)
+        whole = (self.of_steps or place.position % self.query.batch_size == 0) and (place.position < self.share or not place.position)
         if not 0 <= place.epoch <= self.query.n_epochs or place.position < 0 or not whole or (last and place.position):
             raise TokenError(
                 f"position ({place.position}) of epoch ({place.epoch}) is not where a batch begins: "

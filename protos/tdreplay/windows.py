@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -118,4 +118,4 @@ class WindowQuery:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return {**vars(self), "windows": [vars(window) for window in self.windows]}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"windows": [vars(window) for window in self.windows]}

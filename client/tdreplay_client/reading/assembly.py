@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,12 @@ __all__ = ["assemble", "only_batch"]
 
 
 def assemble(
-    messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer, sizes: range, loans: SegmentLoans | None = None
+    messages: Iterator[bytes],
+    message_type: type[Message],
+    transfer: DeviceTransfer,
+    sizes: range,
+    loans: SegmentLoans | None = None,
+    without_batch: Callable[[Any], object] = bool,
 ) -> Iterator[PendingBatch]:
     """The batches of `messages`, whose blocks are in the messages or in segments of `loans`, on their way to the device of `transfer`.
 
@@ -37,6 +42,7 @@ def assemble(
         transfer: brings batches to the device.
         sizes: the numbers of rows that a batch may have, by what was asked for.
         loans: the memory that is shared with the server, where there is any.
+        without_batch: told of the fields of each message that brings none, and only says how far an epoch is.
 
     Raises:
         CodecError: a message is not a block of the batch that it belongs to.
@@ -45,6 +51,7 @@ def assemble(
     for message in messages:
         head, block = _decoded(message, message_type, loans)
         if block is None:
+            without_batch(head)
             continue
         _check_size(head, sizes)
         columns, batch_size, names = block.columns, (head.batch_rows, *block.batch_shape[1:]), block.header.dim_names

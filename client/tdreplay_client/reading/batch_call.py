@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from google.protobuf.message import Message
@@ -106,10 +106,10 @@ class BatchCall:
         """Whether the server did not say yet what became of some updates."""
         return self._sent_updates > sum(self.updated)
 
-    def batches(self, messages: Iterator[bytes], transfer: DeviceTransfer) -> Iterator[PendingBatch]:
-        """The batches that `messages` of this call bring."""
+    def batches(self, messages: Iterator[bytes], transfer: DeviceTransfer, without_batch: Callable[[Any], object] = bool) -> Iterator[PendingBatch]:
+        """The batches that `messages` of this call bring. `without_batch`: as in `assemble`."""
         loans = None if self.segments is None else SegmentLoans(self.segments, self.credit)
-        return assemble(messages, self._response, transfer, self._sizes, loans)
+        return assemble(messages, self._response, transfer, self._sizes, loans, without_batch)
 
 
 _CALLS: dict[Any, tuple[str, type[Message]]] = {pb.SampleRequest: ("Sample", pb.SampleResponse), pb.EpochRequest: ("Epoch", pb.EpochResponse)}

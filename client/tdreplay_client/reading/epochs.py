@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tensordict import TensorDict
@@ -52,8 +53,14 @@ class EpochStream(BatchStream):
         progress = pending.head.progress
         if pending.number >= len(progress):
             raise CodecError(f"batch {pending.number} of a message came without its progress: the message has that of {len(progress)}")
-        found = progress_from_message(progress[pending.number])
-        return EpochPlace(found.epoch, found.position, self._began.overwritten + found.overwritten)
+        return self._place_of(progress[pending.number])
+
+    def _without_batch(self, place: EpochPlace, head: Any) -> EpochPlace:
+        return self._place_of(head.progress[-1])
+
+    def _place_of(self, progress: Any) -> EpochPlace:
+        found = progress_from_message(progress)
+        return replace(found, overwritten=self._began.overwritten + found.overwritten)
 
     @property
     def place(self) -> EpochPlace:
@@ -100,7 +107,7 @@ class RemoteEpochs(Epochs):
         batch = next(self._stream, None)
         if batch is not None:
             return batch, self._stream.place
-        return None, self._place if self._stopped else self._plan.end(self._place)
+        return None, self._place if self._stopped else self._plan.end(self._stream.place)
 
     def _break_off(self) -> None:
         self._stream.go_back(self._place)

@@ -6,8 +6,9 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -37,6 +38,20 @@ LAST_WORDS_SECONDS = 0.5
 """How long `close` lets the server hear what was said last: batches that were taken, and updates of priorities."""
 VERSION = 1
 """Of the tokens of streams."""
+
+
+class _Progress(NamedTuple):
+    """A message without a batch: the server is at work.
+
+    Attributes:
+        head: Its fields.
+    """
+
+    head: Any
+
+
+Ready: TypeAlias = "queue.SimpleQueue[PendingBatch | _Progress | BaseException]"
+"""What came, and at last how the call ended."""
 
 
 class BatchStream(OfOneProcess, Iterator[TensorDict]):
@@ -113,6 +128,10 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         """The place after a batch that came at `place`."""
         return place + 1
 
+    def _without_batch(self, place: Any, head: Any) -> Any:
+        """The place after a message without a batch that came at `place`."""
+        return place
+
     def state_dict(self) -> dict[str, Any]:
         """A token for `load_state_dict`: the seed and the number of the next batch, as a dict that `json.dumps` takes. It costs no call.
 
@@ -151,11 +170,12 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self._updated, self._call = self.updated, None
         self._call = call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, self._prefetch, shared, budget))
         self.shared = call.segments is not None
-        self._ready: queue.SimpleQueue[PendingBatch | BaseException] = queue.SimpleQueue()
+        self._ready: Ready = queue.SimpleQueue()
         self._end = weakref.finalize(self, end_call, call.requests, call.answers)
         self._lost = False
         call.grant()
-        self._reader = start_reader(_read, call.batches(call.answers.without_deadline(), self._transfer), self._ready, call.credit)
+        batches = call.batches(call.answers.without_deadline(), self._transfer, partial(_note, self._ready))
+        self._reader = start_reader(_read, batches, self._ready, call.credit)
         if self._over:  # Another thread closed the stream meanwhile, and did not see this call.
             self._end_call()
 
@@ -224,16 +244,24 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         """What comes next from a call, or how it ended."""
         if self._counted and self._ready.empty():
             call.say_taken()  # What this waits for may follow from it.
-        try:
-            pending = self._ready.get(timeout=budget.left)
-        except queue.Empty:
-            pending = self._within_grace()
-        while self._counted and not isinstance(pending, BaseException) and not call.answers.active:
-            pending = self._ready.get()  # What came before the end of the call is drawn again.
+        pending = self._in_time(budget)
+        while not isinstance(pending, BaseException):
+            if isinstance(pending, _Progress):
+                budget.answered()
+                self._place = self._without_batch(self._place, pending.head)
+                pending = self._in_time(budget)
+            elif self._counted and not call.answers.active:
+                pending = self._ready.get()  # What came before the end of the call is drawn again.
+            else:
+                break
         return pending
 
-    def _within_grace(self) -> PendingBatch | BaseException:
-        """What came in time while this process stood still; the error for what did not."""
+    def _in_time(self, budget: RetryBudget) -> PendingBatch | BaseException | _Progress:
+        """What came in time; the error for what did not. This process may have stood still meanwhile."""
+        try:
+            return self._ready.get(timeout=budget.left)
+        except queue.Empty:
+            pass
         try:
             return self._ready.get(timeout=GRACE_SECONDS)
         except queue.Empty:
@@ -304,6 +332,11 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self.close()
 
 
+def _note(ready: Ready, head: Any) -> None:
+    """Notes that a message came without a batch."""
+    ready.put(_Progress(head))
+
+
 def _magnitudes(td_error: Any) -> Any:
     """The absolute values of numbers, where they are any."""
     if isinstance(td_error, torch.Tensor):
@@ -312,7 +345,7 @@ def _magnitudes(td_error: Any) -> Any:
     return np.abs(values) if values.dtype.kind in "iuf" else td_error
 
 
-def _read(batches: Iterator[PendingBatch], ready: queue.SimpleQueue[PendingBatch | BaseException], credit: BatchCredit) -> None:
+def _read(batches: Iterator[PendingBatch], ready: Ready, credit: BatchCredit) -> None:
     """Reads the batches of a call until it ends, and says how it ended."""
     try:
         for batch in batches:

@@ -82,7 +82,7 @@ class _OnOverwriteEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ON_OVERWRITE_UNSPECIFIED: _OnOverwrite.ValueType  # 0
     """As ON_OVERWRITE_REPLACE."""
     ON_OVERWRITE_SKIP: _OnOverwrite.ValueType  # 1
-    """It is left out: its batch is smaller. A batch of which nothing is left is left out."""
+    """It is left out: its batch is smaller. A batch of which nothing is left is left out. Of a table with trajectories the next step or anchor comes."""
     ON_OVERWRITE_RAISE: _OnOverwrite.ValueType  # 2
     """The call ends with FAILED_PRECONDITION, in place of the batch."""
     ON_OVERWRITE_REPLACE: _OnOverwrite.ValueType  # 3
@@ -94,7 +94,7 @@ class OnOverwrite(_OnOverwrite, metaclass=_OnOverwriteEnumTypeWrapper):
 ON_OVERWRITE_UNSPECIFIED: OnOverwrite.ValueType  # 0
 """As ON_OVERWRITE_REPLACE."""
 ON_OVERWRITE_SKIP: OnOverwrite.ValueType  # 1
-"""It is left out: its batch is smaller. A batch of which nothing is left is left out."""
+"""It is left out: its batch is smaller. A batch of which nothing is left is left out. Of a table with trajectories the next step or anchor comes."""
 ON_OVERWRITE_RAISE: OnOverwrite.ValueType  # 2
 """The call ends with FAILED_PRECONDITION, in place of the batch."""
 ON_OVERWRITE_REPLACE: OnOverwrite.ValueType  # 3
@@ -1114,7 +1114,9 @@ class EpochRequest(google.protobuf.message.Message):
     seed: builtins.int
     """Makes the random orders the same in every call with the same seed and the same live rows. Unset: they differ. First message only."""
     drop_last: builtins.bool
-    """Leaves out an epoch's last batch if it has fewer rows than the others. First message only."""
+    """Leaves out an epoch's last batch if it has fewer rows than the others. Of a table with trajectories each learner leaves out its own, and learners
+    may have different numbers of batches. First message only.
+    """
     batches_per_message: builtins.int
     """The most batches that one message may carry, if they are small; 0 means 1. First message only."""
     shared_slots: builtins.int
@@ -1140,7 +1142,9 @@ class EpochRequest(google.protobuf.message.Message):
     epoch: builtins.int
     """The epoch with which the call begins, from 0 to `n_epochs`. First message only."""
     position: builtins.int
-    """The number of this learner's places of that epoch that are left out because they came before: a multiple of `batch_size`. First message only."""
+    """The number of this learner's places of that epoch that are left out because they came before: a multiple of `batch_size`. Of a table with
+    trajectories: any number that `progress` said. First message only.
+    """
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`. First message only."""
@@ -1151,8 +1155,8 @@ class EpochRequest(google.protobuf.message.Message):
 
     @property
     def windows(self) -> global___WindowQuery:
-        """As in Sample. The anchors of the window come, `batch_size` in a batch: steps whose own window lies in it. `position` then counts places of rows, and
-        may be any number that `progress` said. First message only.
+        """As in Sample. The anchors of the window come, `batch_size` in a batch: steps whose own window lies in it, whatever steps came later. `position`
+        counts places of rows, whether an anchor is there or not. Without windows the steps come so. First message only.
         """
 
     def __init__(
@@ -1227,7 +1231,7 @@ class EpochResponse(google.protobuf.message.Message):
     batch_rows: builtins.int
     """The number of rows of one batch. A block of a multiple of these rows holds several batches, one after the other. Where a batch has several blocks,
     a later one may say fewer than those before it: rows were overwritten meanwhile. Its block may then be empty. 0, with `progress`: there is neither
-    block nor batch. The server says so now and then while it leaves out many rows.
+    block nor batch. The server says so now and then while it leaves out many rows, and of a table with trajectories at the end.
     """
     first_row: builtins.int
     """The place of this block's first row in the batch. The batch is whole when its last row came."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import torch
 
 from tdreplay.epochs import START, EpochPlace, EpochPlan, EpochQuery
 from tdreplay.errors import EmptyTableError, OverwrittenError, TableChangedError, TableNotFoundError, TokenError
+from tdreplay.windows import WindowQuery
 from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.system.interrupts import lets_go
@@ -19,10 +20,13 @@ from tdreplay_server.tables.orders import RandomOrder
 from tdreplay_server.tables.reading import taken
 from tdreplay_server.tables.selection import RowFormat, Selection
 
-__all__ = ["EpochBatch", "EpochBatches", "EpochPart", "PinnedRows", "plan_of"]
+__all__ = ["PLACES", "EpochBatch", "EpochBatches", "EpochPart", "FormatOf", "PinnedRows", "plan_of"]
 
 PLACES = 1 << 12
 """So many places of an order are computed at once: enough that one costs little, and few enough that the first batch comes at once."""
+
+FormatOf: TypeAlias = "Callable[[Sequence[str] | None, WindowQuery | None], RowFormat]"
+"""Names of fields, and windows -> what is read of each row. To be called under the table's lock."""
 
 
 class PinnedRows:
@@ -74,7 +78,7 @@ class EpochPart(NamedTuple):
 
     Attributes:
         rows: Those that come.
-        gone: How many rows of it were overwritten: left out or replaced.
+        gone: How many rows of it were overwritten: left out or replaced. Of a batch of anchors: since it was found.
         left: How many rows of the batch come after the part.
         gone_later: How many rows of the batch after the part were overwritten.
     """
@@ -85,8 +89,10 @@ class EpochPart(NamedTuple):
     gone_later: int
 
 
-def plan_of(log: RowLog, query: EpochQuery, seed: int | None) -> EpochPlan:
+def plan_of(log: RowLog, query: EpochQuery, seed: int | None, *, of_steps: bool) -> EpochPlan:
     """Epochs over the rows that are live now, with random orders of that seed. To be called under the table's lock.
+
+    `of_steps`: whether the rows are steps.
 
     Raises:
         EmptyTableError: there is none.
@@ -94,7 +100,7 @@ def plan_of(log: RowLog, query: EpochQuery, seed: int | None) -> EpochPlan:
     ring = log.ring
     if log.schema is None or not ring.size:
         raise EmptyTableError("the table is empty: there is no row to read yet")
-    return EpochPlan.over(query, log.config.name, log.generation_id, range(ring.oldest, ring.write_count), seed)
+    return EpochPlan.over(query, log.config.name, log.generation_id, range(ring.oldest, ring.write_count), seed, of_steps=of_steps)
 
 
 class EpochBatches:
@@ -106,6 +112,7 @@ class EpochBatches:
 
     Args:
         log: Has the rows.
+        format_of: Says what is read of each row.
         plan: What comes.
         place: The first batch that is asked for.
 
@@ -115,18 +122,16 @@ class EpochBatches:
         FieldNotFoundError: a field is not there.
     """
 
-    def __init__(self, log: RowLog, plan: EpochPlan, place: EpochPlace = START) -> None:
+    def __init__(self, log: RowLog, format_of: FormatOf, plan: EpochPlan, place: EpochPlace = START) -> None:
         self._log, self.plan = log, plan
         plan.check_place(place)
         with log.shared:
             self._check_generation()
-            ring, schema = log.ring, log.schema
-            if schema is None:
-                raise EmptyTableError("the table is empty: there is no row to read yet")
+            ring = log.ring
             if not 0 <= plan.first_row_id < plan.end_row_id <= ring.write_count or plan.rows > ring.buffer_size:
                 window = f"[{plan.first_row_id}, {plan.end_row_id})"
                 raise TokenError(f"the window of row ids {window} must be 1 to {ring.buffer_size} of those below {ring.write_count}")
-            self.format = RowFormat(schema.select(plan.query.fields), schema.row_shape, schema.dim_names)
+            self.format = format_of(plan.query.fields, plan.query.windows)
             self._buffer_size = ring.buffer_size
         self._known: tuple[int, int, RowIds] | None = None
 
@@ -142,6 +147,10 @@ class EpochBatches:
         ids = self._ids(place)
         with self._log.shared:
             return self._batch(ids, place)
+
+    def sought(self, place: EpochPlace) -> Iterator[EpochBatch | None]:
+        """The batch at a place before the end, and before it None each time that others had the lock while it was looked for. Errors: as `at`."""
+        yield self.at(place)
 
     def let_go(self) -> None:
         """Sees to it that nobody waits for this thread, which was interrupted."""
@@ -159,6 +168,10 @@ class EpochBatches:
     def places(self, batch: EpochBatch) -> int:
         """How many rows a batch has where none is overwritten."""
         return len(self._ids(batch.place))
+
+    def after(self, batch: EpochBatch, gone: int) -> EpochPlace:
+        """The place after a batch that was read in parts, of which so many rows were overwritten."""
+        return replace(batch.after, overwritten=batch.place.overwritten + gone)
 
     def part(self, batch: EpochBatch, start: int, stop: int, most: int) -> EpochPart:
         """What comes at the places from start to stop of a batch, at this moment: at most so many rows. Errors: as `at`."""
@@ -211,11 +224,15 @@ class EpochBatches:
     def _ids(self, place: EpochPlace) -> RowIds:
         """The ids of the batch at `place`, whatever became of the rows."""
         size = self.plan.query.batch_size
-        first = place.position // (step := size * max(1, PLACES // size)) * step
+        return self._ids_from(place, size, size * max(1, PLACES // size))
+
+    def _ids_from(self, place: EpochPlace, most: int, step: int) -> RowIds:
+        """The ids at up to `most` places from `place` on, of which `step` are computed at once."""
+        first = place.position // step * step
         known = self._known
         if known is None or known[:2] != (place.epoch, first):
             self._known = known = (place.epoch, first, self._computed(place.epoch, first, min(first + step, self.plan.share)))
-        return known[2][place.position - first :][:size]
+        return known[2][place.position - first :][:most]
 
     def _computed(self, epoch: int, start: int, stop: int) -> RowIds:
         """The ids at the learner's places from start to stop of an epoch."""

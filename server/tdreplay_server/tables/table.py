@@ -39,6 +39,7 @@ from tdreplay_server.tables.limiters import AT_ONCE, Wait
 from tdreplay_server.tables.reading import gathered, taken
 from tdreplay_server.tables.sampling import Sampling
 from tdreplay_server.tables.selection import BatchQuery, ChosenRows, RowFormat, RowsInSlots, Selection
+from tdreplay_server.tables.step_epochs import StepEpochBatches
 from tdreplay_server.tables.trajectories.connected_writers import ConnectedWriter, ConnectedWriters
 from tdreplay_server.tables.trajectories.episode_list import EpisodeList
 from tdreplay_server.tables.trajectories.step_table import StepTable
@@ -329,21 +330,29 @@ class Table:
 
         Raises:
             EmptyTableError: there is no row.
+            NoTrajectoriesError: windows are asked of rows that are no steps.
         """
         with self._row_log.shared:
             self._row_log.check_open()
-            return plan_of(self._row_log, query, seed)
+            if query.windows is not None:
+                self._check_steps()
+            return plan_of(self._row_log, query, seed, of_steps=self._steps is not None)
 
     @lets_go
     def epochs(self, plan: EpochPlan, place: EpochPlace) -> EpochBatches:
         """The batches of `plan`, of which that at `place` is the first. Errors: as `EpochBatches`."""
-        return EpochBatches(self._row_log, plan, place)
+        if self._steps is None:
+            return EpochBatches(self._row_log, self._epoch_format, plan, place)
+        return StepEpochBatches(self._row_log, self._epoch_format, self._steps.index, self.take, plan, place)
+
+    def _epoch_format(self, fields: Sequence[str] | None, windows: WindowQuery | None) -> RowFormat:
+        return self._format(fields, windows, or_empty=True)
 
     def _format(self, fields: Sequence[str] | None, windows: WindowQuery | None = None, *, or_empty: bool = False) -> RowFormat:
         """What is read of each row. `or_empty`: it is known where rows have been there as well."""
         self._row_log.check_open()
-        if windows is not None and self._steps is None:
-            raise NoTrajectoriesError("windows are of tables with trajectories alone: the rows of this one are no steps of episodes")
+        if windows is not None:
+            self._check_steps()
         schema = self._row_log.schema
         if schema is None or not (self._row_log.ring.size or or_empty):
             raise EmptyTableError("the table is empty: there is no row to sample yet")
@@ -351,6 +360,10 @@ class Table:
             return self._steps.format(schema, windows, fields, self._row_log.ring.buffer_size)
         chosen = self._steps.sent(schema) if self._steps is not None and fields is None else schema.select(fields)
         return RowFormat(chosen, schema.row_shape, schema.dim_names)
+
+    def _check_steps(self) -> None:
+        if self._steps is None:
+            raise NoTrajectoriesError("windows are of tables with trajectories alone: the rows of this one are no steps of episodes")
 
     def _selection(self, found: RowFormat, rows: int, chosen: ChosenRows) -> Selection:
         return Selection(found, rows, chosen, self._row_log.version)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from tdreplay.epoch_messages import progress_to_message
@@ -21,8 +21,11 @@ from tdreplay_server.transport.shared_memory import Segments
 
 __all__ = ["EpochStream"]
 
-EMPTY_BATCHES = 256
-"""So many batches may be left out before the client hears of it, and the server hears whether the client is still there."""
+EMPTY_BATCHES, SILENT_SECONDS = 256, 0.25
+"""So many batches may be left out, and so long may the next one be looked for, before the client hears of it.
+
+The server then hears whether the client is still there.
+"""
 
 CHANGED = (OverwrittenError, TableChangedError)
 """What was selected cannot be read any more: it is selected again, and where that cannot be, the error says why."""
@@ -43,30 +46,56 @@ class EpochStream:
 
     def messages(self, place: EpochPlace, granted: Credits, most: int) -> Iterator[Any]:
         """The batches from `place` on, up to `most` of them in a message. No credit is awaited at the end."""
-        owed = left_out = 0
+        owed, told, left_out = 0, place, 0
+        self._spoke = time.monotonic()
         while not self._batches.plan.is_over(place):
-            batch = self._batches.at(place)
+            batch = yield from self._found(place)
             if not batch.rows.rows:
                 place, left_out = batch.after, left_out + 1
-                if left_out % EMPTY_BATCHES == 0 and self._says_progress:
-                    yield pb.EpochResponse(**self._head([place]))
+                if left_out % EMPTY_BATCHES == 0 or self._is_silent:
+                    told = yield from self._progress(place)
                 continue
             owed = owed or granted.take(most)
             if not owed:
                 return
             try:
                 run = self._run(batch, owed)
-                place = yield from self._sent(run)
+                place = told = yield from self._sent(run)
             except CHANGED:
                 continue  # Nothing of it was sent. It comes as it is now, or the next try says why it cannot.
-            owed -= len(run)
+            owed, self._spoke = owed - len(run), time.monotonic()
+        if self._batches.plan.of_steps and place != told:
+            yield from self._progress(place)  # Else the client would not know how much of what did not come was overwritten.
+
+    def _found(self, place: EpochPlace) -> Generator[Any, None, EpochBatch]:
+        """The batch at a place. Where it takes long to find, the client hears that it is looked for."""
+        sought = self._batches.sought(place)
+        while (batch := next(sought)) is None:
+            if self._is_silent:
+                yield from self._progress(place)
+        return batch
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether the client has heard nothing for a while."""
+        return time.monotonic() - self._spoke >= SILENT_SECONDS
+
+    def _progress(self, place: EpochPlace) -> Generator[Any, None, EpochPlace]:
+        """Says how far it is, where the client wants to know, and gives the place."""
+        if self._says_progress:
+            yield pb.EpochResponse(**self._head([place]))
+            self._spoke = time.monotonic()
+        return place
 
     def _run(self, first: EpochBatch, most: int) -> list[EpochBatch]:
-        """The batches that share a message: up to `most` with as many rows each, one after the other."""
+        """The batches that share a message: up to `most` with as many rows each, one after the other, as far as they are found at once."""
         run = [first]
         while len(run) < most and not self._batches.plan.is_over(run[-1].after):
-            batch = self._batches.at(run[-1].after)
-            if batch.rows.rows != first.rows.rows:
+            try:
+                batch = next(self._batches.sought(run[-1].after))
+            except CHANGED:
+                break  # It is raised in place of that batch.
+            if batch is None or batch.rows.rows != first.rows.rows:
                 break
             run.append(batch)
         return run
@@ -108,7 +137,7 @@ class EpochStream:
             part = self._batches.part(batch, start, start + step, announced - sent)
             if part.rows.rows or (sent and not part.left):  # A block without rows says that no more come.
                 total = sent + part.rows.rows + part.left
-                after = replace(batch.after, overwritten=batch.place.overwritten + gone + part.gone + part.gone_later)
+                after = self._batches.after(batch, gone + part.gone + part.gone_later)
                 try:
                     message = self._block(Outgoing(part.rows, total, self._head([after])), sent)
                 except CHANGED:

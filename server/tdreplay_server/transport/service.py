@@ -137,7 +137,9 @@ class ReplayBufferService:
     def Epoch(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
         table, asked = self._tables[query.table], epoch_query_from_message(query, _fields(query.fields))
-        plan = plan_from_message(query, asked) if query.generation_id else table.plan_epochs(asked, asked.seed)
+        plan = (
+            plan_from_message(query, asked, of_steps=bool(table.config.trajectories)) if query.generation_id else table.plan_epochs(asked, asked.seed)
+        )
         place = place_from_message(query)
         batches = table.epochs(plan, place)
         most = batches_per_message(query.batches_per_message, asked.batch_size, batches.format)

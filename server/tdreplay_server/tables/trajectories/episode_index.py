@@ -207,6 +207,15 @@ class EpisodeIndex:
         """The numbers of rows in their episodes."""
         return _parts(self._keys[ids % self._buffer_size])[1]
 
+    def places_of(self, ids: RowIds) -> Slots:
+        """The places of the rows' episodes in `episodes`."""
+        return _parts(self._keys[ids % self._buffer_size])[0]
+
+    def has_before(self, ids: RowIds, steps: int) -> npt.NDArray[np.bool_]:
+        """For each row whether so many steps before it are live, or as many as there ever were."""
+        found: npt.NDArray[np.bool_] = np.maximum(self.steps_of(ids) - steps, 0) >= self.episodes.first_step[self.places_of(ids)]
+        return found
+
     def are_steps(self, ids: RowIds) -> npt.NDArray[np.bool_]:
         """For each row whether it is a step, and no final observation."""
         found: npt.NDArray[np.bool_] = (self._kind[ids % self._buffer_size] & FINAL) == 0
@@ -235,6 +244,13 @@ class EpisodeIndex:
         places, steps = _parts(self._keys[ids % self._buffer_size])
         following = self.episodes.last_step[places] - steps
         return np.minimum(steps, rule.before), np.minimum(following + 1, rule.steps)
+
+    def first_rows(self, ids: RowIds, rule: AnchorRule) -> RowIds:
+        """The ids of the oldest rows that anchors need."""
+        if not rule.before:
+            return ids
+        before, _ = self.around(ids, rule)
+        return self.rows_at(ids, -before[:, None])[:, 0]
 
     def rows_at(self, ids: RowIds, offsets: Offsets) -> RowIds:
         """The ids of the rows so many steps after live rows, final observations among them: int64 of the shape of `offsets`; -1 where none is live.

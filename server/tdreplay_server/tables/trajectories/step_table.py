@@ -138,8 +138,7 @@ class StepTable:
 
     def first_rows(self, ids: RowIds, rule: AnchorRule) -> RowIds:
         """The ids of the oldest rows that anchors need."""
-        before, _ = self.index.around(ids, rule)
-        return self.index.rows_at(ids, -before[:, None])[:, 0]
+        return self.index.first_rows(ids, rule)
 
     def are_lost(self, rule: AnchorRule, ids: RowIds, ring: Ring) -> npt.NDArray[np.bool_]:
         """For each anchor that was drawn whether it, or a row that it needs, was overwritten."""

@@ -42,6 +42,7 @@ from tdreplay_server.tables.selection import BatchQuery, ChosenRows, RowFormat, 
 from tdreplay_server.tables.step_epochs import StepEpochBatches
 from tdreplay_server.tables.trajectories.connected_writers import ConnectedWriter, ConnectedWriters
 from tdreplay_server.tables.trajectories.episode_list import EpisodeList
+from tdreplay_server.tables.trajectories.step_columns import StepColumns
 from tdreplay_server.tables.trajectories.step_table import StepTable
 from tdreplay_server.tables.trajectories.window_format import WindowFormat
 
@@ -124,6 +125,7 @@ class Table:
             columns, schema = self._as_stored(columns, schema)
         if self._steps is not None:
             self._steps.check_schema(schema)
+            columns = StepColumns.owned(columns)
         insert = Insert(columns, schema, rows, key, priorities)
         if self._sampling.is_unlimited:
             return self._row_log.insert(insert)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ Keys = npt.NDArray[np.int64]
 
 SCANNED_ROWS = 100
 """So many rows are looked at in the time that it takes to follow an episode from one row to the next."""
+
+Ordered: TypeAlias = "tuple[StepColumns, Slots, Slots]"
+"""Rows, and what `StepColumns.by_episode` says of them."""
 
 Offsets = npt.NDArray[np.int64]
 """Numbers of steps after an anchor, or before it where they are negative: shape [n, length]."""
@@ -69,6 +72,7 @@ class EpisodeIndex:
         """Knows no row. The arrays are made for the first one."""
         self.episodes = EpisodeTable()
         self.returns.begin_anew()
+        self._expected: tuple[int, Ordered] | None = None  # The id of the first one of the rows that were expected, and these.
         self._known_oldest = self._known_end = 0
         self._keys: Keys = np.zeros(0, np.int64)
 
@@ -144,8 +148,8 @@ class EpisodeIndex:
         if not ids:
             return
         ranges = slot_ranges(ids.start, len(ids), self._buffer_size)
-        columns, rewards = StepColumns.read(ranges, self._read), self.returns.rewards.of(ranges)
-        order, firsts = columns.by_episode()
+        rewards = self.returns.rewards.of(ranges)
+        columns, order, firsts = self._expected_rows(ids) or self._read_rows(ranges)
         rows = order + ids.start
         slots = rows % self._buffer_size
         steps, kinds = columns.steps[order], columns.kinds[order]
@@ -163,6 +167,18 @@ class EpisodeIndex:
         if rewards is not None:
             self.returns.add(places, np.where(kinds & FINAL, 0.0, rewards[order]), firsts)
         self.returns.ended(ended, ends, self.episodes.last_step[ended] + 1, ids)
+
+    def expect(self, rows: Ordered | None) -> None:
+        """The next rows that come are these, if so many come: they need not be read. None: it is not known which ones come."""
+        self._expected = None if rows is None else (self._end, rows)
+
+    def _expected_rows(self, ids: range) -> Ordered | None:
+        expected, self._expected = self._expected, None
+        return expected[1] if expected is not None and (expected[0], len(expected[1][0].steps)) == (ids.start, len(ids)) else None
+
+    def _read_rows(self, ranges: Sequence[tuple[int, int]]) -> Ordered:
+        columns = StepColumns.read(ranges, self._read)
+        return (columns, *columns.by_episode())
 
     def _placed(self, episode_ids: npt.NDArray[np.int64]) -> tuple[Places, npt.NDArray[np.bool_]]:
         """The places of episodes, and whether each was there before."""

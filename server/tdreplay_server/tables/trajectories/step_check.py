@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tdreplay.errors import EpisodeError, SchemaError
 from tdreplay.schema import Schema
@@ -42,6 +44,14 @@ def check_step_schema(schema: Schema, trajectories: Trajectories) -> None:
     for name in (*trajectories.ends, *trajectories.final_fields):
         if not any(field.name == name or field.name.startswith(f"{name}.") for field in schema.fields):
             raise SchemaError(f"field {name!r} is missing: the trajectories of this table have it, {trajectories}")
+    _check_ends(schema, trajectories)
+
+
+def _check_ends(schema: Schema, trajectories: Trajectories) -> None:
+    for name in trajectories.ends:
+        end = schema.fields_by_name.get(name)
+        if end is None or end.dtype is not torch.bool or math.prod(end.shape) != 1:
+            raise SchemaError(f"field {name!r}: expected BOOL with one value a step, got {end or 'fields below it'}: it says that an episode ended")
 
 
 class StepCheck:
@@ -64,13 +74,16 @@ class StepCheck:
         columns = StepColumns.given(insert.columns)
         columns.check_values()
         self._index.current()
+        self._index.expect(None)
         if before:
             columns = StepColumns.joined([*(StepColumns.given(other.columns) for other in before), columns])
-        self._check_order(columns)
+        ordered = columns.by_episode()
+        self._check_order(columns, *ordered)
         self._check_writer(columns.episode_ids[-insert.rows :], insert)
+        if not before:
+            self._index.expect((columns, *ordered))
 
-    def _check_order(self, columns: StepColumns) -> None:
-        order, firsts = columns.by_episode()
+    def _check_order(self, columns: StepColumns, order: Slots, firsts: Slots) -> None:
         ids, steps, kinds = columns.episode_ids[order], columns.steps[order], columns.kinds[order]
         known_steps, known_kinds, known = self._known(ids[firsts])
         previous_steps, previous_kinds = np.empty_like(steps), np.empty_like(kinds)

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from tdreplay.errors import EpisodeError
 from tdreplay.system_fields import EPISODE_ID, STEP, STEP_FIELDS, STEP_KIND, StepKind
+from tdreplay_server.storage.ring import Slots
 
 __all__ = ["END", "FINAL", "FINAL_FOLLOWS", "Kinds", "StepColumns"]
 
@@ -54,12 +55,17 @@ class StepColumns(NamedTuple):
         """Those of columns that are to be inserted: tensors or rows of bytes."""
         return cls(*(_array(columns[field.name], DTYPES[field.name]) for field in STEP_FIELDS))
 
+    @staticmethod
+    def owned(columns: Mapping[str, Any]) -> dict[str, Any]:
+        """The same columns, with copies of those of steps: a client that shares their memory could change them meanwhile."""
+        return {**columns, **{field.name: columns[field.name].copy() for field in STEP_FIELDS if isinstance(columns[field.name], np.ndarray)}}
+
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The rows of several parts, one after the other."""
         return parts[0] if len(parts) == 1 else cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
-    def by_episode(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    def by_episode(self) -> tuple[Slots, Slots]:
         """An order of the rows in which those of an episode stand together, in their order; and the places at which another episode begins."""
         order = self.episode_ids.argsort(kind="stable")
         ids = self.episode_ids[order]

@@ -72,6 +72,7 @@ class StepTable:
         self.writers = ConnectedWriters()
         self.steps = StepCheck(self.index)
         self._formats = WindowFormats()
+        self._checked_schema: Schema | None = None  # The one of the last rows that were inserted, mostly that of the next ones.
         self._latest = threading.local()  # The selection of which this thread read a part last, and its windows.
         self._lately: dict[AnchorRule, None] = {}  # The rules by which anchors were drawn.
         self.uniform = UniformAnchors(self.index)
@@ -94,7 +95,9 @@ class StepTable:
 
     def check_schema(self, schema: Schema) -> None:
         """As `check_step_schema`."""
-        check_step_schema(schema, self._trajectories)
+        if schema is not self._checked_schema:
+            check_step_schema(schema, self._trajectories)
+            self._checked_schema = schema
 
     def check(self, insert: Insert, before: Sequence[Insert]) -> None:
         """As `RowListener.check`."""

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tdreplay.api import BaseReplayBuffer
-from tdreplay.errors import MissingRowsError
+from tdreplay.errors import EpisodeNotFoundError, MissingRowsError
 from tdreplay.samplers import Prioritized, Sampler, Uniform
 from tdreplay.views import View
-from trajectory_check import Checked, check_rows
+from trajectory_check import Checked, check_episodes, check_rows
 from trajectory_oracle import Ring
 from trajectory_stage import Crew, Stage
 from trajectory_views import VIEWS
@@ -128,6 +128,19 @@ class TrajectoryMachine(RuleBasedStateMachine):
     @rule(view=views)
     def slots(self, view: View) -> None:
         self.checked(view).slots(5)
+
+    @rule(view=views, shuffle=st.booleans())
+    def epochs(self, view: View, shuffle: bool) -> None:
+        self.checked(view).epochs(shuffle=shuffle)
+
+    @rule()
+    def episodes(self) -> None:
+        check_episodes(self.buffer, self.stage.ring, returns=self.saved is None)
+
+    @rule()
+    def no_episode(self) -> None:
+        with pytest.raises(EpisodeNotFoundError):
+            self.buffer.episode(12345)
 
     @invariant()
     def holds_what_was_played(self) -> None:

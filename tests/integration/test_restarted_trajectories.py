@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tdreplay.samplers import Prioritized, Sampler, Uniform
-from trajectory_check import Checked, check_rows
+from trajectory_check import Checked, check_episodes, check_rows
 from trajectory_homes import HOMES, Home
 from trajectory_stage import Stage
 from trajectory_views import SEQUENCES, TRANSITIONS
@@ -34,6 +34,7 @@ def check(stage: Stage) -> None:
         checked = Checked(stage.buffer, stage.ring, view)
         checked.random(prioritized=stage.prioritized)
         checked.slots(3)
+        checked.epochs(shuffle=True)
 
 
 @pytest.mark.parametrize("capacity", CAPACITIES.values(), ids=CAPACITIES)
@@ -45,6 +46,7 @@ def test_episodes_go_on_after_their_server_was_killed(home, sampler, capacity):
     check_rows(stage.buffer, stage.ring)
     stage.play(60)
     check(stage)
+    check_episodes(stage.buffer, stage.ring)
 
 
 @pytest.mark.parametrize("capacity", CAPACITIES.values(), ids=CAPACITIES)

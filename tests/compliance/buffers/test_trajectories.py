@@ -15,7 +15,7 @@ from tdreplay.samplers import Fifo, Lifo, MaxHeap, MinHeap, Prioritized, Sampler
 from tdreplay.sequences import Sequences
 from tdreplay.transitions import Transitions
 from tdreplay.views import View
-from trajectory_check import Checked, check_rows
+from trajectory_check import Checked, check_episodes, check_rows
 from trajectory_play import ENDS, TRAJECTORIES
 from trajectory_stage import Stage
 from trajectory_views import SEQUENCES, TRANSITIONS, VIEWS
@@ -74,6 +74,8 @@ def test_a_view_brings_exactly_its_anchors_each_as_it_was_played(scenario, sampl
         checked = Checked(stage.buffer, stage.ring, view)
         checked.random(prioritized=sampler.has_priorities)
         checked.slots(OTHERS)
+        checked.epochs(shuffle=sampler.has_priorities)
+    check_episodes(stage.buffer, stage.ring)
 
 
 def test_a_stream_brings_exactly_the_anchors(sampler, kind, make_buffer):
@@ -150,6 +152,7 @@ def test_without_a_view_each_step_is_drawn_and_no_final_observation(sampler, mak
     for _ in range(60):
         seen |= set(stage.buffer.sample_batch(100)["row_id"].tolist())
     assert seen == set(steps)
+    assert [row_id for batch in stage.buffer.epochs(20) for row_id in batch["row_id"].tolist()] == sorted(steps, key=stage.ring.slot)
 
 
 def test_updated_priorities_count_for_every_view(make_buffer):

@@ -155,6 +155,22 @@ def test_without_a_view_each_step_is_drawn_and_no_final_observation(sampler, mak
     assert [row_id for batch in stage.buffer.epochs(20) for row_id in batch["row_id"].tolist()] == sorted(steps, key=stage.ring.slot)
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+def test_a_description_counts_steps_episodes_and_anchors(scenario, make_buffer):
+    stage = scenario.played(make_buffer, Uniform())
+    episodes = [episode for episode in stage.ring.episodes.values() if episode.steps]
+    for view in VIEWS:
+        anchors = Checked(stage.buffer, stage.ring, view)
+        if len(anchors.anchors):
+            stage.buffer.sample_batch(1, view=view)
+            state, rule = stage.buffer.describe().trajectories, view.query(TRAJECTORIES).rule
+            assert [found.count for found in state.anchors if found.rule == rule] == [len(anchors.anchors)], view
+    state = stage.buffer.describe().trajectories
+    assert (state.steps, state.episodes) == (len(stage.ring.steps), len(episodes))
+    assert state.open_episodes == sum(not episode.ended for episode in episodes)
+    assert state.transitions == len(Checked(stage.buffer, stage.ring, Transitions()).anchors)
+
+
 def test_updated_priorities_count_for_every_view(make_buffer):
     stage = SCENARIOS["wrapped"].played(make_buffer, Prioritized(alpha=1.0))
     views: tuple[View, ...] = (Transitions(1), Transitions(3), Sequences(4, burn_in=2))

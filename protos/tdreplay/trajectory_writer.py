@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,20 @@ class StepSink(ABC):
         """Flushes, and ends."""
 
 
+class _Call(NamedTuple):
+    """A call that gives steps.
+
+    Attributes:
+        given: The steps.
+        before: Where the environments were before them.
+        digest: That of the steps, where it was noted when the call was interrupted.
+    """
+
+    given: Given
+    before: Place
+    digest: bytes | None
+
+
 class TrajectoryWriter(OfOneProcess):
     """Appends the steps of episodes to a table of trajectories: ``buffer.trajectory_writer()`` makes it. Use it in one thread at a time.
 
@@ -120,7 +134,7 @@ class TrajectoryWriter(OfOneProcess):
         self._n_envs, mode = check_whole(n_envs, "n_envs", 1, MAX_BATCH_SIZE), _autoreset(autoreset)
         self._forms, self._finals = StepForms(config.trajectories), FinalForms(config.trajectories)
         self._resets, self._watch = mode == "next_step", ResetWatch(on=mode is None)
-        self._broken: bytes | None = None  # The digest of steps that were taken, although the call that gave them was interrupted.
+        self._pending: _Call | None = None  # A call that is not over: it runs, or was interrupted.
         sink.mark = EpisodePlace.new() if self._n_envs == 1 else EpisodePlaces.new(self._n_envs)
 
     @property
@@ -149,7 +163,11 @@ class TrajectoryWriter(OfOneProcess):
         """
         if self._n_envs > 1:
             self._append_all(step, final, priority)
-            return
+        else:
+            self._append_one(step, final, priority)
+        self._pending = None  # Calls nothing: an interrupt comes before it, or when this call is over.
+
+    def _append_one(self, step: Row, final: Any, priority: Any) -> None:
         steps = self._forms.one(step)
         given = steps.given if priority is None else self._prioritized(steps.given, priority)
         place = self._begun(given)
@@ -185,6 +203,10 @@ class TrajectoryWriter(OfOneProcess):
         """
         if self._n_envs > 1:
             raise InvalidArgumentError(f"extend takes steps of one environment in turn, and this writer has n_envs={self._n_envs}: use append")
+        self._extend(steps, final, priorities)
+        self._pending = None  # As in `append`.
+
+    def _extend(self, steps: Row, final: Any, priorities: Any) -> None:
         found = self._forms.many(steps, None)
         given = self._prioritized(found.given, priorities)
         place = self._begun(given)
@@ -205,7 +227,7 @@ class TrajectoryWriter(OfOneProcess):
             InvalidArgumentError: there is no such environment.
         """
         places = self._environments(envs)
-        place, self._broken = self._paid(), None
+        place, self._pending = self._paid(), None
         self._watch.forget()
         self._sink.mark = (place.new() if len(places) else place) if isinstance(place, EpisodePlace) else place.renewed(places)
 
@@ -316,13 +338,17 @@ class TrajectoryWriter(OfOneProcess):
             raise
 
     def _begun(self, given: Given) -> Any:
-        """Where the environments are before these steps. None: an interrupted call took the same steps."""
-        if self._broken is None:
-            return self._paid()
-        again = self._broken == _digest(given)
+        """Where the environments are before these steps. None: an interrupted call took the same steps.
+
+        What is noted of a call stays until it is over, so an interrupt may come at any moment, also of the call that repeats it.
+        """
+        pending = self._pending
+        if pending is not None and self._sink.mark is not pending.before and (pending.digest or _digest(pending.given)) == _digest(given):
+            self._paid()
+            return None
         place = self._paid()
-        self._broken = None
-        return None if again else place
+        self._pending = _Call(given, place, None)
+        return place
 
     def _paid(self) -> Any:
         """Where the environments are, once the final observations that an interrupted call did not come to are taken."""
@@ -334,12 +360,16 @@ class TrajectoryWriter(OfOneProcess):
         return paid
 
     def _note(self, error: BaseException, given: Given, before: Place) -> None:
-        """Notes by which digest the steps are known if an interrupted call, which took them, is repeated. Another interrupt meanwhile is left out."""
+        """Notes by which digest the steps are known if an interrupted call, which took them, is repeated: their memory may have others by then.
+
+        Another interrupt meanwhile is left out.
+        """
         for _ in range(100):
-            if self._broken is not None or isinstance(error, ReplayError) or self._sink.mark is before:
+            pending = self._pending
+            if isinstance(error, ReplayError) or self._sink.mark is before or pending is None or pending.digest is not None:
                 return
             with suppress(BaseException):
-                self._broken = _digest(given)
+                self._pending = _Call(given, before, _digest(given))
 
     def _prioritized(self, given: Given, priorities: Any) -> Given:
         if priorities is not None and not self._sampler.has_priorities:

@@ -125,17 +125,15 @@ class ResetWatch:
         """What comes next does not follow what was noted."""
         self._last = None
 
-    def look(self, given: Given, *, cast: bool, calls: int = 1) -> None:
-        """Looks at the steps that come next. The user's call is so many calls further up."""
+    def look(self, given: Given, *, cast: bool) -> None:
+        """Looks at the steps that come next. The user called what called the caller."""
         if self._last is None:
             return
         (places, finals), self._last = self._last, None
         if any(_is_same(given, at, {name: column[row] for name, column in finals.items()}, cast=cast) for row, at in enumerate(places)):
             self._on = False
             what = "a step has the observation with which the episode before it ended: it looks like the reset of an environment that resets itself"
-            warnings.warn(
-                f'{what}. Say autoreset="next_step" to leave such steps out, or "same_step" or "disabled" if it is a step', stacklevel=2 + calls
-            )
+            warnings.warn(f'{what}. Say autoreset="next_step" to leave such steps out, or "same_step" or "disabled" if it is a step', stacklevel=4)
 
 
 def _is_same(given: Given, at: int, final: Columns, *, cast: bool) -> bool:

@@ -272,7 +272,7 @@ class TrajectoryWriter(OfOneProcess):
             return
         numbered = side_by_side(places, found.terminated | found.truncated, resets=self._resets)
         finals = self._following(final, found, numbered.ended, self._n_envs, numbered.ended)
-        self._watch.look(given, cast=self._sink.cast, calls=2)
+        self._watch.look(given, cast=self._sink.cast)
         self._take_all(found._replace(given=given), numbered, finals, places)
 
     def _following(self, final: Any, found: GivenSteps, ended: npt.NDArray[np.int64], number: int, at: npt.NDArray[np.int64]) -> Finals:

@@ -11,8 +11,9 @@ from tdreplay_client.writing.writer import Writer
 
 __all__ = ["WriterSink"]
 
-MOST_JOINED_BYTES = 128 << 10
-"""Rows of so many bytes are copied, to go out together with the final observations behind them. More go out before these."""
+MOST_JOINED_BYTES = 4 << 20
+"""Rows of so many bytes are copied, to go out together with the final observations behind them: a block of its own takes longer. More go out before
+these."""
 
 
 class WriterSink(StepSink):

@@ -45,11 +45,6 @@ class OrderSampler(ABC):
     def _note_offered(self, ids: RowIds) -> None:
         """These rows, of which there is at least one, can be drawn again."""
 
-    @property
-    def size(self) -> int:
-        """How many rows can be drawn."""
-        return self._rows.size
-
     def opened(self, state: SlotState, buffer_size: int) -> None:
         """Forgets the rows."""
         self._start(buffer_size)

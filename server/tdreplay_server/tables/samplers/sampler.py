@@ -47,10 +47,6 @@ class Sampler(Protocol):
     columns: Sequence[SlotColumn]
     values: Sequence[StateValue]
 
-    @property
-    def size(self) -> int:
-        """How many rows can be drawn."""
-
     def opened(self, state: SlotState, buffer_size: int) -> None:
         """From now on this is the state of the table, of so many slots. No row is live until `inserted` comes."""
 

@@ -63,11 +63,6 @@ class TreeSampler(ABC, Generic[T]):
     def _leaves(self, slots: Slots | slice) -> npt.NDArray[Any] | float:
         """What the leaves of the rows in these slots are, where they may be drawn."""
 
-    @property
-    def size(self) -> int:
-        """How many rows can be drawn."""
-        return self._rows.size
-
     # -- rows that come and go ----------------------------------------------------------------------------------------------------------------
 
     def opened(self, state: SlotState, buffer_size: int) -> None:

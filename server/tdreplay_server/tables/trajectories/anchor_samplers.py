@@ -15,7 +15,7 @@ from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.tables.samplers import Draw, Sampler
 from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
 
-__all__ = ["ANY_STEP", "AnchorSamplers"]
+__all__ = ["MOST_RULES", "AnchorSamplers"]
 
 ANY_STEP = AnchorRule()
 """Every step is an anchor."""
@@ -87,11 +87,6 @@ class AnchorSamplers:
         self._mutex = threading.Lock()
         self._anchors: dict[AnchorRule, _Anchors] = {}  # The one that was used last stands last.
 
-    @property
-    def size(self) -> int:
-        """How many steps can be drawn."""
-        return self.count(ANY_STEP)
-
     # -- rows that come and go ----------------------------------------------------------------------------------------------------------------
 
     def opened(self, state: SlotState, buffer_size: int) -> None:
@@ -131,11 +126,6 @@ class AnchorSamplers:
             except EmptyTableError:
                 why = f"the table has {ring.size} rows, and no step whose window is there ({_shown(rule)})"
                 raise EmptyTableError(f"no step can be drawn: {why}") from None
-
-    def count(self, rule: AnchorRule) -> int:
-        """How many anchors there are. To be called while no row is overwritten."""
-        with self._mutex:
-            return self._followed(rule).sampler.size
 
     def _followed(self, rule: AnchorRule) -> _Anchors:
         self._index.current()

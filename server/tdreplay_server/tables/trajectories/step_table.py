@@ -26,7 +26,7 @@ from tdreplay_server.storage.rows import RowStorage
 from tdreplay_server.tables.draws import DrawRows
 from tdreplay_server.tables.samplers import made_sampler
 from tdreplay_server.tables.selection import RowsInSlots, Selection
-from tdreplay_server.tables.trajectories.anchor_samplers import ANY_STEP, MOST_RULES, AnchorSamplers
+from tdreplay_server.tables.trajectories.anchor_samplers import MOST_RULES, AnchorSamplers
 from tdreplay_server.tables.trajectories.connected_writers import ConnectedWriters
 from tdreplay_server.tables.trajectories.counts import trajectory_state
 from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
@@ -132,16 +132,12 @@ class StepTable:
         wrong = np.flatnonzero(~self.index.are_anchors(ids, rule))
         if len(wrong):
             raise SlotIndexError(f"index {slots[wrong[0]]} holds no step whose window is there: {self._why(ids[wrong[0]])}")
-        return ids, self.first_rows(ids, rule)
+        return ids, self.index.first_rows(ids, rule)
 
     def _why(self, row_id: np.int64) -> str:
         if not self.index.are_steps(np.array([row_id]))[0]:
             return "it is the final observation of an episode"
         return "steps before it were overwritten, or steps after it did not come, or the view leaves it out"
-
-    def first_rows(self, ids: RowIds, rule: AnchorRule) -> RowIds:
-        """The ids of the oldest rows that anchors need."""
-        return self.index.first_rows(ids, rule)
 
     def are_lost(self, rule: AnchorRule, ids: RowIds, ring: Ring) -> npt.NDArray[np.bool_]:
         """For each anchor that was drawn whether it, or a row that it needs, was overwritten."""
@@ -188,10 +184,6 @@ class StepTable:
         if not len(ids) or not self.index.are_steps(ids[:1])[0]:
             raise EpisodeNotFoundError(f"episode {episode_id} is not there: no step of it is stored")
         return ids, not self.index.are_steps(ids[-1:])[0]
-
-    def count(self, rule: AnchorRule = ANY_STEP) -> int:
-        """How many anchors there are."""
-        return self.sampler.count(rule)
 
     def gathered(
         self,

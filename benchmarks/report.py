@@ -16,7 +16,7 @@ from benchmarks.targets import Comparison, Side
 
 __all__ = ["MIB", "memory_lines", "print_header", "print_report"]
 
-WIDTH = 150
+WIDTH = 180
 COLUMNS = ("", "work", "rows/s", "against", "rows/s", "ratio", "of the rounds", "target", "")
 MIB = 1 << 20
 BUSY = 0.2

@@ -40,16 +40,19 @@ class Worker:
         address: of the server.
         directory: for its notes.
         number: which one it is.
-        rows: the rows that a writer writes.
     """
 
     address: str
     directory: str
     number: int
-    rows: int = 0
 
     def path(self, suffix: str) -> Path:
-        return Path(self.directory) / f"learner-{self.number}{suffix}"
+        return Path(self.directory) / f"worker-{self.number}{suffix}"
+
+    @property
+    def written(self) -> int:
+        """How many rows a writer that has ended wrote."""
+        return int(self.path(".written").read_text())
 
     @property
     def taken(self) -> list[Taken]:
@@ -65,13 +68,16 @@ class Worker:
 
 
 def write(worker: Worker) -> None:
-    """In the child: writes its rows, in blocks."""
+    """In the child: writes rows, in blocks, until a file says that these are enough and they make whole batches; then it notes how many it wrote."""
     torch.set_num_threads(1)
+    written = 0
     with worker.open() as buffer:
         print("writes", flush=True)
-        for first in range(0, worker.rows, BLOCK):
-            numbers = torch.arange(first, first + BLOCK)
+        while written % BATCH or not worker.path(".enough").exists():
+            numbers = torch.arange(written, written + BLOCK)
             buffer.add_batch({"writer": torch.full_like(numbers, worker.number), "number": numbers})
+            written += BLOCK
+    worker.path(".written").write_text(str(written))
 
 
 def learn(worker: Worker) -> None:

@@ -18,7 +18,7 @@ SHARED = SAMPLERS | TRAJECTORIES | VIEWS | {"MinSize", "Queue", "SamplesPerInser
 
 
 def test_the_client_exports_this_and_no_more():
-    assert tdreplay_client.__all__ == sorted(SHARED | {"BatchStream", "RemoteReplayBuffer", "ReplayDataset", "Writer"})
+    assert sorted(tdreplay_client.__all__) == sorted(SHARED | {"BatchStream", "RemoteReplayBuffer", "ReplayDataset", "TLS", "Writer"})
 
 
 def test_the_server_exports_this_and_no_more():

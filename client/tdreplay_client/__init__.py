@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from tdreplay_client.buffer import RemoteReplayBuffer
     from tdreplay_client.dataset import ReplayDataset
     from tdreplay_client.reading.stream import BatchStream
+    from tdreplay_client.transport.access import TLS
     from tdreplay_client.writing.writer import Writer
 
 __all__ = [
+    "TLS",
     "BatchStream",
     "Episode",
     "Fifo",
@@ -45,7 +47,13 @@ __all__ = [
     "sequence_priorities",
 ]
 
-_OWN = {"BatchStream": ".reading.stream", "RemoteReplayBuffer": ".buffer", "ReplayDataset": ".dataset", "Writer": ".writing.writer"}
+_OWN = {
+    "BatchStream": ".reading.stream",
+    "RemoteReplayBuffer": ".buffer",
+    "ReplayDataset": ".dataset",
+    "TLS": ".transport.access",
+    "Writer": ".writing.writer",
+}
 _SHARED = {
     "tdreplay.priorities": ("Updated", "importance_weights", "sequence_priorities"),
     "tdreplay.rate_limiters": ("MinSize", "Queue", "SamplesPerInsert"),

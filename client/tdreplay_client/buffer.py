@@ -40,6 +40,7 @@ from tdreplay_client.reading.epochs import EpochStream, RemoteEpochs
 from tdreplay_client.reading.priority_updates import update_priorities
 from tdreplay_client.reading.single_batches import Asked, Draw, SingleBatches
 from tdreplay_client.reading.stream import BatchStream
+from tdreplay_client.transport.access import TLS, Access, found_access
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
@@ -81,6 +82,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             client share, where both are on one host and run as the same user; everything else in messages.
         seed: makes random batches, streams and shuffled epochs reproducible, as in `BaseReplayBuffer`.
         cast: whether `add`, `add_batch` and writers convert values of another dtype than the table's field; see `BaseReplayBuffer`.
+        tls: how the connection is encrypted: a `TLS`, True for ``TLS()``, False for none. None: as the environment and the profile say; else none.
+        token: what the server knows the caller by. None: what the environment and the profile say; else none.
 
     When the connection is lost, calls, writers, streams and epochs wait for the server and go on by themselves. Each row is stored once, however
     often it had to be sent. `reset`, `drop` and `checkpoint` are not repeated.
@@ -99,6 +102,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         TableNotFoundError: buffer_size is None, and there is no such table.
         TableExistsError: it is there with other settings; the message says which.
         InvalidArgumentError: an argument breaks its rule.
+        UnauthenticatedError, PermissionDeniedError: the server does not know the caller, or does not let it use the table.
     """
 
     def __init__(
@@ -117,9 +121,11 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         transport: Literal["auto", "shared_memory", "grpc"] = "auto",
         cast: bool = False,
         seed: SupportsIndex | None = None,
+        tls: TLS | bool | None = None,
+        token: str | None = None,
     ) -> None:
         request = TableRequest.of(buffer_size, storing_device, sampler, rate_limiter, max_times_sampled, trajectories, table)
-        self._open(address, device, request, timeout, transport, cast, seed)
+        self._open(address, device, request, timeout, transport, cast, seed, found_access(address, tls, token))
         try:
             self._connection.retried(self._agree)
         except BaseException:
@@ -135,11 +141,12 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         transport: Literal["auto", "shared_memory", "grpc"],
         cast: bool,
         seed: SupportsIndex | None,
+        access: Access,
     ) -> None:
         super().__init__(device, seed)
         if transport not in ("auto", "shared_memory", "grpc"):
             raise InvalidArgumentError(f"transport ({transport!r}) must be auto, shared_memory or grpc")
-        self._connection = Connection(address, timeout)
+        self._connection = Connection(address, timeout, access)
         self._request, self._table, self._transport = request, request.name, transport
         self._config: pb.TableConfig | None = None  # Of the table, once it is known. An older server does not say it.
         self._episodes: Trajectories | Literal[False] = False  # What it knows of them; False: nothing, or the server was not asked.
@@ -168,7 +175,15 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The address, the table and the other arguments. The copy connects at its first call, and creates no table."""
-        arguments = (self._device, self._request, self._connection.timeout, self._transport, self._known_schema.cast, self._seed)
+        arguments = (
+            self._device,
+            self._request,
+            self._connection.timeout,
+            self._transport,
+            self._known_schema.cast,
+            self._seed,
+            self._connection.access,
+        )
         return _opened, (type(self), self.address, *arguments)
 
     @property
@@ -182,9 +197,11 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         return self._table
 
     @staticmethod
-    def tables(address: str, *, timeout: SupportsFloat | None = DEFAULT_TIMEOUT) -> list[str]:
-        """The names of all tables of the server at `address`, sorted."""
-        connection = Connection(address, timeout)
+    def tables(
+        address: str, *, timeout: SupportsFloat | None = DEFAULT_TIMEOUT, tls: TLS | bool | None = None, token: str | None = None
+    ) -> list[str]:
+        """The names of all tables of the server at `address` that the caller may use, sorted. `tls` and `token`: as in the constructor."""
+        connection = Connection(address, timeout, found_access(address, tls, token))
         try:
             return list(connection.retried(lambda budget: connection.unary("ListTables", pb.ListTablesRequest(), budget)).tables)
         finally:

@@ -13,8 +13,8 @@ import typer
 from tdreplay.command import command_line, failures_in_one_line, one_line
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE, check_seconds
-from tdreplay_client.command_options import Address, Timeout, found_address
-from tdreplay_client.table_commands import table
+from tdreplay_client.commands.options import Address, Timeout, found_address
+from tdreplay_client.commands.table import table
 from tdreplay_client.transport.health import serves
 
 if TYPE_CHECKING:

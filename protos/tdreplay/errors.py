@@ -1,8 +1,8 @@
 """Every error that tdreplay raises on purpose: one tree, one gRPC status each, and the maps there and back.
 
 Each class names its status in ``code``. A server ends a failed call with that status, and puts the class's name into the trailing metadata. The
-client raises the same class again (`from_status`). If a status has no name, as one from gRPC itself, the client raises the class that stands for the
-status.
+client raises the same class again (`from_status`), with what else the error says to programs, which `tdreplay.status_details` encodes. If a status
+has no name, as one from gRPC itself, the client raises the class that stands for the status.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ __all__ = [
     "NoPrioritiesError",
     "NoTrajectoriesError",
     "OtherSettingsError",
+    "OverloadedError",
     "OverwrittenError",
+    "PermissionDeniedError",
     "RateLimitedError",
     "ReplayError",
     "ResourceExhaustedError",
@@ -49,6 +51,7 @@ __all__ = [
     "TableExistsError",
     "TableNotFoundError",
     "TokenError",
+    "UnauthenticatedError",
     "UnauthorizedError",
     "UnimplementedError",
     "error_class",
@@ -59,16 +62,21 @@ __all__ = [
 TRAILER = "tdreplay-error"
 """The key of the trailing metadata that names the error's class."""
 
+RETRY_SECONDS = 0.5
+"""After how many seconds a call is worth another try that a server refused because it had too much to do."""
+
 
 class ReplayError(Exception):
     """Base of the tree. ``str(error)`` says the value and the rule that it broke.
 
     Attributes:
         rows: rows that were not acknowledged, a TensorDict of batch size [n, ...], if a writer raised the error. Else None.
+        request_id: the call's name in the server's log; '': the error is not a server's, or of an older one.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
     rows: TensorDict | None = None
+    request_id: str = ""
 
     # `KeyError.__str__` would show the text in quotes, and one class below has KeyError as a base.
     __str__ = Exception.__str__
@@ -194,17 +202,34 @@ class TableChangedError(ReplayError):
 
 
 class ResourceExhaustedError(ReplayError):
-    """A limit of the server was reached."""
+    """A limit of the server was reached.
+
+    Args:
+        text: what was too much, and the limit.
+        limit: the setting of the server that is the limit, as 'max_streams'; '': it is not a setting.
+        retry_after: seconds after which the same call may pass; None: it never will, as long as the limit is what it is.
+    """
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
+    def __init__(self, text: str = "", *, limit: str = "", retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.limit, self.retry_after = limit, retry_after
+
 
 class MessageTooLargeError(ResourceExhaustedError):
-    """A row, or a message, is larger than one message may be."""
+    """A row, or a message, is larger than one message may be. It will be so next time, too."""
 
 
-class StreamLimitError(ResourceExhaustedError):
-    """The server has as many streams open as ``max_streams`` allows. Close a stream, or raise the limit."""
+class OverloadedError(ResourceExhaustedError):
+    """The server has as much to do as it lets itself take. The client waits as long as the server says, and tries again within its timeout."""
+
+    def __init__(self, text: str = "", *, limit: str = "", retry_after: float | None = RETRY_SECONDS) -> None:
+        super().__init__(text, limit=limit, retry_after=retry_after)
+
+
+class StreamLimitError(OverloadedError):
+    """The server has as many streams open as ``max_streams`` allows, in all or for this client. Close a stream, or raise the limit."""
 
 
 class RateLimitedError(ResourceExhaustedError, TimeoutError):
@@ -229,10 +254,20 @@ class CancelledError(ReplayError):
     code = grpc.StatusCode.CANCELLED
 
 
-class UnauthorizedError(ReplayError):
-    """The server does not know the caller, or does not allow it the call."""
+class UnauthorizedError(ReplayError, PermissionError):
+    """The server does not let the caller do what it asked for. Nothing changed."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class UnauthenticatedError(UnauthorizedError):
+    """The server does not know who calls: there is no token and no certificate, or one that is not valid any more."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(UnauthorizedError):
+    """The server knows who calls, and the caller's roles do not allow the call, or not on this table."""
 
 
 class UnimplementedError(ReplayError):
@@ -273,7 +308,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[ReplayError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.NOT_FOUND: TableNotFoundError,
     grpc.StatusCode.ALREADY_EXISTS: TableExistsError,
-    grpc.StatusCode.PERMISSION_DENIED: UnauthorizedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
     grpc.StatusCode.ABORTED: TableChangedError,
@@ -282,7 +317,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[ReplayError]] = {
     grpc.StatusCode.INTERNAL: InternalError,
     grpc.StatusCode.UNAVAILABLE: ServerUnavailableError,
     grpc.StatusCode.DATA_LOSS: StorageError,
-    grpc.StatusCode.UNAUTHENTICATED: UnauthorizedError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
 }
 
 

@@ -39,7 +39,7 @@ STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 app = command_line(NAME, "The replay buffer server.")
 
 
-def serve(*, until_stdin_closes: bool, **given: str | None) -> None:
+def serve(*, until_stdin_closes: bool, **given: str | bool | None) -> None:
     """Serve replay buffers until SIGTERM or SIGINT.
 
     Prints one line on standard output when it is ready, with the address that it listens on. Its log goes to standard error. Each setting can also
@@ -47,7 +47,7 @@ def serve(*, until_stdin_closes: bool, **given: str | None) -> None:
     is not set.
     """
     log_to_stderr()
-    said = {name: value for name, value in given.items() if value}
+    said = {name: value for name, value in given.items() if value not in (None, "")}
     settings = _settings(said)
     keep_freed_memory()
     raise_file_limit()
@@ -70,6 +70,11 @@ def _setting_option(name: str) -> inspect.Parameter:
     """The option of a setting, whose text is the setting's own."""
     field = ServerConfig.model_fields[name]
     default = "" if field.default is None else f" [default: {field.default}]"
+    if field.annotation is bool:
+        flag = typer.Option(
+            f"--{name.replace('_', '-')}/--no-{name.replace('_', '-')}", help=f"{field.description} [env: {environment_name(name)}] [default: False]"
+        )
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[bool | None, flag])
     kinds = {"int": "INTEGER", "float": "SECONDS", "Path": "PATH", "Mapping": "JSON"}
     kind = next((word for of, word in kinds.items() if of in str(field.annotation)), "TEXT")
     option = typer.Option(f"--{name.replace('_', '-')}", help=f"{field.description} [env: {environment_name(name)}]{default}", metavar=kind)

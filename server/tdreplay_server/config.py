@@ -75,6 +75,22 @@ class ServerConfig(BaseSettings):
     address: Annotated[str, Field(description="Where to listen: HOST:PORT (port 0 picks a free one) or unix:PATH."), AfterValidator(_address)] = (
         "127.0.0.1:50051"
     )
+    insecure: Annotated[
+        bool, Field(description="Listen without TLS on addresses that other hosts reach. Whoever reaches them can read and change all that is sent.")
+    ] = False
+    cert_file: Annotated[SettingPath | None, Field(description="The server's certificate, PEM, with those that sign it: it serves over TLS.")] = None
+    key_file: Annotated[SettingPath | None, Field(description="The private key of cert_file, PEM.")] = None
+    trusted_ca_file: Annotated[SettingPath | None, Field(description="The certificates that sign those of clients, PEM.")] = None
+    client_cert_auth: Annotated[
+        bool, Field(description="Let only clients in that show a certificate signed by trusted_ca_file. Its name may say their role.")
+    ] = False
+    tokens_file: Annotated[
+        SettingPath | None,
+        Field(description="The tokens of those who may call, made by 'tdreplay-server token create'. Without one, nobody is asked for a token."),
+    ] = None
+    metrics_address: Annotated[
+        str | None, Field(description="Where to serve Prometheus' /metrics: HOST:PORT."), AfterValidator(lambda text: text and _address(text))
+    ] = None
     data_dir: Annotated[
         SettingPath | None, Field(description="The directory that keeps the rows. Without one, the rows are lost when the server ends.")
     ] = None

@@ -13,11 +13,12 @@ import pytest
 from tdreplay.errors import EmptyTableError, StreamLimitError
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2_grpc import ReplayBufferServiceStub
-from tdreplay_server.transport.call import ANONYMOUS
+from tdreplay_server.access.principal import ANYBODY
 from tdreplay_server.transport.dispatch import Dispatch
 from tdreplay_server.transport.guards.guard import guarded
 from tdreplay_server.transport.guards.permits import Permits
 from tdreplay_server.transport.guards.running import Running
+from tdreplay_server.transport.guards.statuses import statuses
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ReplayBufferService"]
 
@@ -68,7 +69,7 @@ def service() -> Service:
 def stub(service) -> Iterator[ReplayBufferServiceStub]:
     running = Running(8)
     server = grpc.server(ThreadPoolExecutor(4))
-    server.add_generic_rpc_handlers((Dispatch(SERVICE, service, running, Permits(1, 0)),))
+    server.add_generic_rpc_handlers((Dispatch(SERVICE, service, (statuses, running, Permits(1, 0)), running.admit),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -80,7 +81,7 @@ def stub(service) -> Iterator[ReplayBufferServiceStub]:
 def test_a_handler_knows_who_calls(stub, service):
     (peer,) = stub.ListTables(pb.ListTablesRequest(), timeout=20).tables
     assert peer.startswith("ipv4:127.0.0.1:")
-    assert service.seen == ["ListTables", ANONYMOUS, True]
+    assert service.seen == ["ListTables", ANYBODY, True]
 
 
 def test_a_call_knows_the_status_with_which_it_ended(stub, service):

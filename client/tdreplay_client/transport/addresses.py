@@ -8,7 +8,7 @@ from tdreplay.addresses import check_address
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import shown
 
-__all__ = ["check_target", "proxy_options"]
+__all__ = ["check_target", "is_here", "proxy_options"]
 
 LISTS = ("ipv4", "ipv6")
 SCHEMES = ("dns", *LISTS, "unix", "unix-abstract")
@@ -33,7 +33,7 @@ def check_target(address: str) -> str:
 
 def proxy_options(address: str) -> list[tuple[str, int]]:
     """The channel options that keep calls to this host from a proxy that the environment names (``http_proxy``, ``grpc_proxy``): it is for others."""
-    return [("grpc.enable_http_proxy", 0)] if _is_here(address) else []
+    return [("grpc.enable_http_proxy", 0)] if is_here(address) else []
 
 
 def _scheme(address: str) -> tuple[str, str]:
@@ -47,7 +47,8 @@ def _scheme(address: str) -> tuple[str, str]:
     return scheme, rest
 
 
-def _is_here(address: str) -> bool:
+def is_here(address: str) -> bool:
+    """Whether the address is on this host, as far as it says so itself: loopback, or a Unix socket."""
     scheme, rest = _scheme(address)
     host = rest.split(",")[0].rpartition(":")[0].strip("[]").rstrip(".").lower()
     return scheme.startswith("unix") or host == "localhost" or host.endswith(".localhost") or _is_loopback(host)

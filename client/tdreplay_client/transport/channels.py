@@ -8,6 +8,7 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from tdreplay.limits import MAX_MESSAGE_BYTES, message_options
+from tdreplay_client.transport.access import OPEN, Access
 from tdreplay_client.transport.addresses import check_target, proxy_options
 
 __all__ = ["SERVICE_NAME", "open_channel"]
@@ -25,14 +26,17 @@ SERVICE_CONFIG = json.dumps(
 )
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """A channel to the server at `address`. It connects when it is used.
+def open_channel(address: str, access: Access = OPEN) -> grpc.Channel:
+    """A channel to the server at `address`. It connects when it is used. The token of `access` is not the channel's: it goes with each call.
 
     Raises:
-        InvalidArgumentError: the address breaks its rule.
+        InvalidArgumentError: the address breaks its rule, or a file of TLS cannot be read.
     """
     target = check_target(address)
-    return grpc.insecure_channel(target, options=_options(target))
+    if access.tls is None:
+        return grpc.insecure_channel(target, options=_options(target))
+    name = [("grpc.ssl_target_name_override", access.tls.server_name)] if access.tls.server_name else []
+    return grpc.secure_channel(target, access.tls.credentials(), options=[*_options(target), *name])
 
 
 def _options(address: str) -> list[tuple[str, int | str]]:

@@ -30,8 +30,10 @@ from tdreplay.errors import (
 )
 from tdreplay.limits import check_seconds
 from tdreplay.processes import Owner, keep_in_forks
+from tdreplay.status_details import read_details
 from tdreplay.texts import MAX_DETAILS, printable
 from tdreplay.v1 import replay_buffer_pb2
+from tdreplay_client.transport.access import OPEN, Access
 from tdreplay_client.transport.addresses import check_target
 from tdreplay_client.transport.answers import Answers, close_watchdog, interrupt_behind
 from tdreplay_client.transport.channels import open_channel
@@ -51,22 +53,25 @@ class Connection:
 
     Attributes:
         owner: the process that may use it: gRPC does not survive a fork.
+        access: what the client shows to the server.
         disturbed: set when gRPC was interrupted (Ctrl-C).
 
     Args:
         address: HOST:PORT or unix:PATH.
         timeout: seconds that a call waits for an answer, a stream for its next message, and both for a server that is not there. None: a year.
+        access: what the client shows to the server.
 
     Raises:
         InvalidArgumentError: one of them breaks its rule.
     """
 
-    def __init__(self, address: str, timeout: SupportsFloat | None) -> None:
+    def __init__(self, address: str, timeout: SupportsFloat | None, access: Access = OPEN) -> None:
         self.address, self.timeout = check_target(address), check_seconds(timeout, "timeout")
         self.owner = Owner(f"the buffer at {self.address}", "gRPC does not survive a fork, so start such a process by spawn")
         self._away, self._noting = False, threading.Lock()
         self.disturbed = threading.Event()
-        self._channel = open_channel(self.address)
+        self.access = access
+        self._channel = open_channel(self.address, access)
         self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
         self._closed = threading.Event()
         self._end = weakref.finalize(self, _close_channel, self._channel, self.owner, self.disturbed)
@@ -149,7 +154,7 @@ class Connection:
         """The answer to a call that has one request and one answer."""
         self.check_open()
         with self._translated():
-            return self._calls[name](request, timeout=self.timeout if budget is None else budget.left)
+            return self._calls[name](request, timeout=self.timeout if budget is None else budget.left, metadata=self.access.metadata)
 
     def stream(self, name: str, requests: Message | Iterator[Message | bytes], budget: RetryBudget | None = None) -> Answers:
         """Opens a call that streams its answers. Each answer may take `timeout` seconds, or, with a `budget`, what is left of that."""
@@ -162,7 +167,7 @@ class Connection:
 
     def _opened(self, name: str, requests: Message | Iterator[Message | bytes], budget: RetryBudget | None) -> Answers:
         with self._translated():
-            return Answers(self._calls[name](requests), self, budget)
+            return Answers(self._calls[name](requests, metadata=self.access.metadata), self, budget)
 
     @property
     def closed(self) -> bool:
@@ -200,14 +205,15 @@ class Connection:
 
     def error(self, error: Any) -> ReplayError:
         """The error that a call which gRPC ended with `error` raises."""
-        name = dict(error.trailing_metadata() or ()).get(TRAILER)
-        found = from_status(error.code(), name, printable((error.details() or "")[:MAX_DETAILS]))
+        metadata = error.trailing_metadata() or ()
+        found = from_status(error.code(), dict(metadata).get(TRAILER), printable((error.details() or "")[:MAX_DETAILS]))
+        read_details(found, metadata)
         if isinstance(found, DeadlineError):
             return self.late_error()
         if isinstance(found, CancelledError):  # The client's own doing, or that of a server that stops.
             return ClosedError(f"the buffer at {self.address} was closed") if self._closed.is_set() else self.lost_error("ended the call")
         if isinstance(found, (ServerUnavailableError, InternalError)):
-            return type(found)(f"server {self.address}: {found}")
+            found.args = (f"server {self.address}: {found}",)
         return found
 
     def release_locks(self, call: Any) -> None:

@@ -22,7 +22,12 @@ drawn step, the *anchor*, a batch can bring a *window* of each field: see Window
 Exactly once. A writer that gives itself a `writer_id` numbers its blocks with `sequence`. A block may be sent again under its number, over any
 connection and to any process that serves the same data. It is stored once, and each time acknowledged with the same row ids.
 
-Errors. A failed call ends with a gRPC status, and with the name of the error's class in the trailing metadata `tdreplay-error`.
+Errors. A failed call ends with a gRPC status, and with the name of the error's class in the trailing metadata `tdreplay-error`. The standard details
+of google.rpc come with it (`grpc-status-details-bin`): ErrorInfo with a reason, RequestInfo with the call's name in the server's log, and RetryInfo
+where the same call may pass later.
+
+Identity. A server may ask who calls: by a certificate, or by a token in the metadata `authorization`, as "Bearer TOKEN". UNAUTHENTICATED if it does
+not know the caller, PERMISSION_DENIED if the caller's roles do not allow the call, or not on that table. docs/security.md has the roles.
 """
 
 import builtins
@@ -1785,6 +1790,180 @@ class DropTableResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 global___DropTableResponse = DropTableResponse
+
+@typing.final
+class ServerStatusRequest(google.protobuf.message.Message):
+    """Asks for the state of the server."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ServerStatusRequest = ServerStatusRequest
+
+@typing.final
+class ConnectedClient(google.protobuf.message.Message):
+    """A client that has calls open, or had one within the last minute."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class OpenCallsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    PEER_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    ROLES_FIELD_NUMBER: builtins.int
+    OPEN_CALLS_FIELD_NUMBER: builtins.int
+    CONNECTED_SECONDS_FIELD_NUMBER: builtins.int
+    MESSAGES_RECEIVED_FIELD_NUMBER: builtins.int
+    BYTES_RECEIVED_FIELD_NUMBER: builtins.int
+    MESSAGES_SENT_FIELD_NUMBER: builtins.int
+    BYTES_SENT_FIELD_NUMBER: builtins.int
+    peer: builtins.str
+    """Its address, as the server sees it: HOST:PORT, or "unix"."""
+    name: builtins.str
+    """The name of its token or certificate. Empty: the server asks nobody for a name."""
+    connected_seconds: builtins.float
+    """Seconds since its first call over this connection."""
+    messages_received: builtins.int
+    """The messages that it sent."""
+    bytes_received: builtins.int
+    """Their bytes."""
+    messages_sent: builtins.int
+    """The messages that it was sent."""
+    bytes_sent: builtins.int
+    """Their bytes."""
+    @property
+    def roles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What it may do: "actor", "learner", "reader", "admin"."""
+
+    @property
+    def open_calls(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """The calls that it has open, by name."""
+
+    def __init__(
+        self,
+        *,
+        peer: builtins.str = ...,
+        name: builtins.str = ...,
+        roles: collections.abc.Iterable[builtins.str] | None = ...,
+        open_calls: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        connected_seconds: builtins.float = ...,
+        messages_received: builtins.int = ...,
+        bytes_received: builtins.int = ...,
+        messages_sent: builtins.int = ...,
+        bytes_sent: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "connected_seconds", b"connected_seconds", "messages_received", b"messages_received", "messages_sent", b"messages_sent", "name", b"name", "open_calls", b"open_calls", "peer", b"peer", "roles", b"roles"]) -> None: ...
+
+global___ConnectedClient = ConnectedClient
+
+@typing.final
+class Limit(google.protobuf.message.Message):
+    """A limit of the server, and how much of it is used."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    USED_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The setting's name, as "max_streams"."""
+    limit: builtins.int
+    """The most."""
+    used: builtins.int
+    """What is used now; -1: it is not counted."""
+    refused: builtins.int
+    """The calls that were refused because of it since the server started."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        limit: builtins.int = ...,
+        used: builtins.int = ...,
+        refused: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["limit", b"limit", "name", b"name", "refused", b"refused", "used", b"used"]) -> None: ...
+
+global___Limit = Limit
+
+@typing.final
+class ServerStatusResponse(google.protobuf.message.Message):
+    """The state of the server."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: builtins.int
+    DISK_BYTES_FIELD_NUMBER: builtins.int
+    TLS_FIELD_NUMBER: builtins.int
+    AUTHENTICATED_FIELD_NUMBER: builtins.int
+    CLIENTS_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
+    version: builtins.str
+    """The version of tdreplay that it runs."""
+    uptime_seconds: builtins.float
+    """Seconds since it started."""
+    memory_bytes: builtins.int
+    """The memory that its process holds, in bytes: the resident set, without pages of rows that the system may drop."""
+    memory_budget_bytes: builtins.int
+    """The memory that clients can cost it beside the rows, by its limits, in bytes."""
+    disk_free_bytes: builtins.int
+    """The bytes that are free on the disk of its data directory; -1: it has none."""
+    disk_bytes: builtins.int
+    """All bytes of that disk; -1: it has no data directory."""
+    tls: builtins.bool
+    """Its connections are encrypted."""
+    authenticated: builtins.bool
+    """It asks its callers who they are."""
+    durability: global___Durability.ValueType
+    """What acknowledged rows survive."""
+    @property
+    def clients(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ConnectedClient]:
+        """The clients, by peer. At most 4096 of them."""
+
+    @property
+    def limits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Limit]:
+        """Its limits, by name."""
+
+    def __init__(
+        self,
+        *,
+        version: builtins.str = ...,
+        uptime_seconds: builtins.float = ...,
+        memory_bytes: builtins.int = ...,
+        memory_budget_bytes: builtins.int = ...,
+        disk_free_bytes: builtins.int = ...,
+        disk_bytes: builtins.int = ...,
+        tls: builtins.bool = ...,
+        authenticated: builtins.bool = ...,
+        clients: collections.abc.Iterable[global___ConnectedClient] | None = ...,
+        limits: collections.abc.Iterable[global___Limit] | None = ...,
+        durability: global___Durability.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["authenticated", b"authenticated", "clients", b"clients", "disk_bytes", b"disk_bytes", "disk_free_bytes", b"disk_free_bytes", "durability", b"durability", "limits", b"limits", "memory_budget_bytes", b"memory_budget_bytes", "memory_bytes", b"memory_bytes", "tls", b"tls", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
+
+global___ServerStatusResponse = ServerStatusResponse
 
 @typing.final
 class ListTablesRequest(google.protobuf.message.Message):

@@ -100,6 +100,11 @@ class ReplayBufferServiceStub(object):
                 request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.DropTableRequest.SerializeToString,
                 response_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.DropTableResponse.FromString,
                 _registered_method=True)
+        self.ServerStatus = channel.unary_unary(
+                '/tdreplay.v1.ReplayBufferService/ServerStatus',
+                request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.ServerStatusRequest.SerializeToString,
+                response_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.ServerStatusResponse.FromString,
+                _registered_method=True)
         self.ListTables = channel.unary_unary(
                 '/tdreplay.v1.ReplayBufferService/ListTables',
                 request_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.ListTablesRequest.SerializeToString,
@@ -223,8 +228,15 @@ class ReplayBufferServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ServerStatus(self, request, context):
+        """What the server as a whole is, how full it is, and which clients are connected.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTables(self, request, context):
-        """The names of all tables, sorted.
+        """The names of all tables that the caller may use, sorted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -321,6 +333,11 @@ def add_ReplayBufferServiceServicer_to_server(servicer, server):
                     servicer.DropTable,
                     request_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.DropTableRequest.FromString,
                     response_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.DropTableResponse.SerializeToString,
+            ),
+            'ServerStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.ServerStatus,
+                    request_deserializer=tdreplay_dot_v1_dot_replay__buffer__pb2.ServerStatusRequest.FromString,
+                    response_serializer=tdreplay_dot_v1_dot_replay__buffer__pb2.ServerStatusResponse.SerializeToString,
             ),
             'ListTables': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTables,
@@ -695,6 +712,33 @@ class ReplayBufferService(object):
             '/tdreplay.v1.ReplayBufferService/DropTable',
             tdreplay_dot_v1_dot_replay__buffer__pb2.DropTableRequest.SerializeToString,
             tdreplay_dot_v1_dot_replay__buffer__pb2.DropTableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServerStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tdreplay.v1.ReplayBufferService/ServerStatus',
+            tdreplay_dot_v1_dot_replay__buffer__pb2.ServerStatusRequest.SerializeToString,
+            tdreplay_dot_v1_dot_replay__buffer__pb2.ServerStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

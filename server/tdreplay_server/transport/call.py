@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 import grpc
 
 from tdreplay.block import Bytes
-from tdreplay.errors import TRAILER
+from tdreplay.errors import TRAILER, ReplayError
+from tdreplay.status_details import DETAILS_KEY, details_of_error
+from tdreplay_server.access.principal import ANYBODY, Principal
 
-__all__ = ["ANONYMOUS", "Call", "ClientGoneError", "Principal", "Request", "client_gone"]
+__all__ = ["Call", "ClientGoneError", "Request", "client_gone"]
 
 
 class Request(NamedTuple):
@@ -20,19 +23,6 @@ class Request(NamedTuple):
 
     head: Any
     block: Bytes
-
-
-class Principal(NamedTuple):
-    """Who calls. The server does not ask its clients for a name yet, so all of them are `ANONYMOUS`.
-
-    Attributes:
-        name: The name of the user. None: anybody who can reach the server.
-    """
-
-    name: str | None
-
-
-ANONYMOUS = Principal(None)
 
 
 class ClientGoneError(Exception):
@@ -56,18 +46,19 @@ class Call:
         patient: whether the client may take its time to send the first request: it opens a stream, and may have nothing to send yet.
 
     Attributes:
-        principal: who calls.
+        principal: who calls, once the guard that asks for that has let the call pass. Before it, and where nobody is asked: `ANYBODY`.
         waits_since: when the call began to wait for its first request, or for its answer to be taken (`time.monotonic`); None: it does not wait.
         yields_since: when the call began to wait for other calls, which a rate limiter may make it do (`time.monotonic`); None: it does not.
         idle: whether the call waits for the next request.
         status: the status with which the call ends, as far as the server has a say in it: a client may end it before.
     """
 
-    __slots__ = ("_context", "admitted", "idle", "method", "patient", "principal", "status", "waits_since", "yields_since")
+    __slots__ = ("_context", "_request_id", "admitted", "idle", "method", "patient", "principal", "status", "waits_since", "yields_since")
 
     def __init__(self, context: grpc.ServicerContext, method: str, *, admitted: bool, patient: bool) -> None:
         self._context, self.method, self.admitted, self.patient = context, method, admitted, patient
-        self.principal = ANONYMOUS
+        self.principal: Principal = ANYBODY
+        self._request_id = ""
         self.waits_since: float | None = None
         self.yields_since: float | None = None
         self.idle = False
@@ -77,6 +68,22 @@ class Call:
     def peer(self) -> str:
         """The client's address, as gRPC writes it: ``ipv4:127.0.0.1:5000``, ``unix:``."""
         return self._context.peer()
+
+    @property
+    def request_id(self) -> str:
+        """The call's name in the log. It is made when it is asked for: calls that go well have no line in the log."""
+        self._request_id = self._request_id or uuid.uuid4().hex[:16]
+        return self._request_id
+
+    @property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """What the client sent beside its requests, by lower-case key; of a key that comes several times the last."""
+        return dict(self._context.invocation_metadata())
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """The common names of the client's certificate, which TLS has verified. Empty where the client showed none."""
+        return tuple(bytes(name).decode(errors="replace") for name in self._context.auth_context().get("x509_common_name", ()))
 
     @property
     def is_active(self) -> bool:
@@ -116,13 +123,16 @@ class Call:
         self.status = status
         self._context.set_code(status)
 
-    def fail(self, status: grpc.StatusCode, details: str, error: str | None = None) -> NoReturn:
-        """Ends the call with a status. `error`: the name of the error's class, which clients of tdreplay raise again.
+    def fail(self, error: ReplayError, text: str) -> NoReturn:
+        """Ends the call with the status of an error, and with what programs need of it, so that clients of tdreplay raise it again.
+
+        Args:
+            error: the error.
+            text: what the status says.
 
         Raises:
             Exception: always: gRPC takes it for the end of the call.
         """
-        self.status = status
-        if error is not None:
-            self._context.set_trailing_metadata(((TRAILER, error),))
-        self._context.abort(status, details)
+        self.status = error.code
+        self._context.set_trailing_metadata(((TRAILER, type(error).__name__), (DETAILS_KEY, details_of_error(error, text, self.request_id))))
+        self._context.abort(error.code, text)

@@ -6,7 +6,7 @@ The handlers are registered by hand, not through the generated code, because the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,9 +18,6 @@ from tdreplay.errors import InvalidArgumentError
 from tdreplay.framing import split
 from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.guards.guard import Answer, Answers, Guard, guarded
-from tdreplay_server.transport.guards.permits import Permits
-from tdreplay_server.transport.guards.running import Running
-from tdreplay_server.transport.guards.statuses import statuses
 
 __all__ = ["Dispatch"]
 
@@ -46,14 +43,15 @@ class Dispatch(grpc.GenericRpcHandler):
     Args:
         descriptor: the proto's service.
         service: an object with the methods.
-        running: the guard that says whether there is room for a call when it arrives.
-        permits: the guard of the long-lived streams.
+        guards: what stands around each call, from the outside in.
+        admit: says whether there is room for a call when it arrives. It does not wait.
         threads: the threads of these calls; None: those of the server.
     """
 
-    def __init__(self, descriptor: Any, service: object, running: Running, permits: Permits, threads: ThreadPoolExecutor | None = None) -> None:
-        guards: tuple[Guard, ...] = (statuses, running, permits)  # From the outside in: each call passes them in this order.
-        self._running = running
+    def __init__(
+        self, descriptor: Any, service: object, guards: Sequence[Guard], admit: Callable[[], bool], threads: ThreadPoolExecutor | None = None
+    ) -> None:
+        self._admit = admit
         refusing = ThreadPoolExecutor(REFUSING_THREADS, thread_name_prefix="tdreplay-refusal")
 
         def ways(method: Any) -> _Ways:
@@ -67,11 +65,11 @@ class Dispatch(grpc.GenericRpcHandler):
         ways = self._ways.get(handler_call_details.method)
         if ways is None:
             return None
-        return ways.admitted if self._running.admit() else ways.refused
+        return ways.admitted if self._admit() else ways.refused
 
 
 def _handler(
-    method: Any, act: Callable[..., Any], guards: tuple[Guard, ...], threads: ThreadPoolExecutor | None, *, admitted: bool
+    method: Any, act: Callable[..., Any], guards: Sequence[Guard], threads: ThreadPoolExecutor | None, *, admitted: bool
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """The handler of a method. gRPC always gives it a stream of requests: then a call that has sent none yet is seen, and can be ended."""
     answers = guarded(_acting(method, act), guards)

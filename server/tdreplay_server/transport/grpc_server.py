@@ -17,6 +17,7 @@ from tdreplay_server.transport.call_threads import CallThreads
 from tdreplay_server.transport.dispatch import Dispatch
 from tdreplay_server.transport.guards.permits import Permits
 from tdreplay_server.transport.guards.running import Running
+from tdreplay_server.transport.guards.statuses import statuses
 from tdreplay_server.transport.health import Health
 from tdreplay_server.transport.service import ReplayBufferService
 
@@ -39,7 +40,8 @@ class GrpcServer:
         self._running, self._health = Running(max_workers), Health()
         self._threads = CallThreads(self._running.threads, "tdreplay-call")
         self._grpc = grpc.server(self._threads, options=_options())
-        dispatch = Dispatch(SERVICE, service, self._running, Permits(max_streams, max_standing))
+        guards = (statuses, self._running, Permits(max_streams, max_standing))  # From the outside in: each call passes them in this order.
+        dispatch = Dispatch(SERVICE, service, guards, self._running.admit)
         self._grpc.add_generic_rpc_handlers((dispatch, self._health.dispatch()))
 
     def listen(self, address: str) -> str:

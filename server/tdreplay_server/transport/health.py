@@ -18,6 +18,7 @@ from tdreplay_server.transport.call_threads import CallThreads
 from tdreplay_server.transport.dispatch import Dispatch
 from tdreplay_server.transport.guards.permits import Permits
 from tdreplay_server.transport.guards.running import Running
+from tdreplay_server.transport.guards.statuses import statuses
 
 __all__ = ["Health"]
 
@@ -42,7 +43,8 @@ class Health:
 
     def dispatch(self) -> Dispatch:
         """What serves the calls."""
-        return Dispatch(SERVICE, self, self._running, Permits(MOST_WATCHERS, 0), self._threads)
+        guards = (statuses, self._running, Permits(MOST_WATCHERS, 0))
+        return Dispatch(SERVICE, self, guards, self._running.admit, self._threads)
 
     def Check(self, request: Request, call: Call) -> Any:
         """Answers at once; NOT_FOUND for a service that the server does not have."""

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,9 @@ class ReplayBufferService:
     def DropTable(self, request: Request, call: Call) -> pb.DropTableResponse:
         self._tables.drop(request.head.table)
         return pb.DropTableResponse()
+
+    def ServerStatus(self, request: Request, call: Call) -> pb.ServerStatusResponse:
+        return pb.ServerStatusResponse(version=version("tdreplay"))
 
     def ListTables(self, request: Request, call: Call) -> pb.ListTablesResponse:
         return pb.ListTablesResponse(tables=self._tables.names())

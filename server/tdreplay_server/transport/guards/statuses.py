@@ -19,10 +19,10 @@ def statuses(requests: Iterator[Request], call: Call, proceed: Proceed) -> Itera
         yield from proceed(requests, call)
     except ReplayError as error:
         details = details_of(error)
-        log.info("call refused", call=call.method, error=type(error).__name__, details=details)
-        call.fail(error.code, details, type(error).__name__)
+        log.info("call refused", call=call.method, request_id=call.request_id, error=type(error).__name__, details=details)
+        call.fail(error, details)
     except ClientGoneError as error:
         log.debug("the client is gone: there is nobody to tell", call=call.method, error=repr(error))
     except Exception:  # noqa: BLE001 - a bug: the log gets all of it, the client none.
-        log.error("call failed", call=call.method, exc_info=True)  # Not `exception`: the standard library would write the traceback once more.
-        call.fail(InternalError.code, "internal error; the server's log has the details")
+        log.error("call failed", call=call.method, request_id=call.request_id, exc_info=True)  # `exception` would write it twice.
+        call.fail(InternalError(), f"internal error; the server's log has the details, under request {call.request_id}")

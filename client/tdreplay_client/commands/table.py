@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tdreplay.command import one_line
-from tdreplay.errors import InvalidArgumentError, TableNotFoundError
-from tdreplay.limits import check_seconds
+from tdreplay.errors import InvalidArgumentError
 from tdreplay.rate_limiters import RATE_LIMITERS
 from tdreplay.samplers import SAMPLERS
 from tdreplay.table_config import TableRequest
-from tdreplay_client.command_options import Address, Timeout, found_address
+from tdreplay_client.commands.calls import connected, described, described_tables
+from tdreplay_client.commands.options import Address, Timeout
 
 if TYPE_CHECKING:
     from tdreplay.table_description import TableDescription, Waits
     from tdreplay.trajectory_state import Anchors, Statistics, TrajectoryState
-    from tdreplay_client.transport.connection import Connection
 
 __all__ = ["table"]
 
@@ -76,7 +73,7 @@ def create(
     request = TableRequest.of(buffer_size, storing_device, chosen, limiter, max_times_sampled, steps, name)
     from tdreplay_client.transport.table_requests import create_table
 
-    with _connected(address, timeout) as connection:
+    with connected(address, timeout) as connection:
         created = connection.retried(lambda budget: create_table(connection, request, budget))
     typer.echo(f"table {name} {'created' if created else 'was there, with these settings'}")
 
@@ -84,11 +81,8 @@ def create(
 @table.command("list")
 def list_tables(as_json: Json = False, address: Address = "", timeout: Timeout = 30.0) -> None:
     """List the tables of a server: one line each, with its rows, its capacity, its sampler and its rate limiter."""
-    from tdreplay.v1 import replay_buffer_pb2 as pb
-
-    with _connected(address, timeout) as connection:
-        names = connection.retried(lambda budget: connection.unary("ListTables", pb.ListTablesRequest(), budget)).tables
-        found = [description for name in names for description in _if_there(connection, name)]
+    with connected(address, timeout) as connection:
+        found = described_tables(connection)
     if as_json:
         typer.echo(json.dumps([description.to_json() for description in found]))
     for line in () if as_json else _aligned([_summary(description) for description in found]):
@@ -98,8 +92,8 @@ def list_tables(as_json: Json = False, address: Address = "", timeout: Timeout =
 @table.command()
 def describe(name: Name, as_json: Json = False, address: Address = "", timeout: Timeout = 30.0) -> None:
     """Say what a table was made with, what is in it, how fast rows come and go, and who waits for whom."""
-    with _connected(address, timeout) as connection:
-        description = _described(connection, name)
+    with connected(address, timeout) as connection:
+        description = described(connection, name)
     if as_json:
         typer.echo(json.dumps(description.to_json()))
     for line in () if as_json else _page(description):
@@ -111,9 +105,9 @@ def drop(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask
     """Remove a table and its rows from the server. Its checkpoints stay."""
     from tdreplay.v1 import replay_buffer_pb2 as pb
 
-    with _connected(address, timeout) as connection:
+    with connected(address, timeout) as connection:
         if not yes:
-            size = _described(connection, name).size
+            size = described(connection, name).size
             typer.confirm(f"Drop table {one_line(name)} with {size} rows?", abort=True, err=True)
         connection.unary("DropTable", pb.DropTableRequest(table=name))
     typer.echo(f"table {name} dropped")
@@ -133,33 +127,6 @@ def _trajectories(given: bool | None, names: dict[str, Any]) -> dict[str, Any] |
     if said and not given:
         raise InvalidArgumentError(f"--{next(iter(said)).replace('final_fields', 'final-field')} needs --trajectories")
     return said or given
-
-
-@contextmanager
-def _connected(address: str, timeout: float) -> Iterator[Connection]:
-    target, seconds = found_address(address), check_seconds(timeout, "timeout")
-    from tdreplay_client.transport.connection import Connection
-
-    connection = Connection(target, seconds)
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def _described(connection: Connection, name: str) -> TableDescription:
-    from tdreplay.description_messages import description_from_message
-    from tdreplay.v1 import replay_buffer_pb2 as pb
-
-    answer = connection.retried(lambda budget: connection.unary("Describe", pb.DescribeRequest(table=name), budget))
-    return description_from_message(answer, name)
-
-
-def _if_there(connection: Connection, name: str) -> list[TableDescription]:
-    try:
-        return [_described(connection, name)]
-    except TableNotFoundError:  # It was dropped since the names were listed.
-        return []
 
 
 # -- texts ------------------------------------------------------------------------------------------------------------------------------------

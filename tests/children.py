@@ -246,7 +246,7 @@ class Server:
 def server_process(config: ServerConfig | None = None) -> Iterator[Server]:
     """What `tdreplay_server.spawn_server` gives, sooner: for tests that need the process of a server, and are not about its start."""
     config = ServerConfig(address="127.0.0.1:0") if config is None else config
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in config.model_dump(exclude_none=True, exclude={"config"}).items()]
+    options = [_option(name.replace("_", "-"), value) for name, value in config.model_dump(exclude_none=True, exclude={"config"}).items()]
     settings = {f"TDREPLAY_{name.upper()}" for name in ServerConfig.model_fields}
     with child_of(_serve, options, {name: value for name, value in os.environ.items() if name not in settings}) as child:
         assert child.line.startswith(READY), f"the server did not start: {child.line!r}"
@@ -254,6 +254,12 @@ def server_process(config: ServerConfig | None = None) -> Iterator[Server]:
         if not child.ended:
             child.process.terminate()
         child.wait()
+
+
+def _option(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
 
 
 def _serve(options: list[str], variables: dict[str, str]) -> None:

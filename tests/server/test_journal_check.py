@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 
@@ -390,15 +391,25 @@ def test_checksums_are_replaced_whole(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["journal", "journal.checksums"]
 
 
-def test_a_log_of_8000_frames_is_checked_in_half_a_second(tmp_path):
+def cpu_seconds(work) -> float:
+    """Processor seconds of this process that the fastest of three goes takes: others on the machine count as little as can be."""
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        work()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def test_a_log_of_8000_frames_is_checked_in_some_times_the_time_that_hashes_take(tmp_path):
     with closing(create(tmp_path / "journal")) as database:
         for number in range(100, 100 + 4000):
             database.insert(number, PAGE)
         state = snapshot(database.path, tmp_path / "killed")
     frames = (beside(state, "-wal").stat().st_size - HEADER) // FRAME
-    start = time.process_time()  # Of this process: others on the machine do not count.
-    check_journal(state)
-    took = time.process_time() - start
-    print(f"{frames} frames: {took * 1000:.0f} ms")
+    took = cpu_seconds(lambda: check_journal(state))
+    log = beside(state, "-wal").read_bytes()
+    hashed = cpu_seconds(lambda: [blake2b(log[start : start + FRAME]).digest() for start in range(HEADER, len(log), FRAME)])
+    print(f"{frames} frames: {took * 1000:.0f} ms; to hash each takes {hashed * 1000:.0f} ms")
     assert frames >= 8000
-    assert took < 0.5
+    assert took < 10 * hashed

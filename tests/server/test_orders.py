@@ -64,5 +64,6 @@ def test_an_order_of_many_numbers_starts_as_soon_as_one_of_few():
         RandomOrder.keyed(size, seed, 0).at(np.arange(4096))
         return time.perf_counter() - start
 
-    few, many = (np.median([seconds(size, seed) for seed in range(200)]) for size in (10**4, 10**7))
+    pairs = [(seconds(10**4, seed), seconds(10**7, seed)) for seed in range(200)]  # In turns: what else the machine does slows both.
+    few, many = np.quantile(pairs, 0.1, axis=0)
     assert many < 1.5 * few

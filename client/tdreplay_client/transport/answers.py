@@ -15,9 +15,9 @@ import grpc
 from tdreplay.errors import ReplayError
 from tdreplay.processes import Owner, keep_in_forks
 from tdreplay_client.transport.retry_budget import GRACE_SECONDS, RetryBudget
-from tdreplay_client.transport.threads import note_end
+from tdreplay_client.transport.threads import interrupt_behind, note_end, started
 
-__all__ = ["Answers", "close_watchdog", "end_call", "interrupt_behind"]
+__all__ = ["Answers", "close_watchdog", "end_call"]
 
 NOTICE_SECONDS = 0.2
 
@@ -179,11 +179,6 @@ def end_call(requests: queue.SimpleQueue[Any], answers: Answers) -> None:
     answers.close()
 
 
-def interrupt_behind(error: BaseException) -> BaseException:
-    """The interrupt that is behind an error of a lock (given back twice, because Ctrl-C came as it was given back); any other error as it is."""
-    return error.__context__ if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt) else error
-
-
 class _Watchdog:
     """One thread of the process, which cancels streaming calls whose next answer is overdue, as long as there are streaming calls.
 
@@ -201,7 +196,7 @@ class _Watchdog:
             self._answers.add(answers)
             if self._thread is None or not self._thread.is_alive():  # An interrupt may have come before it was started.
                 self._thread = threading.Thread(target=self._run, name="tdreplay-deadlines", daemon=True)
-                self._thread.start()
+                started(self._thread)
 
     def _run(self) -> None:
         while not self._closed.wait(GRACE_SECONDS):

@@ -35,10 +35,10 @@ from tdreplay.texts import MAX_DETAILS, printable
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_client.transport.access import OPEN, Access
 from tdreplay_client.transport.addresses import check_target
-from tdreplay_client.transport.answers import Answers, close_watchdog, interrupt_behind
+from tdreplay_client.transport.answers import Answers, close_watchdog
 from tdreplay_client.transport.channels import open_channel
 from tdreplay_client.transport.retry_budget import RetryBudget
-from tdreplay_client.transport.threads import await_call_threads, in_own_thread, start_reader
+from tdreplay_client.transport.threads import await_call_threads, in_own_thread, interrupt_behind, start_reader
 
 __all__ = ["Connection"]
 
@@ -114,7 +114,7 @@ class Connection:
                 return result
             if budget.lost and budget.over:
                 raise ServerUnavailableError(budget.lost)
-            self._closed.wait(budget.pause())
+            self.wait(budget.pause())
 
     def _worth_another(self, error: ReplayError, budget: RetryBudget, for_rows: bool) -> bool:
         """Whether another attempt follows one that ended with this error, if there is time left."""
@@ -148,7 +148,10 @@ class Connection:
 
     def wait(self, seconds: float) -> None:
         """Waits for so long, or until the connection is closed."""
-        self._closed.wait(seconds)
+        try:
+            self._closed.wait(seconds)
+        except RuntimeError as error:
+            raise interrupt_behind(error) from None
 
     def unary(self, name: str, request: Message | bytes, budget: RetryBudget | None = None) -> Any:
         """The answer to a call that has one request and one answer."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-__all__ = ["await_call_threads", "in_own_thread", "note_end", "start_reader"]
+__all__ = ["await_call_threads", "in_own_thread", "interrupt_behind", "note_end", "start_reader", "started"]
 
 T = TypeVar("T")
 
@@ -23,8 +23,21 @@ def start_reader(work: Callable[..., None], *arguments: Any) -> threading.Thread
     """Starts a thread that reads a call's answers. It is awaited when the interpreter exits."""
     reader = threading.Thread(target=work, args=arguments, name="tdreplay-reader", daemon=True)
     _threads.add(reader)
-    reader.start()
-    return reader
+    return started(reader)
+
+
+def started(thread: threading.Thread) -> threading.Thread:
+    """Starts a thread, and gives it back. Ctrl-C meanwhile is a KeyboardInterrupt, whatever the locks of `threading` make of it."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise interrupt_behind(error) from None
+    return thread
+
+
+def interrupt_behind(error: BaseException) -> BaseException:
+    """The interrupt that is behind an error of a lock (given back twice, because Ctrl-C came as it was given back); any other error as it is."""
+    return error.__context__ if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt) else error
 
 
 def in_own_thread(requests: Iterator[T]) -> Iterator[T]:

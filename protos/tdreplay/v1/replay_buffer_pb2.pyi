@@ -825,8 +825,13 @@ class SampleByIndexRequest(google.protobuf.message.Message):
     INDEX_FIELD_NUMBER: builtins.int
     FIELDS_FIELD_NUMBER: builtins.int
     WINDOWS_FIELD_NUMBER: builtins.int
+    WITH_PRIORITIES_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
+    with_priorities: builtins.bool
+    """The block has one more field, `priority`, F64 with one value a row: the priorities that the rows have now. FAILED_PRECONDITION if the rows have
+    none. Not together with `windows`.
+    """
     @property
     def index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """1 to 1048576 slots, each of which holds a live row (OUT_OF_RANGE if one does not). A slot may be named twice."""
@@ -846,9 +851,10 @@ class SampleByIndexRequest(google.protobuf.message.Message):
         index: collections.abc.Iterable[builtins.int] | None = ...,
         fields: collections.abc.Iterable[builtins.str] | None = ...,
         windows: global___WindowQuery | None = ...,
+        with_priorities: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["windows", b"windows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["fields", b"fields", "index", b"index", "table", b"table", "windows", b"windows"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fields", b"fields", "index", b"index", "table", b"table", "windows", b"windows", "with_priorities", b"with_priorities"]) -> None: ...
 
 global___SampleByIndexRequest = SampleByIndexRequest
 
@@ -951,14 +957,18 @@ class ListEpisodesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TABLE_FIELD_NUMBER: builtins.int
+    NEWEST_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
+    newest: builtins.int
+    """Above 0: only so many come, those with the newest first rows. 0: all of them."""
     def __init__(
         self,
         *,
         table: builtins.str = ...,
+        newest: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["table", b"table"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["newest", b"newest", "table", b"table"]) -> None: ...
 
 global___ListEpisodesRequest = ListEpisodesRequest
 

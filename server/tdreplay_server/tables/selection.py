@@ -17,7 +17,7 @@ from tdreplay.system_fields import PRIORITY
 from tdreplay.windows import AnchorRule, WindowQuery
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 
-__all__ = ["BatchQuery", "ChosenRows", "RowFormat", "RowsInSlots", "Selection", "joined"]
+__all__ = ["BatchQuery", "ChosenRows", "PrioritiesInSlots", "RowFormat", "RowsInSlots", "Selection", "joined"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,28 @@ class RowsInSlots:
     def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
         """Nothing: they were not drawn."""
         return {}
+
+
+class PrioritiesInSlots(RowsInSlots):
+    """The same, with the priorities that the rows have when they are read. One thread reads them, a part after the other.
+
+    Args:
+        slots: As above.
+        priorities: As `Sampler.priorities`.
+    """
+
+    def __init__(self, slots: Callable[[int, int], Slots], priorities: Callable[[RowIds], npt.NDArray[np.float64]]) -> None:
+        super().__init__(slots)
+        self._priorities, self._read = priorities, np.zeros(0, np.int64)
+
+    def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
+        """The ids of the rows that lie there in `ring`."""
+        self._read = super().ids(ring, start, stop)
+        return self._read
+
+    def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
+        """The priorities of the rows whose ids were asked for last."""
+        return {PRIORITY.name: self._priorities(self._read)}
 
 
 @dataclass(frozen=True)

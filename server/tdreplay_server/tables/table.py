@@ -38,7 +38,7 @@ from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import AT_ONCE, Wait
 from tdreplay_server.tables.reading import gathered, taken
 from tdreplay_server.tables.sampling import Sampling
-from tdreplay_server.tables.selection import BatchQuery, ChosenRows, RowFormat, RowsInSlots, Selection
+from tdreplay_server.tables.selection import BatchQuery, ChosenRows, PrioritiesInSlots, RowFormat, RowsInSlots, Selection
 from tdreplay_server.tables.step_epochs import StepEpochBatches
 from tdreplay_server.tables.trajectories.connected_writers import ConnectedWriter, ConnectedWriters
 from tdreplay_server.tables.trajectories.episode_list import EpisodeList
@@ -276,6 +276,23 @@ class Table:
                 return self._selection(found, len(slots), RowsInSlots.listed(slots))
             ids, first_rows = self._steps.anchors_in(slots, windows, log.ring)
             return self._selection(found, len(slots), PinnedRows(ids, log.ring, first_rows))
+
+    @lets_go
+    def select_slots_with_priorities(self, slots: Slots, fields: Sequence[str] | None = None) -> Selection:
+        """The rows in `slots`, with the priorities that they have when they are read as their last field.
+
+        Raises:
+            NoPrioritiesError: the table has no priorities.
+            SlotIndexError, FieldNotFoundError: as in `select_slots`.
+        """
+        self._check_priorities()
+        log = self._row_log
+        with log.shared:
+            log.check_open()
+            log.ring.check_live(slots)
+            found = self._format(fields)
+            chosen = PrioritiesInSlots(lambda start, stop: slots[start:stop], self._sampling.sampler.priorities)
+            return self._selection(replace(found, fields=(*found.fields, PRIORITY)), len(slots), chosen)
 
     @lets_go
     def select_all(self, fields: Sequence[str] | None = None) -> Selection:

@@ -116,7 +116,10 @@ class ReplayBufferService:
     def SampleByIndex(self, request: Request, call: Call) -> Iterator[bytes]:
         table, query = self._tables[request.head.table], request.head
         rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
-        selection = table.select_slots(np.array(query.index, np.int64), _fields(query.fields), _windows(query))
+        slots, fields, windows = np.array(query.index, np.int64), _fields(query.fields), _windows(query)
+        if query.with_priorities and windows is not None:
+            raise InvalidArgumentError("with_priorities: priorities do not come with windows")
+        selection = table.select_slots_with_priorities(slots, fields) if query.with_priorities else table.select_slots(slots, fields, windows)
         return messages(table, Outgoing(selection, rows), pb.SampleByIndexResponse)
 
     def SampleEpisode(self, request: Request, call: Call) -> Iterator[bytes]:
@@ -125,8 +128,9 @@ class ReplayBufferService:
         return messages(table, Outgoing(selection, selection.rows, {"has_final": has_final}), pb.SampleEpisodeResponse)
 
     def ListEpisodes(self, request: Request, call: Call) -> Iterator[pb.ListEpisodesResponse]:
+        newest = check_whole(request.head.newest, "newest", 0)
         episodes = self._tables[request.head.table].episodes()
-        for start in range(0, len(episodes), EPISODES):
+        for start in range(max(0, len(episodes) - newest) if newest else 0, len(episodes), EPISODES):
             part = episodes.part(start, start + EPISODES)
             yield pb.ListEpisodesResponse(episodes=map(episode_to_message, part))
 

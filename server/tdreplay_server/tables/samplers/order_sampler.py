@@ -91,6 +91,10 @@ class OrderSampler(ABC):
         """No row has a priority."""
         return 0
 
+    def priorities(self, ids: RowIds) -> Priorities:
+        """No row has a priority."""
+        return np.zeros(len(ids))
+
     def withhold(self, ids: RowIds) -> None:
         """As `Sampler.withhold`."""
         with self._changing():

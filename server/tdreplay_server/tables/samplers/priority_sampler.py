@@ -93,5 +93,11 @@ class PrioritySampler(TreeSampler[T]):
         self._note_highest(self._priorities[slots].max())  # Of what is there now: of equal slots the last one counts.
         tree.write(slots, leaves if withheld is None else np.where(withheld[slots], tree.EMPTY, leaves))
 
+    def priorities(self, ids: RowIds) -> Priorities:
+        """As `Sampler.priorities`."""
+        with self._mutex:
+            found: Priorities = self._priorities[ids % self._rows.buffer_size]
+        return found
+
     def _leaves(self, slots: Slots | slice) -> npt.NDArray[np.float64]:
         return self._leaves_of(self._priorities[slots])

@@ -37,7 +37,8 @@ class Sampler(Protocol):
     """Chooses the rows of batches. Each table has one of its own.
 
     `opened`, `written`, `inserted` and `evicted` come from the row log, under the table's exclusive lock: nobody draws meanwhile. `draw`, `update`,
-    `withhold` and `offer` come under its shared lock, from several threads at once. A sampler whose draws or updates share a state has a lock.
+    `priorities`, `withhold` and `offer` come under its shared lock, from several threads at once. A sampler whose draws or updates share a state has
+    a lock.
 
     Attributes:
         columns: What is kept of each slot; never changes.
@@ -83,6 +84,9 @@ class Sampler(Protocol):
         Raises:
             InvalidArgumentError: as `check`. No priority changes.
         """
+
+    def priorities(self, ids: RowIds) -> Priorities:
+        """The priorities that these live rows have now, raw. The caller owns the array. It is called only where the sampler has priorities."""
 
     def withhold(self, ids: RowIds) -> None:
         """These live rows are not to be drawn until they are offered again."""

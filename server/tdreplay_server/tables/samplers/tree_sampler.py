@@ -98,6 +98,10 @@ class TreeSampler(ABC, Generic[T]):
         """No row has a priority."""
         return 0
 
+    def priorities(self, ids: RowIds) -> Priorities:
+        """No row has a priority."""
+        return np.zeros(len(ids))
+
     def _current(self) -> T:
         """The tree, up to date."""
         rows = self._rows

@@ -150,6 +150,10 @@ class AnchorSamplers:
                 updated = self._followed(rule).sampler.update(ids, priorities, ring)
             return updated
 
+    def priorities(self, ids: RowIds) -> Priorities:
+        """As `Sampler.priorities`."""
+        return self._kept.priorities(ids)
+
     def withhold(self, ids: RowIds) -> None:
         """No row of such a table leaves because it was drawn."""
 

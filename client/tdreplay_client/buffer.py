@@ -24,6 +24,8 @@ from tdreplay.rate_limiters import RateLimiter, Unlimited
 from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.samplers import Sampler, Uniform
 from tdreplay.selecting import Fields, Slots, as_fields
+from tdreplay.server_status import ServerStatus
+from tdreplay.server_status_messages import server_status_from_message
 from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay.table_messages import table_config_from_message, trajectories_from_message
@@ -204,6 +206,22 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         connection = Connection(address, timeout, found_access(address, tls, token))
         try:
             return list(connection.retried(lambda budget: connection.unary("ListTables", pb.ListTablesRequest(), budget)).tables)
+        finally:
+            connection.close()
+
+    @staticmethod
+    def server_status(
+        address: str, *, timeout: SupportsFloat | None = DEFAULT_TIMEOUT, tls: TLS | bool | None = None, token: str | None = None
+    ) -> ServerStatus:
+        """The state of the server at `address`: its version, memory, disk, limits and clients. `tls` and `token`: as in the constructor.
+
+        Raises:
+            PermissionDeniedError: the caller is neither a reader nor an admin.
+        """
+        connection = Connection(address, timeout, found_access(address, tls, token))
+        try:
+            answer = connection.retried(lambda budget: connection.unary("ServerStatus", pb.ServerStatusRequest(), budget))
+            return server_status_from_message(answer)
         finally:
             connection.close()
 

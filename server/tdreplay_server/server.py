@@ -17,6 +17,7 @@ from tdreplay_server.system.logs import log
 from tdreplay_server.tables.registry import Tables
 from tdreplay_server.transport.grpc_server import GrpcServer
 from tdreplay_server.transport.listening import check_free
+from tdreplay_server.transport.server_state import ServerState
 from tdreplay_server.transport.service import ReplayBufferService
 from tdreplay_server.transport.shared_memory import SharedMemory
 
@@ -88,8 +89,10 @@ class ReplayServer:
         )
         shared_memory = SharedMemory(config.shared_memory_dir and config.shared_memory_dir.resolve())
         shared_memory.sweep()
-        service = ReplayBufferService(self._tables, shared_memory)
+        state = ServerState(config.data_dir, self._tables.durability, config.cert_file is not None, _asks_for_names(config))
+        service = ReplayBufferService(self._tables, shared_memory, state)
         self._grpc = GrpcServer(service, max_workers=config.max_workers, max_streams=config.max_streams, max_standing=config.max_standing)
+        state.clients, state.limits = self._grpc.clients.connected, lambda: (*self._grpc.limits(), self._tables.used())
         try:
             self._address = self._grpc.listen(config.address)
         except BaseException:
@@ -124,3 +127,8 @@ class ReplayServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
+
+
+def _asks_for_names(config: ServerConfig) -> bool:
+    """Whether callers have to say who they are."""
+    return config.tokens_file is not None or config.client_cert_auth

@@ -21,6 +21,7 @@ from tdreplay.errors import (
     TableNotFoundError,
 )
 from tdreplay.limits import DEFAULT_TABLE
+from tdreplay.server_status import Limit
 from tdreplay.table_config import TableConfig, TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay_server.durability.data_directory import CHECKPOINTS, TABLES, table_directory
@@ -261,6 +262,16 @@ class Tables:
         """The tables' names, sorted."""
         with self._lock:
             return sorted(self._tables)
+
+    @property
+    def durability(self) -> str:
+        """What acknowledged rows of tables in the memory of the machine survive: 'none', 'process', 'interval' or 'power'."""
+        return NO_DURABILITY.level if self._data_dir is None else Durability.parse(self._durability).level
+
+    def used(self) -> Limit:
+        """How many tables there may be, and how many there are."""
+        with self._lock:
+            return Limit(name="max_tables", limit=self._max_tables, used=self._places)
 
     def close(self) -> None:
         """Closes every table, and gives the data directory back. Calls that make or remove a table end first."""

@@ -19,10 +19,14 @@ __all__ = ["Call", "ClientGoneError", "Request", "client_gone"]
 
 
 class Request(NamedTuple):
-    """A message of a client, decoded: its fields, and its block, which is a view of the received bytes. It is empty where the message has none."""
+    """A message of a client, decoded: its fields, and its block, which is a view of the received bytes. It is empty where the message has none.
+
+    `size` is that of the message as it came, in bytes.
+    """
 
     head: Any
     block: Bytes
+    size: int = 0
 
 
 class ClientGoneError(Exception):

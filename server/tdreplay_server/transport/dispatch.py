@@ -76,7 +76,7 @@ def _handler(
     request_type, answer_type = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
 
     def decoded(message: bytes) -> Request:
-        return Request(*split(message, request_type))
+        return Request(*split(message, request_type), len(message))
 
     def stream(received: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Answer]:
         return iter(answers(map(decoded, received), Call(context, method.name, admitted=admitted, patient=method.client_streaming)))

@@ -11,10 +11,12 @@ import grpc
 
 from tdreplay.errors import ServerUnavailableError
 from tdreplay.limits import message_options
+from tdreplay.server_status import Limit
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_server.system.descriptors import connection_limit
 from tdreplay_server.transport.call_threads import CallThreads
 from tdreplay_server.transport.dispatch import Dispatch
+from tdreplay_server.transport.guards.clients import Clients
 from tdreplay_server.transport.guards.permits import Permits
 from tdreplay_server.transport.guards.running import Running
 from tdreplay_server.transport.guards.statuses import statuses
@@ -34,15 +36,23 @@ class GrpcServer:
         max_workers: the number of calls from which on those that wait for their clients make room for others.
         max_streams: the number of long-lived streams that may be open.
         max_standing: the number of standing calls that may be open beside these.
+
+    Attributes:
+        clients: who is connected.
     """
 
     def __init__(self, service: ReplayBufferService, *, max_workers: int, max_streams: int, max_standing: int) -> None:
         self._running, self._health = Running(max_workers), Health()
         self._threads = CallThreads(self._running.threads, "tdreplay-call")
         self._grpc = grpc.server(self._threads, options=_options())
-        guards = (statuses, self._running, Permits(max_streams, max_standing))  # From the outside in: each call passes them in this order.
+        self.clients, self._permits = Clients(), Permits(max_streams, max_standing)
+        guards = (statuses, self.clients, self._running, self._permits)  # From the outside in: each call passes them in this order.
         dispatch = Dispatch(SERVICE, service, guards, self._running.admit)
         self._grpc.add_generic_rpc_handlers((dispatch, self._health.dispatch()))
+
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits of calls, and how much of each is used."""
+        return self._running.used(), self._permits.used()
 
     def listen(self, address: str) -> str:
         """Takes an address, HOST:PORT or unix:PATH, and gives it back with the port that was picked where PORT is 0.

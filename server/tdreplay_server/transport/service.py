@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from tdreplay.messages import durability_to_message
 from tdreplay.priorities import checked_priorities
 from tdreplay.samplers import Uniform
 from tdreplay.schema import Schema
+from tdreplay.server_status_messages import server_status_to_message
 from tdreplay.system_fields import PRIORITY
 from tdreplay.table_messages import table_request_from_message
 from tdreplay.trajectory_messages import episode_to_message
@@ -43,6 +43,7 @@ from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.encoding import Outgoing, batches_per_message, messages, streamed
 from tdreplay_server.transport.epoch_stream import EpochStream
 from tdreplay_server.transport.sample_call import SampleCall, draw_head, read_ahead, updated
+from tdreplay_server.transport.server_state import ServerState
 from tdreplay_server.transport.shared_memory import Segments, SharedMemory, offer
 
 __all__ = ["ReplayBufferService"]
@@ -62,10 +63,11 @@ class ReplayBufferService:
     Args:
         tables: the tables that the calls work on.
         shared_memory: where calls get the memory that they share with their clients.
+        state: what the server knows of itself.
     """
 
-    def __init__(self, tables: Tables, shared_memory: SharedMemory) -> None:
-        self._tables, self._shared_memory = tables, shared_memory
+    def __init__(self, tables: Tables, shared_memory: SharedMemory, state: ServerState) -> None:
+        self._tables, self._shared_memory, self._state = tables, shared_memory, state
 
     def Add(self, request: Request, call: Call) -> pb.AddResponse:
         return pb.AddResponse(**_insert(self._tables, request.head.table, request.head, call, _wait(request.head, call), request.block))
@@ -176,7 +178,7 @@ class ReplayBufferService:
         return pb.DropTableResponse()
 
     def ServerStatus(self, request: Request, call: Call) -> pb.ServerStatusResponse:
-        return pb.ServerStatusResponse(version=version("tdreplay"))
+        return server_status_to_message(self._state.now())
 
     def ListTables(self, request: Request, call: Call) -> pb.ListTablesResponse:
         return pb.ListTablesResponse(tables=self._tables.names())

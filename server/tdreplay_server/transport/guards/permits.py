@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 from tdreplay.errors import StreamLimitError
+from tdreplay.server_status import Limit
 from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.guards.guard import Answer, Answers, Proceed
 
@@ -31,6 +32,7 @@ class Permits:
         self._limit = limit
         self._free = {False: limit, True: standing_limit}
         self._lock = threading.Lock()
+        self._refused = 0  # Streams.
 
     def __call__(self, requests: Iterator[Request], call: Call, proceed: Proceed) -> Answers:
         """Raises StreamLimitError where a long-lived call gets no permit."""
@@ -46,9 +48,15 @@ class Permits:
             with self._lock:
                 self._free[standing] += 1
 
+    def used(self) -> Limit:
+        """The permits for streams, and how many of them are taken."""
+        with self._lock:
+            return Limit(name="max_streams", limit=self._limit, used=self._limit - self._free[False], refused=self._refused)
+
     def _take(self, standing: bool) -> None:
         with self._lock:
             if not self._free[standing]:
+                self._refused += not standing
                 which = "as many standing calls as there is room for are" if standing else f"{self._limit} streams (max_streams) are"
                 raise StreamLimitError(f"{which} open on this server; close one, or raise the setting")
             self._free[standing] -= 1

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import grpc
 
 from tdreplay.errors import ServerUnavailableError
+from tdreplay.server_status import Limit
 from tdreplay_server.transport.call import Call, Request, client_gone
 from tdreplay_server.transport.guards.guard import Answer, Proceed
 
@@ -41,7 +42,7 @@ class Running:
 
     def __init__(self, limit: int) -> None:
         self._limit, self.threads = limit, limit + SPARE_THREADS
-        self._admitted = 0
+        self._admitted = self._refused = 0
         self._calls: set[Call] = set()
         self._stopped = threading.Event()
         self._changed = threading.Condition()
@@ -52,6 +53,7 @@ class Running:
         with self._changed:
             ended = self._make_room() if self._admitted >= self._limit else None
             if self._admitted >= self.threads:
+                self._refused += 1
                 return False
             self._admitted += 1
         if ended is not None:
@@ -67,6 +69,11 @@ class Running:
         self._calls.discard(longest)
         self._admitted -= 1
         return longest
+
+    def used(self) -> Limit:
+        """The calls that may run, and how many do."""
+        with self._changed:
+            return Limit(name="max_workers", limit=self._limit, used=self._admitted, refused=self._refused)
 
     def __call__(self, requests: Iterator[Request], call: Call, proceed: Proceed) -> Iterator[Answer]:
         """Raises ServerUnavailableError where there is no room, or the server stops."""

@@ -14,7 +14,7 @@ BASE_IMAGE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.versi
 COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker compose --file docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-samplers bench-sampling bench-trajectories crash docker-wheels docker-build docker-test docker-demo test check lint types protos protos-check format clean
+.PHONY: help install docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-samplers bench-sampling bench-trajectories crash docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -88,6 +88,9 @@ crash: install ## Kill servers and clients two hundred times, and let a server s
 # Four workers for two cores, because many tests wait. What pytest makes of the test files is kept in __pycache__, whatever the environment says.
 test: install ## Run the whole test suite: nine minutes on two cores.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+
+test-long: install ## The same, with every combination of the large matrices: some minutes more.
+	PYTHONDONTWRITEBYTECODE= TDREPLAY_LONG=1 $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 floors: install ## Test the client alone, with the oldest and the newest versions of what it needs: two minutes.
 	$(BIN)/python tests/matrix this:oldest:client this:newest:client $(ARGS)

@@ -25,6 +25,39 @@ def address() -> Iterator[str]:
         yield server.address
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the tests with the marker `covers`, each combination of the other parameters runs over one value of that parameter, in turn.
+
+    So every pair of a value and of another parameter's is there, in a part of the time. With TDREPLAY_LONG in the environment all of them run.
+    """
+    if os.environ.get("TDREPLAY_LONG"):
+        return
+    kept = [item for item in items if _is_its_turn(item)]
+    config.hook.pytest_deselected(items=list(set(items).difference(kept)))
+    items[:] = kept
+
+
+_values: dict[tuple[str, str], list[object]] = {}
+"""Of each parameter of each test, its values in order."""
+
+
+def _is_its_turn(item: pytest.Item) -> bool:
+    marker, callspec = item.get_closest_marker("covers"), getattr(item, "callspec", None)
+    if marker is None or callspec is None:
+        return True
+    (name,), among = marker.args, marker.kwargs["among"]
+    places = {parameter: _place(item.nodeid.partition("[")[0], parameter, value) for parameter, value in callspec.params.items()}
+    return places.pop(name) == sum(places.values()) % among
+
+
+def _place(test: str, parameter: str, value: object) -> int:
+    values = _values.setdefault((test, parameter), [])
+    found = [place for place, known in enumerate(values) if known is value]
+    if not found:
+        values.append(value)
+    return found[0] if found else len(values) - 1
+
+
 @pytest.fixture
 def table() -> str:
     """A name that no other test uses."""

@@ -37,6 +37,7 @@ def check(stage: Stage) -> None:
         checked.epochs(shuffle=True)
 
 
+@pytest.mark.covers("home", among=len(HOMES))
 @pytest.mark.parametrize("capacity", CAPACITIES.values(), ids=CAPACITIES)
 def test_episodes_go_on_after_their_server_was_killed(home, sampler, capacity):
     stage = Stage(home.open(capacity, sampler), capacity, ENVS, seed=capacity, prioritized=sampler.has_priorities)
@@ -49,6 +50,7 @@ def test_episodes_go_on_after_their_server_was_killed(home, sampler, capacity):
     check_episodes(stage.buffer, stage.ring)
 
 
+@pytest.mark.covers("home", among=len(HOMES))
 @pytest.mark.parametrize("capacity", CAPACITIES.values(), ids=CAPACITIES)
 def test_episodes_go_on_in_a_table_that_was_made_of_a_checkpoint(home, sampler, capacity):
     stage = Stage(home.open(capacity, sampler), capacity, ENVS, seed=capacity, prioritized=sampler.has_priorities)

@@ -28,6 +28,7 @@ VIEWS: dict[str, View] = {
     "sequences": Sequences(length=5, burn_in=3),
     "sequences that overlap little": Sequences(length=4, stride=3, padding="drop", next_obs=True),
 }
+pytestmark = pytest.mark.covers("kind", among=3)
 views = pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
 ORDERS: dict[str, dict[str, Any]] = {"slot order": {}, "shuffled": {"shuffle": True, "seed": 5}}
 orders = pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())

@@ -14,7 +14,7 @@ from tdreplay_server.storage.ring import RowIds
 from tdreplay_server.storage.rows import RowStorage
 from tdreplay_server.tables.system_values import COMPUTED, RowsRead, write_system_values
 
-__all__ = ["Drawn", "gathered", "taken"]
+__all__ = ["Drawn", "gathered", "taken", "write_drawn"]
 
 Drawn: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
 """The name of a drawn field -> its values for the rows that are read: shape [n]."""
@@ -22,14 +22,19 @@ Drawn: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
 
 def gathered(storage: RowStorage, ids: RowIds, drawn: Drawn, out: dict[str, Rows], *, threads: bool) -> None:
     """Copies the rows of these ids into `out`: those of the fields that have bytes. `threads`: several may work on it."""
-    for name, values in drawn.items():
-        if name in out:
-            out.pop(name).view(values.dtype)[:] = values
+    write_drawn(drawn, out)
     slots = ids % storage.buffer_size
     computed = {name: out.pop(name) for name in COMPUTED if name in out}
     storage.gather(slots, out, threads=threads)
     if computed:
         write_system_values(RowsRead(ids, slots), computed)
+
+
+def write_drawn(drawn: Drawn, out: dict[str, Rows]) -> None:
+    """Writes what is known of a draw into those of the fields of `out` that are of it, and takes them out of it."""
+    for name, values in drawn.items():
+        if name in out:
+            out.pop(name).view(values.dtype)[:] = values
 
 
 def taken(storage: RowStorage, ids: RowIds, drawn: Drawn, fields: Sequence[Field]) -> dict[str, torch.Tensor]:

@@ -229,7 +229,11 @@ class EpisodeIndex:
 
     def has_before(self, ids: RowIds, steps: int) -> npt.NDArray[np.bool_]:
         """For each row whether so many steps before it are live, or as many as there ever were."""
-        found: npt.NDArray[np.bool_] = np.maximum(self.steps_of(ids) - steps, 0) >= self.episodes.first_step[self.places_of(ids)]
+        return self._begin_by(self.places_of(ids), self.steps_of(ids) - steps)
+
+    def _begin_by(self, places: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """For each of these episodes whether the step of that number is live, or, where the number is below 0, the first one."""
+        found: npt.NDArray[np.bool_] = np.maximum(steps, 0) >= self.episodes.first_step[places]
         return found
 
     def are_steps(self, ids: RowIds) -> npt.NDArray[np.bool_]:
@@ -245,7 +249,7 @@ class EpisodeIndex:
         if rule.stride > 1:
             found &= steps % rule.stride == 0
         if rule.before:
-            found &= np.maximum(steps - rule.before, 0) >= episodes.first_step[places]
+            found &= self._begin_by(places, steps - rule.before)
         following = episodes.last_step[places] - steps  # How many steps come after it.
         kinds = episodes.kind[places]
         if rule.steps > 1:

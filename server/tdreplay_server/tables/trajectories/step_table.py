@@ -24,6 +24,7 @@ from tdreplay_server.durability.slot_state import SlotState
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 from tdreplay_server.storage.rows import RowStorage
 from tdreplay_server.tables.draws import DrawRows
+from tdreplay_server.tables.reading import write_drawn
 from tdreplay_server.tables.samplers import made_sampler
 from tdreplay_server.tables.selection import RowsInSlots, Selection
 from tdreplay_server.tables.trajectories.anchor_samplers import MOST_RULES, AnchorSamplers
@@ -199,9 +200,7 @@ class StepTable:
     ) -> None:
         """Copies the windows of rows of a selection, from start to stop, into `out`, with what is known of their draw: as `gather_windows`."""
         finder, first = self._finder(ring, selection, found, start, stop)
-        for name, values in selection.drawn(start, stop).items():
-            if name in out:
-                out.pop(name).view(values.dtype)[:] = values
+        write_drawn(selection.drawn(start, stop), out)
         gather_windows(storage, finder, start - first, stop - first, found, out, threads=threads)
 
     def _finder(self, ring: Ring, selection: Selection, found: WindowFormat, start: int, stop: int) -> tuple[WindowFinder, int]:

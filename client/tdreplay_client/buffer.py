@@ -12,7 +12,7 @@ import torch
 from google.protobuf.message import Message
 from tensordict import TensorDict
 
-from tdreplay.api import BaseReplayBuffer, Checkpoint, Progress, State
+from tdreplay.api import BaseReplayBuffer, Checkpoint, State
 from tdreplay.description_messages import description_from_message
 from tdreplay.epochs import EpochPlan, EpochQuery
 from tdreplay.errors import EmptyTableError, InvalidArgumentError, TableExistsError, UnimplementedError
@@ -20,6 +20,7 @@ from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_BATCH_SIZE, MAX_
 from tdreplay.messages import state_from_message
 from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
+from tdreplay.progress import Progress, Shown, reporting
 from tdreplay.rate_limiters import RateLimiter, Unlimited
 from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.samplers import Sampler, Uniform
@@ -314,9 +315,10 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         sizes = range(len(slots), len(slots) + 1)
         return self._connection.retried(lambda budget: self._one("SampleByIndex", request, pb.SampleByIndexResponse, sizes, budget, view))
 
-    def sample_all(self) -> TensorDict:
+    def sample_all(self, *, progress: Shown = None) -> TensorDict:
         request, sizes = pb.SampleAllRequest(table=self._table), range(1, MAX_INT64)
-        return self._connection.retried(lambda budget: self._one("SampleAll", request, pb.SampleAllResponse, sizes, budget))
+        with reporting(progress, "sample_all") as told:
+            return self._connection.retried(lambda budget: self._one("SampleAll", request, pb.SampleAllResponse, sizes, budget, None, told))
 
     def episodes(self) -> list[Episode]:
         return listed_episodes(self._connection, self._table)
@@ -325,10 +327,17 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         return episode_rows(self._connection, self._table, episode_id, self._transfer)
 
     def _one(
-        self, call: str, request: Message, response_type: type[Message], sizes: range, budget: RetryBudget, view: TableView | None = None
+        self,
+        call: str,
+        request: Message,
+        response_type: type[Message],
+        sizes: range,
+        budget: RetryBudget,
+        view: TableView | None = None,
+        progress: Progress | None = None,
     ) -> TensorDict:
         """The one batch that a call answers with."""
-        return only_batch(self._connection.stream(call, request, budget), response_type, self._transfer.for_view(view), sizes).take()
+        return only_batch(self._connection.stream(call, request, budget), response_type, self._transfer.for_view(view), sizes, progress).take()
 
     def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> RemoteEpochs:
         plan = self._connection.retried(lambda budget: self._planned(query, seed, budget))
@@ -448,8 +457,12 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._unacknowledged.clear()
         self._known_schema.forget()
 
-    def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
+    def checkpoint(self, name: str, *, progress: Shown = None) -> Checkpoint:
         """As in `BaseReplayBuffer`; the path is one of the server's. `timeout` limits the time between two signs of progress, not the whole."""
+        with reporting(progress, "checkpoint", "bytes") as told:
+            return self._checkpointed(name, told)
+
+    def _checkpointed(self, name: str, progress: Progress | None) -> Checkpoint:
         answers = self._connection.stream("Checkpoint", pb.CheckpointRequest(table=self._table, name=name))
         last: Any = None
         try:

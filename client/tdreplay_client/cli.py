@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,9 +13,6 @@ from tdreplay.limits import DEFAULT_TABLE, check_seconds
 from tdreplay_client.commands.options import Address, Timeout, found_address
 from tdreplay_client.commands.table import table
 from tdreplay_client.transport.health import serves
-
-if TYPE_CHECKING:
-    from tdreplay.api import Progress
 
 __all__ = ["app", "main"]
 
@@ -42,8 +36,8 @@ def checkpoint(
     """
     from tdreplay_client.buffer import RemoteReplayBuffer  # Here: it brings torch, for which `health` has no time.
 
-    with RemoteReplayBuffer(found_address(address), table=table, timeout=check_seconds(timeout, "timeout")) as buffer, _progress() as progress:
-        made = buffer.checkpoint(name, progress=progress)
+    with RemoteReplayBuffer(found_address(address), table=table, timeout=check_seconds(timeout, "timeout")) as buffer:
+        made = buffer.checkpoint(name, progress=True)
     typer.echo(f"checkpoint {one_line(made.path)}: {made.rows} rows, {made.bytes} bytes")
 
 
@@ -58,21 +52,6 @@ def health(
     healthy, answer = serves(address, check_seconds(timeout, "timeout"), service)
     typer.echo(one_line(f"{address} {answer}"), err=not healthy)
     raise typer.Exit(not healthy)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """Draws a bar on standard error; nothing where that is not a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with typer.progressbar(length=1, label="checkpoint", file=sys.stderr) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.length = max(1, total)
-            bar.update(done - bar.pos)
-
-        yield show
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, SupportsFloat, SupportsIndex
@@ -23,6 +23,7 @@ from tdreplay.errors import InvalidArgumentError, NoTrajectoriesError, RateLimit
 from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_choice, check_flag, check_seconds, check_whole
 from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated
+from tdreplay.progress import Progress, Shown, reports_to
 from tdreplay.rows import Given, Row
 from tdreplay.seeds import derived_seed
 from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
@@ -38,9 +39,6 @@ __all__ = ["BaseReplayBuffer", "Checkpoint", "Progress", "State", "TableDescript
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
 """The pause in seconds between two looks for rows: the first one, and the longest to which it grows."""
-
-Progress = Callable[[int, int], object]
-"""Called with two numbers of bytes: those done so far, and the total."""
 
 
 @dataclass(frozen=True)
@@ -216,11 +214,16 @@ class BaseReplayBuffer(ABC):
         """What the table knows of the episodes that its rows belong to; False: they are no steps."""
 
     @abstractmethod
-    def sample_all(self) -> TensorDict:
+    def sample_all(self, *, progress: Shown = None) -> TensorDict:
         """Every stored row, in slot order.
+
+        Args:
+            progress: True draws a bar on standard error, where that is a terminal or a notebook. A function is called with the rows that came so far,
+                and all of them; a call that is repeated after a lost connection begins again at 0.
 
         Raises:
             EmptyTableError: there is no row.
+            InvalidArgumentError: progress is none of these.
         """
 
     @abstractmethod
@@ -248,7 +251,7 @@ class BaseReplayBuffer(ABC):
         """Forgets all rows and their schema, and takes a new capacity if one is given. Row ids go on rising; the next row lies in slot 0."""
 
     @abstractmethod
-    def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
+    def checkpoint(self, name: str, *, progress: Shown = None) -> Checkpoint:
         """Writes all rows, as they are at one moment, to a directory beside the data, and returns when they are on the disk.
 
         Other calls go on meanwhile. The checkpoint appears whole and replaces one of the same name in one step; if the call fails, no new one
@@ -256,7 +259,8 @@ class BaseReplayBuffer(ABC):
 
         Args:
             name: 1 to 64 letters, digits, '_' or '-'.
-            progress: called now and then, from this thread.
+            progress: True draws a bar on standard error, where that is a terminal or a notebook. A function is called now and then, from this thread,
+                with the bytes that are written so far, and all of them.
 
         Raises:
             FailedPreconditionError: the buffer has no directory of its own to put it in.
@@ -406,6 +410,7 @@ class BaseReplayBuffer(ABC):
         seed: SupportsIndex | None = None,
         drop_last: bool = False,
         fields: Fields | None = None,
+        progress: Shown = None,
     ) -> Epochs:
         """Iterates `n_epochs` times over the rows that are stored now. `get_next_batch` takes its batches from this iterator, too.
 
@@ -418,6 +423,7 @@ class BaseReplayBuffer(ABC):
             seed: as in `epochs`.
             drop_last: leaves out the last batch of an epoch if it is smaller than the others.
             fields: as in `sample_by_index_fields`; None: all of them.
+            progress: as in `epochs`.
 
         If a slot is overwritten meanwhile, its newer row comes. No row is torn.
 
@@ -426,7 +432,9 @@ class BaseReplayBuffer(ABC):
             InvalidArgumentError: an argument is out of its range.
             TableChangedError: (while iterating) the buffer was reset or rewound.
         """
-        made = self.epochs(batch_size, n_epochs, shuffle=shuffle, seed=seed, drop_last=drop_last, fields=fields, on_overwrite="replace")
+        made = self.epochs(
+            batch_size, n_epochs, shuffle=shuffle, seed=seed, drop_last=drop_last, fields=fields, on_overwrite="replace", progress=progress
+        )
         self._iterator = made
         return made
 
@@ -443,6 +451,7 @@ class BaseReplayBuffer(ABC):
         fields: Fields | None = None,
         on_overwrite: str = "skip",
         view: View | None = None,
+        progress: Shown = None,
     ) -> Epochs:
         """Iterates over the rows that are stored now, each once an epoch, alone or together with other learners, and can go on after a crash.
 
@@ -468,6 +477,8 @@ class BaseReplayBuffer(ABC):
                 batch of which nothing is left, too. ``raise``: an error in place of its batch. ``replace``: the newer row of its slot comes. In
                 the first and the last case `overwritten` of the iterator counts it. No row is torn.
             view: as in `sample_batch`. Each stored step of which the view can be made comes once an epoch.
+            progress: True draws a bar on standard error, where that is a terminal or a notebook. A function is called when the next batch is asked
+                for, with the rows behind the iterator, and those of all epochs: this learner's. Rows that are left out count as well.
 
         Raises:
             EmptyTableError: there is no row.
@@ -486,7 +497,10 @@ class BaseReplayBuffer(ABC):
         own = self._next_order() if order is None and shuffled else order
         if own is None and shuffled and learners > 1:
             raise InvalidArgumentError(f"seed (None) must be given: {learners} learners (world_size) that shuffle must have the same orders")
-        return self._open_epochs(query, own, seen)
+        told = reports_to(progress, "epochs")
+        made = self._open_epochs(query, own, seen)
+        made.report_to(told)
+        return made
 
     def get_next_batch(self, batch_size: SupportsIndex) -> TensorDict:
         """The next batch of the current epoch iterator, which has its own batch size; where there is none, a random batch.

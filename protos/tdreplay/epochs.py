@@ -20,6 +20,7 @@ from typing_extensions import Self
 from tdreplay.copying import OfOneProcess
 from tdreplay.errors import ForkedError, TokenError
 from tdreplay.limits import MAX_INT64, check_batch_size, check_choice, check_whole
+from tdreplay.progress import Progress, ProgressBar
 from tdreplay.tokens import check_keys, check_same, text_of, whole_of
 from tdreplay.views import TableView, made_of
 from tdreplay.windows import WindowQuery
@@ -141,6 +142,11 @@ class EpochPlan:
             return self.rows // (query.world_size * query.batch_size) * query.batch_size
         return max(0, -(-(self.rows - query.rank) // query.world_size))
 
+    def done(self, place: EpochPlace) -> tuple[int, int]:
+        """How many rows of all epochs are behind `place`, and how many there are."""
+        total = self.query.n_epochs * self.share
+        return min(place.epoch * self.share + place.position, total), total
+
     def is_over(self, place: EpochPlace) -> bool:
         """Whether no batch comes after `place`."""
         return place.epoch >= self.query.n_epochs or not self.share
@@ -223,6 +229,23 @@ class Epochs(OfOneProcess, Iterator[TensorDict]):
     def __init__(self, plan: EpochPlan, view: TableView | None = None) -> None:
         self._plan, self._view, self._place = plan, view, START
         self._stopped = False
+        self._told: Progress | None = None
+
+    def report_to(self, progress: Progress | None) -> None:
+        """From now on `progress` is told how many rows are behind the iterator, and how many there are: when a batch is asked for, and at the end.
+
+        It is told before the batch is read, so an error that it raises loses none. A bar is closed at the end, and with the iterator.
+        """
+        self._told = progress
+
+    def _tell_end(self) -> None:
+        if self._told is not None:
+            self._told(*self._plan.done(self._place))
+            self._close_bar()
+
+    def _close_bar(self) -> None:
+        if isinstance(self._told, ProgressBar):
+            self._told.close()
 
     @property
     def epoch(self) -> int:
@@ -275,12 +298,15 @@ class Epochs(OfOneProcess, Iterator[TensorDict]):
     def close(self) -> None:
         """Ends it: no batch comes any more, unless a token is loaded. Closing twice is allowed."""
         self._stopped = True
+        self._close_bar()
         self._end()
 
     def __next__(self) -> TensorDict:
         if self._stopped:
             raise StopIteration
         before = self._place
+        if self._told is not None and not self._plan.is_over(before):
+            self._told(*self._plan.done(before))
         try:
             batch, self._place = self._next()
             if batch is not None:
@@ -294,6 +320,7 @@ class Epochs(OfOneProcess, Iterator[TensorDict]):
             self._place = before  # An interrupt: nobody got the batch.
             self._break_off()
             raise
+        self._tell_end()
         raise StopIteration
 
     def __enter__(self) -> Self:

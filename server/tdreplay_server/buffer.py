@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
-from tdreplay.api import BaseReplayBuffer, Checkpoint, Progress, State
+from tdreplay.api import BaseReplayBuffer, Checkpoint, State
 from tdreplay.columns import drawn_columns
 from tdreplay.copying import OfOneProcess
 from tdreplay.devices import parse_device
@@ -24,6 +24,7 @@ from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_flag
 from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
 from tdreplay.processes import Owner
+from tdreplay.progress import Shown, reporting
 from tdreplay.rate_limiters import RateLimiter
 from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.samplers import Sampler
@@ -34,7 +35,7 @@ from tdreplay.trajectories import Trajectories
 from tdreplay.trajectory_state import Episode
 from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay.views import TableView, View
-from tdreplay_server.tables.batches import as_batch
+from tdreplay_server.tables.batches import as_batch, taken_in_parts
 from tdreplay_server.tables.draws import DrawnRows, generators_of
 from tdreplay_server.tables.leases import Drawn, SentBatches
 from tdreplay_server.tables.limiters import Wait
@@ -190,8 +191,10 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     def _trajectories(self) -> Trajectories | Literal[False]:
         return self._table.config.trajectories
 
-    def sample_all(self) -> TensorDict:
-        return self._take(self._table.select_all())
+    def sample_all(self, *, progress: Shown = None) -> TensorDict:
+        with reporting(progress, "sample_all") as told:
+            selection = self._table.select_all()
+            return self._take(selection) if told is None else as_batch(taken_in_parts(self._table, selection, told), selection, self._device)
 
     def episodes(self) -> list[Episode]:
         found = self._table.episodes()
@@ -238,8 +241,9 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     def _rewind(self, metadata: Metadata) -> None:
         self._table.rewind(metadata.buffer_size, metadata.data_size, metadata.write_count)
 
-    def checkpoint(self, name: str, *, progress: Progress | None = None) -> Checkpoint:
-        return self._table.checkpoint(name, progress=progress)
+    def checkpoint(self, name: str, *, progress: Shown = None) -> Checkpoint:
+        with reporting(progress, "checkpoint", "bytes") as told:
+            return self._table.checkpoint(name, progress=told)
 
     def close(self) -> None:
         """Gives the memory back, and the space of rows that lie in no directory. Closing twice is allowed; any other call is then a ClosedError.

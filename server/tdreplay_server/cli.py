@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from tdreplay.command import command_line, failures_in_one_line, one_line
 from tdreplay.environment import environment_name
 from tdreplay.errors import FailedPreconditionError, OtherSettingsError, ReplayError
 from tdreplay.limits import DEFAULT_TABLE
+from tdreplay.progress import ProgressBar, reporting
 from tdreplay_server.config import ServerConfig, not_empty
 from tdreplay_server.settings_file import line_of
 from tdreplay_server.spawn import READY
@@ -165,8 +166,10 @@ def verify(directory: Checked) -> None:
     with loading():
         from tdreplay_server.checkpoints.verify import verified
 
-    for line in verified(directory):
-        typer.echo(line)
+    with closing(ProgressBar("verify", "bytes")) as bar:
+        for line in verified(directory, bar):
+            bar.close()
+            typer.echo(line)
 
 
 @app.command()
@@ -185,7 +188,9 @@ def restore(
         from tdreplay_server.checkpoints.restore import table_of
 
     name = table_of(checkpoint) if table is None else table
-    _say(f"table {name}", restored(checkpoint, data_dir, name, replace=replace, buffer_size=buffer_size))
+    with reporting(True, "restore", "bytes") as progress:
+        ring = restored(checkpoint, data_dir, name, replace=replace, buffer_size=buffer_size, progress=progress)
+    _say(f"table {name}", ring)
 
 
 @app.command()
@@ -196,7 +201,9 @@ def resize(
     with loading():
         from tdreplay_server.checkpoints.restore import resize as resized
 
-    _say(f"table {table}", resized(data_dir, table, buffer_size))
+    with reporting(True, "resize", "bytes") as progress:
+        ring = resized(data_dir, table, buffer_size, progress=progress)
+    _say(f"table {table}", ring)
 
 
 def _say(what: str, ring: Ring) -> None:

@@ -13,6 +13,7 @@ from tdreplay.block import Block, decode
 from tdreplay.errors import CodecError, ResourceExhaustedError
 from tdreplay.framing import split
 from tdreplay.memory import copy_rows
+from tdreplay.progress import Progress
 from tdreplay.schema import Columns
 from tdreplay.system_fields import MIN_PROBABILITY, TABLE_SIZE
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
@@ -29,6 +30,7 @@ def assemble(
     sizes: range,
     loans: SegmentLoans | None = None,
     without_batch: Callable[[Any], object] = bool,
+    progress: Progress | None = None,
 ) -> Iterator[PendingBatch]:
     """The batches of `messages`, whose blocks are in the messages or in segments of `loans`, on their way to the device of `transfer`.
 
@@ -43,6 +45,7 @@ def assemble(
         sizes: the numbers of rows that a batch may have, by what was asked for.
         loans: the memory that is shared with the server, where there is any.
         without_batch: told of the fields of each message that brings none, and only says how far an epoch is.
+        progress: told of the rows of a batch of several blocks, with each block.
 
     Raises:
         CodecError: a message is not a block of the batch that it belongs to.
@@ -65,7 +68,7 @@ def assemble(
                 del part
             del parts
         else:
-            joined, last = _joined(head, columns, messages, message_type, transfer)
+            joined, last = _joined(head, columns, messages, message_type, transfer, progress)
             _check_size(last, sizes)
             joined |= {name: values[0] for name, values in _drawn(last, 1).items()}
             yield replace(transfer.bring(joined, (last.batch_rows, *batch_size[1:]), names), head=last)
@@ -73,18 +76,22 @@ def assemble(
         del message, block, columns  # While the next message is awaited, this one's memory is its batches' alone.
 
 
-def only_batch(answers: Answers, message_type: type[Message], transfer: DeviceTransfer, sizes: range) -> PendingBatch:
-    """The one batch that a call answers with. The call ends. The rest is as in `assemble`.
+def only_batch(
+    answers: Answers, message_type: type[Message], transfer: DeviceTransfer, sizes: range, progress: Progress | None = None
+) -> PendingBatch:
+    """The one batch that a call answers with. The call ends. `progress` is told of its rows, and the rest is as in `assemble`.
 
     Raises:
         CodecError: none came, or several.
     """
     try:
-        batches = assemble(answers, message_type, transfer, sizes)
+        batches = assemble(answers, message_type, transfer, sizes, progress=progress)
         batch = next(batches, None)
         if batch is None or next(batches, None) is not None:
             call = message_type.DESCRIPTOR.name.removesuffix("Response")
             raise CodecError(f"{'no batch' if batch is None else 'more than one batch'} came as the answer to {call}")
+        if progress is not None:
+            progress(batch.head.batch_rows, batch.head.batch_rows)
         return batch
     finally:
         answers.close()
@@ -130,12 +137,14 @@ def _shown(sizes: range) -> str:
 
 
 def _joined(
-    head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer
+    head: Any, part: Columns, messages: Iterator[bytes], message_type: type[Message], transfer: DeviceTransfer, progress: Progress | None
 ) -> tuple[dict[str, torch.Tensor], Any]:
     """A batch of several blocks, of which `part` is the first, and the fields of its last message. A later message may say that fewer rows come."""
     columns = _memory(part, head.batch_rows, transfer)
     done = _place(columns, head, part, 0, head.batch_rows)
     while done < head.batch_rows:
+        if progress is not None:
+            progress(done, head.batch_rows)
         message = next(messages, None)
         if message is None:
             raise CodecError(f"the stream ended after {done} of {head.batch_rows} rows of a batch")

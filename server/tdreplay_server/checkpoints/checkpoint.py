@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from tdreplay.api import Checkpoint, Progress
+from tdreplay.api import Checkpoint
 from tdreplay.errors import CorruptDataError
+from tdreplay.progress import Progress
 from tdreplay_server.checkpoints.manifest import MANIFEST, STRICT, File, Manifest, StateColumn, broken, read_manifest, sha256_of
 from tdreplay_server.checkpoints.snapshot import Snapshot, snapshotted, state_rows_file
 from tdreplay_server.durability.ledger import AcknowledgedInsert
@@ -29,7 +30,7 @@ from tdreplay_server.system.disk_errors import disk_errors, unreadable
 from tdreplay_server.system.failpoints import failpoint
 from tdreplay_server.system.private_files import check_directory, open_file, write_file
 
-__all__ = ["listed_bytes", "read_acknowledged", "read_state", "verify_checkpoint", "write_checkpoint"]
+__all__ = ["BytesRead", "listed_bytes", "read_acknowledged", "read_state", "verify_checkpoint", "write_checkpoint"]
 
 ACKNOWLEDGED = "acknowledged.json"
 CHUNK_BYTES = 4 << 20
@@ -105,8 +106,28 @@ def _whole_file(directory: Path, manifest: Manifest, name: str) -> bytes:
     return b"".join(listed_bytes(directory, listed))
 
 
-def listed_bytes(directory: Path, listed: File, unit: int = 1) -> Iterator[bytes]:
+class BytesRead:
+    """Counts the bytes of files that are read, and tells `progress`, where there is one.
+
+    Args:
+        files: The files.
+        progress: Told of the bytes.
+    """
+
+    def __init__(self, files: Iterable[File], progress: Progress | None) -> None:
+        self._total, self._done, self._progress = sum(file.size for file in files), 0, progress
+
+    def __call__(self, count: int) -> None:
+        """So many more bytes were read."""
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def listed_bytes(directory: Path, listed: File, unit: int = 1, count: Callable[[int], object] = bool) -> Iterator[bytes]:
     """The bytes of a file of a checkpoint, in chunks of a multiple of `unit`. They are what was written only if it ends without an error.
+
+    `count` is told of the bytes of each chunk.
 
     Raises:
         CorruptDataError: they are not.
@@ -119,6 +140,7 @@ def listed_bytes(directory: Path, listed: File, unit: int = 1) -> Iterator[bytes
                 raise CorruptDataError(f"{path} has {size} bytes, and the manifest lists {listed.size}")
             while chunk := file.read(max(1, CHUNK_BYTES // unit) * unit):
                 digest.update(chunk)
+                count(len(chunk))
                 yield chunk
     except OSError as error:
         raise unreadable(error, str(path)) from None
@@ -126,15 +148,16 @@ def listed_bytes(directory: Path, listed: File, unit: int = 1) -> Iterator[bytes
         raise CorruptDataError(f"{path} does not have the SHA-256 that the manifest lists: bytes of it changed")
 
 
-def verify_checkpoint(directory: Path) -> Manifest:
-    """Reads all of a checkpoint, and gives its manifest.
+def verify_checkpoint(directory: Path, progress: Progress | None = None) -> Manifest:
+    """Reads all of a checkpoint, and gives its manifest. `progress` is told of the bytes.
 
     Raises:
         CorruptDataError: it is not what was written.
     """
     manifest = read_manifest(directory)
+    count = BytesRead(manifest.files, progress)
     for listed in manifest.files:
-        for _ in listed_bytes(directory, listed):
+        for _ in listed_bytes(directory, listed, count=count):
             continue
     return manifest
 

@@ -11,8 +11,9 @@ import numpy as np
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay.fields import Field
 from tdreplay.limits import DEFAULT_TABLE, check_whole
+from tdreplay.progress import Progress
 from tdreplay.table_config import check_limiter
-from tdreplay_server.checkpoints.checkpoint import listed_bytes, read_acknowledged, read_state, write_checkpoint
+from tdreplay_server.checkpoints.checkpoint import BytesRead, listed_bytes, read_acknowledged, read_state, write_checkpoint
 from tdreplay_server.checkpoints.manifest import Manifest, read_manifest
 from tdreplay_server.checkpoints.snapshot import rows_file
 from tdreplay_server.durability.data_directory import CHECKPOINTS, table_directory
@@ -46,7 +47,15 @@ def table_of(checkpoint: Path) -> str:
     return read_manifest(checkpoint).config.name or folder or DEFAULT_TABLE
 
 
-def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = False, buffer_size: int | None = None) -> Ring:
+def restore(
+    checkpoint: Path,
+    data_dir: Path,
+    table: str,
+    *,
+    replace: bool = False,
+    buffer_size: int | None = None,
+    progress: Progress | None = None,
+) -> Ring:
     """Makes a table of a checkpoint: all of it, or nothing changes. The checkpoint is checked as it is read.
 
     Args:
@@ -55,6 +64,7 @@ def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = Fal
         table: The name of the table.
         replace: Whether a table of that name may be there. It is replaced.
         buffer_size: The capacity of the table; None: that of the checkpoint. If there are more rows, the last ones stay.
+        progress: Told of the bytes of the rows.
 
     Returns:
         Its live rows.
@@ -76,25 +86,27 @@ def restore(checkpoint: Path, data_dir: Path, table: str, *, replace: bool = Fal
             check_directory(target.parent)
             if target.exists() and not replace:
                 raise FailedPreconditionError(f"table {table!r} is there already in {data_dir}: choose another name (--table), or say --replace")
-            return _restored(checkpoint, manifest, target, capacity)
+            return _restored(checkpoint, manifest, target, capacity, progress)
 
 
-def _restored(checkpoint: Path, manifest: Manifest, target: Path, buffer_size: int) -> Ring:
+def _restored(checkpoint: Path, manifest: Manifest, target: Path, buffer_size: int, progress: Progress | None) -> Ring:
     with new_directory(target) as scratch, DirectoryLock(target) if target.exists() else nullcontext():
-        ring = _filled(scratch, checkpoint, manifest, buffer_size)
+        ring = _filled(scratch, checkpoint, manifest, buffer_size, progress)
         put_in_place(scratch, target)
     return ring
 
 
-def _filled(directory: Path, checkpoint: Path, manifest: Manifest, buffer_size: int) -> Ring:
+def _filled(directory: Path, checkpoint: Path, manifest: Manifest, buffer_size: int, progress: Progress | None) -> Ring:
     written = manifest.write_count
     ring = Ring(buffer_size, written - min(manifest.rows, buffer_size), written, manifest.insert_count - written)
     storage = MemmapRows(buffer_size, rows_directory(directory, 1))
     try:
         if manifest.row_schema is not None:
             storage.allocate(manifest.row_schema)
+            of_fields = {rows_file(number) for number in range(len(manifest.row_schema.stored_fields))}
+            count = BytesRead((file for file in manifest.files if file.name in of_fields), progress)
             for number, field in enumerate(manifest.row_schema.stored_fields):
-                _fill(storage, ring, checkpoint, manifest, number, field)
+                _fill(storage, ring, checkpoint, manifest, number, field, count)
     finally:
         storage.release()
     if manifest.row_schema is not None:
@@ -107,7 +119,7 @@ def _filled(directory: Path, checkpoint: Path, manifest: Manifest, buffer_size: 
     return ring
 
 
-def _fill(storage: MemmapRows, ring: Ring, checkpoint: Path, manifest: Manifest, number: int, field: Field) -> None:
+def _fill(storage: MemmapRows, ring: Ring, checkpoint: Path, manifest: Manifest, number: int, field: Field, count: BytesRead) -> None:
     """Copies the values of one field to the slots of their rows."""
     listed = next((file for file in manifest.files if file.name == rows_file(number)), None)
     if listed is None or listed.size != manifest.rows * field.row_bytes:
@@ -115,7 +127,7 @@ def _fill(storage: MemmapRows, ring: Ring, checkpoint: Path, manifest: Manifest,
             f"{checkpoint} has no file {rows_file(number)} of {manifest.rows} rows of {field.row_bytes} bytes, of field {field.name!r}"
         )
     row_id = manifest.write_count - manifest.rows
-    for chunk in listed_bytes(checkpoint, listed, max(1, field.row_bytes)):
+    for chunk in listed_bytes(checkpoint, listed, max(1, field.row_bytes), count):
         rows = np.frombuffer(chunk, np.dtype((np.void, field.row_bytes)))
         ids = np.arange(row_id, row_id + len(rows))
         kept = ids >= ring.oldest
@@ -123,10 +135,10 @@ def _fill(storage: MemmapRows, ring: Ring, checkpoint: Path, manifest: Manifest,
         row_id += len(rows)
 
 
-def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
+def resize(data_dir: Path, table: str, buffer_size: int, *, progress: Progress | None = None) -> Ring:
     """Gives a table another capacity: all of it, or nothing changes. If there are more rows, the last ones stay.
 
-    It needs space for two more copies of the rows.
+    It needs space for two more copies of the rows. `progress` is told of the bytes of the rows, twice: each of them is copied twice.
 
     Returns:
         Its live rows.
@@ -145,8 +157,8 @@ def resize(data_dir: Path, table: str, buffer_size: int) -> Ring:
         check_limiter(config.resized(buffer_size))
         with closing(RowLog(config, Unheard(), directory=directory)) as opened:
             try:
-                checkpoint = Path(write_checkpoint(scratch / "resize", opened).path)
+                checkpoint = Path(write_checkpoint(scratch / "resize", opened, progress).path)
             except BaseException:  # Ctrl-C: `close` would wait for the locks.
                 opened.let_go()
                 raise
-        return _restored(checkpoint, read_manifest(checkpoint), directory, buffer_size)
+        return _restored(checkpoint, read_manifest(checkpoint), directory, buffer_size, progress)

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tdreplay.errors import FailedPreconditionError
+from tdreplay.progress import Progress
 from tdreplay.schema import Schema
 from tdreplay_server.checkpoints.checkpoint import verify_checkpoint
 from tdreplay_server.checkpoints.manifest import MANIFEST
@@ -22,8 +23,10 @@ from tdreplay_server.system.private_files import check_directory, check_no_link
 __all__ = ["verified"]
 
 
-def verified(directory: Path) -> Iterator[str]:
+def verified(directory: Path, progress: Progress | None = None) -> Iterator[str]:
     """Lines that say what is in a data directory, the directory of a table, or a checkpoint. Nothing in it changes, and nothing is written to it.
+
+    `progress` is told of the bytes of each checkpoint.
 
     Raises:
         CorruptDataError: something in it is not what was written.
@@ -31,21 +34,21 @@ def verified(directory: Path) -> Iterator[str]:
         FailedPreconditionError: it is none of these, it has links, or this user may not read it.
     """
     with disk_errors(str(directory)):
-        yield from _verified(directory)
+        yield from _verified(directory, progress)
 
 
-def _verified(directory: Path) -> Iterator[str]:
+def _verified(directory: Path, progress: Progress | None) -> Iterator[str]:
     if (directory / f"{MANIFEST}.sha256").exists() or (directory / MANIFEST).exists():
-        yield _checkpoint(directory)
+        yield _checkpoint(directory, progress)
     elif (directory / JOURNAL).exists():
         yield from _table(directory)
     elif (directory / TABLES).is_dir():
-        yield from _data_directory(directory)
+        yield from _data_directory(directory, progress)
     else:
         raise FailedPreconditionError(f"{directory} is neither a data directory, nor a table, nor a checkpoint")
 
 
-def _data_directory(directory: Path) -> Iterator[str]:
+def _data_directory(directory: Path, progress: Progress | None) -> Iterator[str]:
     check_directory(directory / TABLES)
     with ExitStack() as held:
         yield from _held(directory, held)
@@ -56,7 +59,7 @@ def _data_directory(directory: Path) -> Iterator[str]:
         for path in sorted((directory / CHECKPOINTS).glob("[!.]*/[!.]*")):
             for part in (directory / CHECKPOINTS, path.parent, path):
                 check_no_link(part)
-            yield _checkpoint(path)
+            yield _checkpoint(path, progress)
 
 
 def _table(path: Path) -> Iterator[str]:
@@ -80,8 +83,8 @@ def _held(directory: Path, held: ExitStack) -> Iterator[str]:
         yield f"{directory / LOCK} cannot be read by user {os.geteuid()}: a server may be at work, and change what is read here"
 
 
-def _checkpoint(path: Path) -> str:
-    manifest = verify_checkpoint(path)
+def _checkpoint(path: Path, progress: Progress | None) -> str:
+    manifest = verify_checkpoint(path, progress)
     ring = Ring(manifest.config.buffer_size, manifest.write_count - manifest.rows, manifest.write_count)
     return f"checkpoint {path.parent.name}/{path.name}: {_rows(ring, manifest.row_schema)}, of {manifest.created}, every byte checked"
 

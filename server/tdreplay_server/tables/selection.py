@@ -17,7 +17,7 @@ from tdreplay.system_fields import PRIORITY
 from tdreplay.windows import AnchorRule, WindowQuery
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 
-__all__ = ["BatchQuery", "ChosenRows", "PrioritiesInSlots", "RowFormat", "RowsInSlots", "Selection", "joined"]
+__all__ = ["BatchQuery", "ChosenRows", "PartOfRows", "PrioritiesInSlots", "RowFormat", "RowsInSlots", "Selection", "joined"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,26 @@ class PrioritiesInSlots(RowsInSlots):
     def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
         """The priorities of the rows whose ids were asked for last."""
         return {PRIORITY.name: self._priorities(self._read)}
+
+
+class PartOfRows:
+    """The rows of a choice from one place on.
+
+    Args:
+        chosen: The choice.
+        first: The place of the first row.
+    """
+
+    def __init__(self, chosen: ChosenRows, first: int) -> None:
+        self._chosen, self._first = chosen, first
+
+    def ids(self, ring: Ring, start: int, stop: int) -> RowIds:
+        """As `ChosenRows.ids`."""
+        return self._chosen.ids(ring, self._first + start, self._first + stop)
+
+    def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
+        """As `ChosenRows.drawn`."""
+        return self._chosen.drawn(self._first + start, self._first + stop)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
 
 from tdreplay.errors import InvalidArgumentError
 
-__all__ = ["check_address"]
+__all__ = ["check_address", "is_loopback"]
 
 MOST_SOCKET_PATH = 107
 """The most bytes of a Unix socket's path, without the zero that ends it (unix(7))."""
@@ -33,6 +34,19 @@ def check_address(address: str, least_port: int = 1) -> str:
     if host_port is None or not least_port <= int(host_port[2]) < 1 << 16:
         raise InvalidArgumentError(f"address ({address[:120]!r}) must be HOST:PORT, [IPv6]:PORT or unix:PATH, with a port from {least_port} to 65535")
     return address
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is reached from its own host alone: 127.0.0.0/8, [::1], localhost, or a Unix socket. Other names are not looked up."""
+    host = address.rpartition(":")[0].strip("[]").rstrip(".").lower()
+    return address.startswith("unix:") or host == "localhost" or host.endswith(".localhost") or _is_loopback(host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _socket_path(text: str) -> Path:

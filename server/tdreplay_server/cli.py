@@ -28,6 +28,7 @@ from tdreplay_server.system.allocator import keep_freed_memory
 from tdreplay_server.system.descriptors import raise_file_limit
 from tdreplay_server.system.garbage import loading
 from tdreplay_server.system.logs import log_to_stderr
+from tdreplay_server.token_commands import token_app
 
 if TYPE_CHECKING:
     from tdreplay_server.storage.ring import Ring
@@ -91,6 +92,7 @@ def _serve_signature() -> inspect.Signature:
 serve.__signature__ = _serve_signature()  # type: ignore[attr-defined]  # typer reads it: the settings are named once, in ServerConfig.
 serve.__annotations__ = {}
 app.command()(serve)
+app.add_typer(token_app, name="token")
 
 
 def _settings(given: dict[str, Any]) -> ServerConfig:

@@ -25,6 +25,7 @@ from tdreplay.addresses import check_address
 from tdreplay.environment import ENV_PREFIX, environment_name, unknown_names
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay.table_config import TableRequest
+from tdreplay_server.access_settings import check_access, check_reach
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.settings_file import read_settings
 from tdreplay_server.system.logs import log
@@ -88,6 +89,9 @@ class ServerConfig(BaseSettings):
         SettingPath | None,
         Field(description="The tokens of those who may call, made by 'tdreplay-server token create'. Without one, nobody is asked for a token."),
     ] = None
+    socket_mode: Annotated[
+        str, Field(pattern="^0?[67][0-7][0-7]$", description="Which users may connect to a Unix socket, as chmod writes it: 660 lets its group.")
+    ] = "600"
     metrics_address: Annotated[
         str | None, Field(description="Where to serve Prometheus' /metrics: HOST:PORT."), AfterValidator(lambda text: text and _address(text))
     ] = None
@@ -169,6 +173,13 @@ class ServerConfig(BaseSettings):
             raise ValueError(
                 f"buffer_size ({self.buffer_size}) and tables.{DEFAULT_TABLE} both make the table '{DEFAULT_TABLE}': leave one of them out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _access_is_whole(self) -> Self:
+        check_access(self)
+        for name in ("address", "metrics_address"):
+            check_reach(name, getattr(self, name), self)
         return self
 
     @model_validator(mode="after")

@@ -11,12 +11,14 @@ from typing_extensions import Self
 
 from tdreplay.errors import StorageError
 from tdreplay.processes import Owner, keep_in_forks
+from tdreplay_server.access.identities import Identities
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.storage.device import check_device
 from tdreplay_server.system.logs import log
 from tdreplay_server.tables.registry import Tables
+from tdreplay_server.transport.credentials import server_credentials
 from tdreplay_server.transport.grpc_server import GrpcServer
-from tdreplay_server.transport.listening import check_free
+from tdreplay_server.transport.listening import check_folder, check_free
 from tdreplay_server.transport.server_state import ServerState
 from tdreplay_server.transport.service import ReplayBufferService
 from tdreplay_server.transport.shared_memory import SharedMemory
@@ -37,7 +39,7 @@ class ReplayServer:
 
     Raises:
         ServerUnavailableError: the address cannot be listened on.
-        InvalidArgumentError: the storing device is not there.
+        InvalidArgumentError: the storing device is not there, or the files of certificates or tokens cannot be used.
         FailedPreconditionError: the data directory has other settings, or is of a newer version. Nothing in it changes.
         DirectoryInUseError: another server has the data directory.
         CorruptDataError: what is in the data directory is not what was written.
@@ -76,8 +78,11 @@ class ReplayServer:
         keep_in_forks(self)
         config = self._config
         check_free(config.address)
+        check_folder(config.address, insecure=config.insecure)
+        credentials = server_credentials(config.cert_file, config.key_file, config.trusted_ca_file)
         for device in {config.storing_device, *(table.storing_device or "cpu" for table in (config.tables or {}).values())}:
             check_device(torch.device(device))
+        self._identities = Identities(config.tokens_file) if config.tokens_file or config.client_cert_auth else None
         self._tables = Tables(
             config.data_dir,
             config.storing_device,
@@ -89,18 +94,26 @@ class ReplayServer:
         )
         shared_memory = SharedMemory(config.shared_memory_dir and config.shared_memory_dir.resolve())
         shared_memory.sweep()
-        state = ServerState(config.data_dir, self._tables.durability, config.cert_file is not None, _asks_for_names(config))
+        state = ServerState(config.data_dir, self._tables.durability, credentials is not None, self._identities is not None)
         service = ReplayBufferService(self._tables, shared_memory, state)
-        self._grpc = GrpcServer(service, max_workers=config.max_workers, max_streams=config.max_streams, max_standing=config.max_standing)
+        self._grpc = GrpcServer(
+            service,
+            max_workers=config.max_workers,
+            max_streams=config.max_streams,
+            max_standing=config.max_standing,
+            identities=self._identities,
+        )
         state.clients, state.limits = self._grpc.clients.connected, lambda: (*self._grpc.limits(), self._tables.used())
         try:
-            self._address = self._grpc.listen(config.address)
+            self._address = self._grpc.listen(config.address, credentials, int(config.socket_mode, 8))
         except BaseException:
             self._grpc.close()
             self._tables.close()
             raise
+        if self._identities is not None:
+            self._identities.start()
         self._grpc.start()
-        log.info("listening", address=self._address)
+        log.info("listening", address=self._address, tls=credentials is not None, asks_who_calls=self._identities is not None)
         return self
 
     def stop(self, grace: float | None = None) -> None:
@@ -114,6 +127,8 @@ class ReplayServer:
         if not self._owner.is_here:
             return
         self._grpc.stop(self._config.grace_seconds if grace is None else grace)
+        if self._identities is not None:
+            self._identities.close()
         self._tables.close()
         log.info("stopped", address=self._address)
 
@@ -127,8 +142,3 @@ class ReplayServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
-
-
-def _asks_for_names(config: ServerConfig) -> bool:
-    """Whether callers have to say who they are."""
-    return config.tokens_file is not None or config.client_cert_auth

@@ -183,7 +183,7 @@ def test_a_spawned_server_has_the_settings_of_its_parent_alone(monkeypatch, tmp_
 
 def why_not(address: str) -> str:
     with pytest.raises(ServerUnavailableError) as raised:
-        ReplayServer(ServerConfig(address=address)).start()
+        ReplayServer(ServerConfig(address=address, insecure=True)).start()
     return str(raised.value)
 
 
@@ -227,7 +227,7 @@ def test_an_address_that_cannot_be_listened_on_says_why(address, words):
 
 def test_a_server_that_cannot_listen_leaves_no_data_directory(tmp_path):
     with pytest.raises(ServerUnavailableError):
-        ReplayServer(ServerConfig(address="192.0.2.1:0", data_dir=tmp_path / "data")).start()
+        ReplayServer(ServerConfig(address="192.0.2.1:0", insecure=True, data_dir=tmp_path / "data")).start()
     assert not (tmp_path / "data").exists()
 
 

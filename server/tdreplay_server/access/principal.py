@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import shown
 from tdreplay_server.access.roles import CALLS, Role
 
-__all__ = ["ANYBODY", "Principal"]
+__all__ = ["ANYBODY", "EVERY_TABLE", "Principal", "check_pattern"]
+
+EVERY_TABLE = "*"
+"""The pattern that every name matches."""
+
+
+def check_pattern(pattern: str) -> str:
+    """`pattern`, where it is the name of a table, or one with ``*`` and ``?`` in it.
+
+    Raises:
+        InvalidArgumentError: it can be the name of no table.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_*?-]{1,64}", pattern):
+        raise InvalidArgumentError(f"table ({shown(pattern)}) must be 1 to 64 letters, digits, '_' or '-', with * and ? for any of them")
+    return pattern
 
 
 @dataclass(frozen=True)
@@ -22,7 +39,7 @@ class Principal:
 
     name: str
     roles: frozenset[Role]
-    tables: tuple[str, ...] = ("*",)
+    tables: tuple[str, ...] = (EVERY_TABLE,)
 
     def may_call(self, method: str) -> bool:
         """Whether one of its roles allows a call of that name."""
@@ -31,6 +48,16 @@ class Principal:
     def may_use(self, table: str) -> bool:
         """Whether it may work on a table of that name."""
         return any(fnmatchcase(table, pattern) for pattern in self.tables)
+
+    @property
+    def may_use_all(self) -> bool:
+        """Whether it may work on every table."""
+        return EVERY_TABLE in self.tables
+
+    @property
+    def may_create(self) -> bool:
+        """Whether it may make tables. Others only make sure that one is there."""
+        return Role.ADMIN in self.roles
 
 
 ANYBODY = Principal("", frozenset({Role.ADMIN}))

@@ -14,6 +14,7 @@ import torch
 from tdreplay.api import State
 from tdreplay.errors import (
     FailedPreconditionError,
+    PermissionDeniedError,
     ReplayError,
     ResourceExhaustedError,
     StorageError,
@@ -178,12 +179,21 @@ class Tables:
             if found is None:
                 with self._new(request.config(self._storing_device)):
                     return True
-            found.state()  # Says so where the table is of no use any more.
-            if differences := request.differences(found.config):
-                raise TableExistsError(
-                    f"table {request.name!r} is there with {'; '.join(differences)}: use these settings, another name, or drop the table"
-                )
+            _check_alike(found, request)
             return False
+
+    def check(self, request: TableRequest) -> bool:
+        """Makes sure that a table is there, and agrees. False: none was created.
+
+        Raises:
+            PermissionDeniedError: it is not there.
+            TableExistsError, InvalidArgumentError: as `create`.
+        """
+        found = self._tables.get(check_name(request.name, "table"))
+        if found is None:
+            raise PermissionDeniedError(f"table {request.name!r} is not there, and only an admin may create it")
+        _check_alike(found, request)
+        return False
 
     @contextmanager
     def _new(self, config: TableConfig) -> Iterator[Table]:
@@ -303,6 +313,12 @@ class _Unmade(Table):
     def durability(self) -> str:
         """What rows will survive."""
         return self._promised
+
+
+def _check_alike(found: Table, request: TableRequest) -> None:
+    found.state()  # Says so where the table is of no use any more.
+    if differences := request.differences(found.config):
+        raise TableExistsError(f"table {request.name!r} is there with {'; '.join(differences)}: use these settings, another name, or drop the table")
 
 
 def _visible(directory: Path) -> list[Path]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import grpc
 
@@ -13,14 +10,18 @@ from tdreplay.errors import ServerUnavailableError
 from tdreplay.limits import message_options
 from tdreplay.server_status import Limit
 from tdreplay.v1 import replay_buffer_pb2
+from tdreplay_server.access.identities import Identities
 from tdreplay_server.system.descriptors import connection_limit
 from tdreplay_server.transport.call_threads import CallThreads
 from tdreplay_server.transport.dispatch import Dispatch
 from tdreplay_server.transport.guards.clients import Clients
+from tdreplay_server.transport.guards.guard import Guard
+from tdreplay_server.transport.guards.identity import Identity
 from tdreplay_server.transport.guards.permits import Permits
 from tdreplay_server.transport.guards.running import Running
 from tdreplay_server.transport.guards.statuses import statuses
 from tdreplay_server.transport.health import Health
+from tdreplay_server.transport.listening import socket_of
 from tdreplay_server.transport.service import ReplayBufferService
 
 __all__ = ["GrpcServer"]
@@ -36,17 +37,22 @@ class GrpcServer:
         max_workers: the number of calls from which on those that wait for their clients make room for others.
         max_streams: the number of long-lived streams that may be open.
         max_standing: the number of standing calls that may be open beside these.
+        identities: who may call; None: anybody, and nobody is asked.
 
     Attributes:
         clients: who is connected.
     """
 
-    def __init__(self, service: ReplayBufferService, *, max_workers: int, max_streams: int, max_standing: int) -> None:
+    def __init__(
+        self, service: ReplayBufferService, *, max_workers: int, max_streams: int, max_standing: int, identities: Identities | None = None
+    ) -> None:
         self._running, self._health = Running(max_workers), Health()
         self._threads = CallThreads(self._running.threads, "tdreplay-call")
         self._grpc = grpc.server(self._threads, options=_options())
         self.clients, self._permits = Clients(), Permits(max_streams, max_standing)
-        guards = (statuses, self.clients, self._running, self._permits)  # From the outside in: each call passes them in this order.
+        asks: list[Guard] = [] if identities is None else [Identity(identities)]
+        # From the outside in: each call passes them in this order. Only behind `running` may a call be refused that was let in.
+        guards: tuple[Guard, ...] = (statuses, self._running, *asks, self.clients, self._permits)
         dispatch = Dispatch(SERVICE, service, guards, self._running.admit)
         self._grpc.add_generic_rpc_handlers((dispatch, self._health.dispatch()))
 
@@ -54,15 +60,20 @@ class GrpcServer:
         """The limits of calls, and how much of each is used."""
         return self._running.used(), self._permits.used()
 
-    def listen(self, address: str) -> str:
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None, socket_mode: int = 0o600) -> str:
         """Takes an address, HOST:PORT or unix:PATH, and gives it back with the port that was picked where PORT is 0.
+
+        Args:
+            address: the address.
+            credentials: those of TLS; None: connections are not encrypted.
+            socket_mode: which users may connect to a Unix socket, as chmod(1) writes it.
 
         Raises:
             ServerUnavailableError: the address cannot be listened on.
         """
         try:
-            with _private_socket(address):
-                port = self._grpc.add_insecure_port(address)
+            with socket_of(address, socket_mode):
+                port = self._grpc.add_insecure_port(address) if credentials is None else self._grpc.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise ServerUnavailableError(f"address {address} cannot be listened on: {error}") from None
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
@@ -93,19 +104,6 @@ class GrpcServer:
         """Blocks until the server has stopped, at most `timeout` seconds. True where the time ran out."""
         ran_out: bool = self._grpc.wait_for_termination(timeout)
         return ran_out
-
-
-@contextmanager
-def _private_socket(address: str) -> Iterator[None]:
-    """Lets only this user connect to a Unix socket that is made meanwhile: bind(2) takes its mode from the umask, and from nothing else."""
-    if not address.startswith("unix:"):
-        yield
-        return
-    before = os.umask(0o177)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def _options() -> list[tuple[str, int]]:

@@ -1,16 +1,20 @@
-"""Whether a server can listen at an address, and which process does already."""
+"""Whether a server can listen at an address, which process does already, and who may connect to a Unix socket."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from contextlib import suppress
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tdreplay.errors import ServerUnavailableError
+from tdreplay_server.system.logs import log
+from tdreplay_server.system.private_files import make_directory
 
-__all__ = ["check_free"]
+__all__ = ["check_folder", "check_free", "socket_of"]
 
 
 def check_free(address: str) -> None:
@@ -38,10 +42,48 @@ def _check_socket(path: Path) -> None:
                 raise OSError(errno.EADDRINUSE, "")
     elif path.exists():
         raise OSError(errno.EADDRINUSE, "")
-    elif not path.parent.exists():
+    folder = path.parent if path.parent.exists() else path.parent.parent  # The folder is made, those above it are not.
+    if not folder.exists():
         raise OSError(errno.ENOENT, "")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise OSError(errno.EACCES, "")
+
+
+def check_folder(address: str, *, insecure: bool) -> None:
+    """Passes where no other user can put a socket of their own in the place of a Unix socket. A folder with the sticky bit, as /tmp, lets nobody.
+
+    Raises:
+        ServerUnavailableError: others can, and that is not asked for.
+    """
+    folder = Path(address.removeprefix("unix:")).parent
+    mode = folder.stat().st_mode if address.startswith("unix:") and folder.exists() else stat.S_ISVTX
+    if mode & stat.S_ISVTX or insecure:
+        return
+    if mode & stat.S_IWOTH:
+        raise ServerUnavailableError(
+            f"address {address} cannot be listened on: all users may write to {folder}, and replace the socket by one of their own, which clients"
+            f" would take for the server's. Use another folder, or: chmod o-w {folder}, or set insecure"
+        )
+    if mode & stat.S_IWGRP:
+        log.warning("users of the folder's group can replace the socket by one of their own", folder=str(folder))
+
+
+@contextmanager
+def socket_of(address: str, mode: int) -> Iterator[None]:
+    """For ``with``: a Unix socket that is made meanwhile lets those users connect whom `mode` lets write. Its folder is made where it is missing.
+
+    bind(2) takes the socket's mode from the umask, and from nothing else.
+    """
+    if not address.startswith("unix:"):
+        yield
+        return
+    if not (folder := Path(address.removeprefix("unix:")).parent).exists():
+        make_directory(folder)
+    before = os.umask(0o777 & ~mode)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

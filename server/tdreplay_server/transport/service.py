@@ -171,7 +171,7 @@ class ReplayBufferService:
     def CreateTable(self, request: Request, call: Call) -> pb.CreateTableResponse:
         query = request.head
         request_ = table_request_from_message(query, check_name(query.table, "table"))
-        return pb.CreateTableResponse(created=self._tables.create(request_))
+        return pb.CreateTableResponse(created=self._tables.create(request_) if call.principal.may_create else self._tables.check(request_))
 
     def DropTable(self, request: Request, call: Call) -> pb.DropTableResponse:
         self._tables.drop(request.head.table)
@@ -181,7 +181,7 @@ class ReplayBufferService:
         return server_status_to_message(self._state.now())
 
     def ListTables(self, request: Request, call: Call) -> pb.ListTablesResponse:
-        return pb.ListTablesResponse(tables=self._tables.names())
+        return pb.ListTablesResponse(tables=filter(call.principal.may_use, self._tables.names()))
 
     def Reset(self, request: Request, call: Call) -> pb.ResetResponse:
         name, size = request.head.table, request.head.buffer_size

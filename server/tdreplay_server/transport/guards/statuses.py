@@ -19,7 +19,15 @@ def statuses(requests: Iterator[Request], call: Call, proceed: Proceed) -> Itera
         yield from proceed(requests, call)
     except ReplayError as error:
         details = details_of(error)
-        log.info("call refused", call=call.method, request_id=call.request_id, error=type(error).__name__, details=details)
+        log.info(
+            "call refused",
+            call=call.method,
+            request_id=call.request_id,
+            peer=call.peer,
+            caller=call.principal.name,
+            error=type(error).__name__,
+            details=details,
+        )
         call.fail(error, details)
     except ClientGoneError as error:
         log.debug("the client is gone: there is nobody to tell", call=call.method, error=repr(error))

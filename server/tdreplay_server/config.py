@@ -23,13 +23,14 @@ from typing_extensions import Self
 
 from tdreplay.addresses import check_address
 from tdreplay.environment import ENV_PREFIX, environment_name, unknown_names
-from tdreplay.limits import DEFAULT_TABLE
+from tdreplay.limits import DEFAULT_TABLE, MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
 from tdreplay.table_config import TableRequest
 from tdreplay_server.access_settings import check_access, check_reach
 from tdreplay_server.durability.levels import Durability
 from tdreplay_server.settings_file import read_settings
 from tdreplay_server.system.logs import log
 from tdreplay_server.table_settings import tables_of, tables_to_json
+from tdreplay_server.transport.server_limits import ServerLimits
 
 __all__ = ["ServerConfig", "not_empty"]
 
@@ -120,7 +121,43 @@ class ServerConfig(BaseSettings):
         Whole, Field(ge=2, le=65536, description="Calls that are served at once, each by a thread, which is started when it is needed.")
     ] = 4096
     max_streams: Annotated[Whole, Field(ge=1, description="Long-lived streams among them; one more is refused. Below max_workers.")] = 2048
+    max_calls_per_client: Annotated[
+        Whole | None,
+        Field(
+            ge=1,
+            description="Calls that one client may have open: one name, or one host where callers have none. By default three quarters;"
+            " clients of this host that have no name cannot be told apart, and may have all.",
+        ),
+    ] = None
+    max_streams_per_client: Annotated[
+        Whole | None, Field(ge=1, description="Streams that one client may have open. By default three quarters of max_streams, in the same way.")
+    ] = None
     max_tables: Annotated[Whole, Field(ge=1, description="How many tables there may be.")] = 256
+    max_connections: Annotated[
+        Whole,
+        Field(ge=1, description="Connections that may be open; one more is closed at once. At most half of its open files."),
+    ] = 8192
+    max_message_bytes: Annotated[
+        Whole, Field(ge=1 << 18, le=MAX_MESSAGE_BYTES, description="The largest message of a client, and so the largest row that it can insert.")
+    ] = MAX_MESSAGE_BYTES
+    max_bytes_in_flight: Annotated[
+        Whole,
+        Field(ge=1, description="Bytes of requests that are worked on, and bytes of answers that are on their way. At least max_message_bytes."),
+    ] = 1 << 30
+    max_header_bytes: Annotated[
+        Whole,
+        Field(ge=1 << 10, le=MAX_HEADER_BYTES, description="The largest header of an inserted block, with its fields' names and shapes."),
+    ] = MAX_HEADER_BYTES
+    max_metadata_bytes: Annotated[
+        Whole,
+        Field(ge=4 << 10, le=1 << 20, description="The most metadata of a call: its HTTP/2 headers, each with 32 bytes more."),
+    ] = 16 << 10
+    max_batch_rows: Annotated[Whole, Field(ge=1, le=MAX_BATCH_SIZE, description="The most rows of a sampled batch, and of an inserted block.")] = (
+        MAX_BATCH_SIZE
+    )
+    connection_idle_seconds: Annotated[
+        Seconds, Field(gt=0, le=1e6, description="A connection that has had no call for so long is closed. Clients connect again by themselves.")
+    ] = 300.0
     shared_memory_dir: Annotated[
         SettingPath | None,
         Field(
@@ -196,10 +233,25 @@ class ServerConfig(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_message_may_be_in_flight(self) -> Self:
+        if self.max_bytes_in_flight < self.max_message_bytes:
+            raise ValueError(
+                f"max_bytes_in_flight ({self.max_bytes_in_flight}) must be at least max_message_bytes ({self.max_message_bytes}),"
+                " or the largest message would never pass"
+            )
+        return self
+
     @property
     def max_standing(self) -> int:
         """Calls that clients may hold open between single inserts and batches: half of the workers that streams leave."""
         return (self.max_workers - self.max_streams) // 2
+
+    @property
+    def limits(self) -> ServerLimits:
+        """What it bounds of what clients may do."""
+        values = {name: getattr(self, name) for name in ServerLimits.__dataclass_fields__}
+        return ServerLimits(**values)
 
     @classmethod
     def settings_customise_sources(

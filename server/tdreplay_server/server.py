@@ -95,14 +95,8 @@ class ReplayServer:
         shared_memory = SharedMemory(config.shared_memory_dir and config.shared_memory_dir.resolve())
         shared_memory.sweep()
         state = ServerState(config.data_dir, self._tables.durability, credentials is not None, self._identities is not None)
-        service = ReplayBufferService(self._tables, shared_memory, state)
-        self._grpc = GrpcServer(
-            service,
-            max_workers=config.max_workers,
-            max_streams=config.max_streams,
-            max_standing=config.max_standing,
-            identities=self._identities,
-        )
+        service = ReplayBufferService(self._tables, shared_memory, state, config.limits)
+        self._grpc = GrpcServer(service, config.limits, self._identities)
         state.clients, state.limits = self._grpc.clients.connected, lambda: (*self._grpc.limits(), self._tables.used())
         try:
             self._address = self._grpc.listen(config.address, credentials, int(config.socket_mode, 8))

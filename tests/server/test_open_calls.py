@@ -88,10 +88,10 @@ def test_a_call_without_room_is_refused_under_its_name(monkeypatch, caplog):
         calls = stack.enter_context(header_calls(server.address, f"/{SERVICE}/DropTable", 50))
         time.sleep(1)
         codes = {call.code(): dict(call.trailing_metadata()) for call in calls if call.done()}
-        assert codes[grpc.StatusCode.UNAVAILABLE] == {TRAILER: "ServerUnavailableError"}
+        assert codes[grpc.StatusCode.RESOURCE_EXHAUSTED][TRAILER] == "OverloadedError"
         refused = [record.getMessage() for record in caplog.records if "max_workers" in record.getMessage()]
         assert refused
-        assert all("call=DropTable" in line and "error=ServerUnavailableError" in line for line in refused)
+        assert all("call=DropTable" in line and "error=OverloadedError" in line for line in refused)
         assert len(next(stream)) == 2
 
 

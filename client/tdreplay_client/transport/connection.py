@@ -22,8 +22,10 @@ from tdreplay.errors import (
     DeadlineError,
     EmptyTableError,
     InternalError,
+    MessageTooLargeError,
     RateLimitedError,
     ReplayError,
+    ResourceExhaustedError,
     ServerUnavailableError,
     StreamLimitError,
     from_status,
@@ -45,6 +47,8 @@ __all__ = ["Connection"]
 log = logging.getLogger("tdreplay")
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 EXIT_SECONDS = 1.0
+TOO_LARGE = "SERVER: Received message larger than max"
+"""What gRPC says where the server, or rather its gRPC, refuses a message before anything of the server sees it."""
 T = TypeVar("T")
 
 
@@ -211,6 +215,8 @@ class Connection:
         metadata = error.trailing_metadata() or ()
         found = from_status(error.code(), dict(metadata).get(TRAILER), printable((error.details() or "")[:MAX_DETAILS]))
         read_details(found, metadata)
+        if type(found) is ResourceExhaustedError and TOO_LARGE in str(found):
+            return MessageTooLargeError(str(found), limit="max_message_bytes")
         if isinstance(found, DeadlineError):
             return self.late_error()
         if isinstance(found, CancelledError):  # The client's own doing, or that of a server that stops.

@@ -214,7 +214,7 @@ class Tables:
         """Takes one of the `max_tables` places, unless the block fails."""
         with self._lock:
             if self._places >= self._max_tables:
-                raise ResourceExhaustedError(f"table {name!r}: there are {self._max_tables} tables (max_tables) already")
+                raise ResourceExhaustedError(f"table {name!r}: there are {self._max_tables} tables (max_tables) already", limit="max_tables")
             self._places += 1
         try:
             yield

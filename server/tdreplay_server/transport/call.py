@@ -107,6 +107,10 @@ class Call:
         finally:
             self.yields_since = None
 
+    def stood(self, now: float) -> float:
+        """The seconds, up to `now` (`time.monotonic`), for which the call has waited for its client or for other calls; 0: it works."""
+        return max(0.0 if since is None else now - since for since in (self.waits_since, self.yields_since))
+
     def accept(self) -> None:
         """Tells the client that its query is accepted, before there is an answer.
 

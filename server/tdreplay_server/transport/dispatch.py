@@ -6,7 +6,7 @@ The handlers are registered by hand, not through the generated code, because the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -46,10 +46,17 @@ class Dispatch(grpc.GenericRpcHandler):
         guards: what stands around each call, from the outside in.
         admit: says whether there is room for a call when it arrives. It does not wait.
         threads: the threads of these calls; None: those of the server.
+        calls: the names of the calls that it serves; None: all.
     """
 
     def __init__(
-        self, descriptor: Any, service: object, guards: Sequence[Guard], admit: Callable[[], bool], threads: ThreadPoolExecutor | None = None
+        self,
+        descriptor: Any,
+        service: object,
+        guards: Sequence[Guard],
+        admit: Callable[[], bool],
+        threads: ThreadPoolExecutor | None = None,
+        calls: Collection[str] | None = None,
     ) -> None:
         self._admit = admit
         refusing = ThreadPoolExecutor(REFUSING_THREADS, thread_name_prefix="tdreplay-refusal")
@@ -58,7 +65,9 @@ class Dispatch(grpc.GenericRpcHandler):
             act = getattr(service, method.name)
             return _Ways(_handler(method, act, guards, threads, admitted=True), _handler(method, act, guards, refusing, admitted=False))
 
-        self._ways = {f"/{descriptor.full_name}/{method.name}": ways(method) for method in descriptor.methods}
+        self._ways = {
+            f"/{descriptor.full_name}/{method.name}": ways(method) for method in descriptor.methods if calls is None or method.name in calls
+        }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The handler of a call that arrives. gRPC asks in the one thread that takes all calls in, so nothing here waits."""

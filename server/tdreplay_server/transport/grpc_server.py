@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import grpc
 
 from tdreplay.errors import ServerUnavailableError
-from tdreplay.limits import message_options
+from tdreplay.limits import MAX_MESSAGE_BYTES
 from tdreplay.server_status import Limit
 from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_server.access.identities import Identities
@@ -17,16 +18,25 @@ from tdreplay_server.transport.dispatch import Dispatch
 from tdreplay_server.transport.guards.clients import Clients
 from tdreplay_server.transport.guards.guard import Guard
 from tdreplay_server.transport.guards.identity import Identity
+from tdreplay_server.transport.guards.in_flight import InFlight
+from tdreplay_server.transport.guards.limit import Share
 from tdreplay_server.transport.guards.permits import Permits
 from tdreplay_server.transport.guards.running import Running
+from tdreplay_server.transport.guards.shares import Shares
 from tdreplay_server.transport.guards.statuses import statuses
 from tdreplay_server.transport.health import Health
 from tdreplay_server.transport.listening import socket_of
+from tdreplay_server.transport.server_limits import ServerLimits
 from tdreplay_server.transport.service import ReplayBufferService
 
 __all__ = ["GrpcServer"]
 
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
+LOOKS = frozenset({"Describe", "ListTables", "ServerStatus"})
+"""The calls with which people and programs look at a server. They have room of their own, so that they are answered whatever the others do."""
+MOST_LOOKS = 64
+HANDSHAKE_SECONDS = 20
+"""How long a connection may take to say its first HTTP/2 frames."""
 
 
 class GrpcServer:
@@ -34,31 +44,36 @@ class GrpcServer:
 
     Args:
         service: the handlers of the calls.
-        max_workers: the number of calls from which on those that wait for their clients make room for others.
-        max_streams: the number of long-lived streams that may be open.
-        max_standing: the number of standing calls that may be open beside these.
+        limits: what clients may do.
         identities: who may call; None: anybody, and nobody is asked.
 
     Attributes:
         clients: who is connected.
     """
 
-    def __init__(
-        self, service: ReplayBufferService, *, max_workers: int, max_streams: int, max_standing: int, identities: Identities | None = None
-    ) -> None:
-        self._running, self._health = Running(max_workers), Health()
+    def __init__(self, service: ReplayBufferService, limits: ServerLimits, identities: Identities | None = None) -> None:
+        self._limits, self._health = limits, Health()
+        self._running, self._looking = Running(limits.max_workers, "max_workers"), Running(MOST_LOOKS)
         self._threads = CallThreads(self._running.threads, "tdreplay-call")
-        self._grpc = grpc.server(self._threads, options=_options())
-        self.clients, self._permits = Clients(), Permits(max_streams, max_standing)
+        self._look_threads = CallThreads(self._looking.threads, "tdreplay-look")
+        self._grpc = grpc.server(self._threads, options=_options(limits))
+        self.clients, self._in_flight = Clients(), InFlight(limits.max_bytes_in_flight)
+        self._shares = Shares(_share("max_calls_per_client", limits.max_calls_per_client, limits.max_workers))
+        streams = _share("max_streams_per_client", limits.max_streams_per_client, limits.max_streams)
+        self._permits = Permits(limits.max_streams, limits.max_standing, streams)
         asks: list[Guard] = [] if identities is None else [Identity(identities)]
         # From the outside in: each call passes them in this order. Only behind `running` may a call be refused that was let in.
-        guards: tuple[Guard, ...] = (statuses, self._running, *asks, self.clients, self._permits)
+        guards: tuple[Guard, ...] = (statuses, self._running, *asks, self.clients, self._shares, self._in_flight, self._permits)
+        look_guards: tuple[Guard, ...] = (statuses, self._looking, *asks, self.clients)
+        looks = Dispatch(SERVICE, service, look_guards, self._looking.admit, self._look_threads, LOOKS)
         dispatch = Dispatch(SERVICE, service, guards, self._running.admit)
-        self._grpc.add_generic_rpc_handlers((dispatch, self._health.dispatch()))
+        self._grpc.add_generic_rpc_handlers((looks, dispatch, self._health.dispatch()))
 
-    def limits(self) -> tuple[Limit, ...]:
-        """The limits of calls, and how much of each is used."""
-        return self._running.used(), self._permits.used()
+    def limits(self) -> list[Limit]:
+        """The limits, and how much of each is used."""
+        counted = [use for guard in (self._running, self._shares, self._in_flight, self._permits) for use in guard.used()]
+        names = ("max_connections", "max_message_bytes", "max_header_bytes", "max_metadata_bytes", "max_batch_rows")
+        return [*counted, *(Limit(name=name, limit=getattr(self._limits, name)) for name in names)]
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None, socket_mode: int = 0o600) -> str:
         """Takes an address, HOST:PORT or unix:PATH, and gives it back with the port that was picked where PORT is 0.
@@ -89,6 +104,7 @@ class GrpcServer:
         """
         ends = time.monotonic() + seconds
         self._health.stop()
+        self._looking.stop(0.0)
         self._running.stop(seconds)
         self._health.close()
         self._grpc.stop(max(0.0, ends - time.monotonic())).wait()
@@ -96,9 +112,10 @@ class GrpcServer:
 
     def close(self) -> None:
         """Ends its threads, also where it was never started."""
-        self._running.stop(0.0)
+        for running, threads in ((self._running, self._threads), (self._looking, self._look_threads)):
+            running.stop(0.0)
+            threads.shutdown(wait=False)
         self._health.close()
-        self._threads.shutdown(wait=False)
 
     def wait(self, timeout: float | None) -> bool:
         """Blocks until the server has stopped, at most `timeout` seconds. True where the time ran out."""
@@ -106,12 +123,23 @@ class GrpcServer:
         return ran_out
 
 
-def _options() -> list[tuple[str, int]]:
+def _share(name: str, given: int | None, total: int) -> Share:
+    """How much of `total` one client may have. Unless it is set, clients of this host that have no name may have all: they cannot be told apart."""
+    return Share(name, given or -(-total * 3 // 4), given or sys.maxsize)
+
+
+def _options(limits: ServerLimits) -> list[tuple[str, int]]:
     return [
-        *message_options(),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        # The first is where gRPC begins to refuse calls at random, the second where it refuses all.
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # None: a compressed message shows its size only after it was unpacked.
         # A connection beyond that is closed at once: the tables need descriptors as well.
-        ("grpc.max_allowed_incoming_connections", connection_limit()),
+        ("grpc.max_allowed_incoming_connections", min(limits.max_connections, connection_limit())),
+        ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
+        ("grpc.max_connection_idle_ms", int(1000 * limits.connection_idle_seconds)),
         ("grpc.so_reuseport", 0),  # A second server on the same port is an error, not a silent half of the traffic.
         # The server notices a client that vanished without a word, and so its stream's permit is free again.
         ("grpc.keepalive_time_ms", 20_000),

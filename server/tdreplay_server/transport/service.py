@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,9 @@ from tdreplay_server.transport.checkpoint_progress import checkpointed
 from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.encoding import Outgoing, batches_per_message, messages, streamed
 from tdreplay_server.transport.epoch_stream import EpochStream
+from tdreplay_server.transport.request_limits import check_block, check_rows
 from tdreplay_server.transport.sample_call import SampleCall, draw_head, read_ahead, updated
+from tdreplay_server.transport.server_limits import ServerLimits
 from tdreplay_server.transport.server_state import ServerState
 from tdreplay_server.transport.shared_memory import Segments, SharedMemory, offer
 
@@ -64,13 +66,15 @@ class ReplayBufferService:
         tables: the tables that the calls work on.
         shared_memory: where calls get the memory that they share with their clients.
         state: what the server knows of itself.
+        limits: what clients may ask for.
     """
 
-    def __init__(self, tables: Tables, shared_memory: SharedMemory, state: ServerState) -> None:
-        self._tables, self._shared_memory, self._state = tables, shared_memory, state
+    def __init__(self, tables: Tables, shared_memory: SharedMemory, state: ServerState, limits: ServerLimits) -> None:
+        self._tables, self._shared_memory, self._state, self._limits = tables, shared_memory, state, limits
+        self._to = _Inserting(tables, limits)
 
     def Add(self, request: Request, call: Call) -> pb.AddResponse:
-        return pb.AddResponse(**_insert(self._tables, request.head.table, request.head, call, _wait(request.head, call), request.block))
+        return pb.AddResponse(**_insert(self._to, request.head.table, request.head, call, _wait(request.head, call), request.block))
 
     def AddBatch(self, requests: Requests, call: Call) -> Iterator[pb.AddBatchResponse]:
         opening = next(requests, None)
@@ -84,11 +88,11 @@ class ReplayBufferService:
             for request in requests if offered else itertools.chain([opening], requests):
                 table = request.head.table or table
                 wait = _wait(opening.head, call)
-                yield pb.AddBatchResponse(**_insert(self._tables, table, request.head, call, wait, *_block(request, segments), writers=writers))
+                yield pb.AddBatchResponse(**_insert(self._to, table, request.head, call, wait, *_block(request, segments), writers=writers))
 
     def Sample(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
-        table, asked = self._tables[query.table], _batch_query(query)
+        table, asked = self._tables[query.table], _batch_query(query, self._limits)
         draw = _drawing(table, query, query.first_batch, asked, call)
         row = table.row_format(asked)
         sampled = SampleCall(table, query, draw if query.standing else _unchanging(draw, row))
@@ -104,7 +108,7 @@ class ReplayBufferService:
 
     def SampleBatch(self, request: Request, call: Call) -> Iterator[bytes]:
         query = request.head
-        table, asked = self._tables[query.table], _batch_query(query)
+        table, asked = self._tables[query.table], _batch_query(query, self._limits)
         draw = _drawing(table, query, query.batch, asked, call)
         with _room_for_others(table, call):
             selection, leases = draw(1)
@@ -118,6 +122,7 @@ class ReplayBufferService:
     def SampleByIndex(self, request: Request, call: Call) -> Iterator[bytes]:
         table, query = self._tables[request.head.table], request.head
         rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
+        check_rows(self._limits, rows)
         slots, fields, windows = np.array(query.index, np.int64), _fields(query.fields), _windows(query)
         if query.with_priorities and windows is not None:
             raise InvalidArgumentError("with_priorities: priorities do not come with windows")
@@ -144,6 +149,7 @@ class ReplayBufferService:
     def Epoch(self, requests: Requests, call: Call) -> Iterator[Any]:
         query = _first(requests)
         table, asked = self._tables[query.table], epoch_query_from_message(query, _fields(query.fields))
+        check_rows(self._limits, asked.batch_size)
         plan = (
             plan_from_message(query, asked, of_steps=bool(table.config.trajectories)) if query.generation_id else table.plan_epochs(asked, asked.seed)
         )
@@ -206,13 +212,21 @@ def _block(request: Request, segments: Segments | None) -> tuple[Bytes, bool]:
     return segments[request.head.slot], True
 
 
+class _Inserting(NamedTuple):
+    """Where blocks go, and how large they may be."""
+
+    tables: Tables
+    limits: ServerLimits
+
+
 def _insert(
-    tables: Tables, name: str, head: Any, call: Call, wait: Wait, block: Bytes, longer: bool = False, writers: CallWriters | None = None
+    to: _Inserting, name: str, head: Any, call: Call, wait: Wait, block: Bytes, longer: bool = False, writers: CallWriters | None = None
 ) -> dict[str, Any]:
     """Stores a block in the table of that name, and gives the fields of the answer. `longer`: as `_block` gives it."""
     decoded = decode(block, longer=longer)
     if not 1 <= decoded.rows <= MAX_BATCH_SIZE:
         raise InvalidArgumentError(f"batch_shape ({list(decoded.batch_shape)}): a block must hold 1 to {MAX_BATCH_SIZE} rows")
+    check_block(to.limits, decoded)
     columns = checked_places(decoded, changing=longer)
     key = InsertKey.of(head.writer_id, head.sequence, columns)
     schema, priorities = _without_priorities(decoded, columns) if head.has_priorities else (decoded.header.schema, None)
@@ -224,7 +238,7 @@ def _insert(
             first, again = table.insert(columns, schema, decoded.rows, key, priorities, wait)
         return {"first_row_id": first, "rows": decoded.rows, "durability": durability_to_message(table.durability), "already_stored": again}
 
-    return tables.write(name, stored)
+    return to.tables.write(name, stored)
 
 
 def _room_for_others(table: Table, call: Call) -> AbstractContextManager[object]:
@@ -248,9 +262,10 @@ def _wait(query: Any, call: Call) -> Wait:
     return Wait(time.monotonic() + check_number(seconds, "wait_seconds", 0), lambda: call.is_active)
 
 
-def _batch_query(query: Any) -> BatchQuery:
+def _batch_query(query: Any, limits: ServerLimits) -> BatchQuery:
     check_choice(query.sampler, "sampler", ("", UNIFORM))
     rows, fields = check_batch_size(query.batch_size), _fields(query.fields)
+    check_rows(limits, rows)
     return BatchQuery(rows, fields, query.sampler == UNIFORM, query.knows_priorities, _windows(query))
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Iterator
 
 from tdreplay.errors import StreamLimitError
 from tdreplay.server_status import Limit
 from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.guards.guard import Answer, Answers, Proceed
+from tdreplay_server.transport.guards.limit import Client, Places, Share, client_of
 
 __all__ = ["Permits"]
 
@@ -26,13 +26,13 @@ class Permits:
     Args:
         limit: permits for streams.
         standing_limit: permits for standing calls.
+        share: how many streams one client may have; None: as many as there are permits.
     """
 
-    def __init__(self, limit: int, standing_limit: int) -> None:
+    def __init__(self, limit: int, standing_limit: int, share: Share | None = None) -> None:
         self._limit = limit
-        self._free = {False: limit, True: standing_limit}
-        self._lock = threading.Lock()
-        self._refused = 0  # Streams.
+        self._places = {False: Places("max_streams", limit), True: Places("standing calls", standing_limit)}
+        self._share = share or Share("max_streams_per_client", limit, limit)
 
     def __call__(self, requests: Iterator[Request], call: Call, proceed: Proceed) -> Answers:
         """Raises StreamLimitError where a long-lived call gets no permit."""
@@ -40,23 +40,27 @@ class Permits:
 
     def _permitted(self, requests: Iterator[Request], call: Call, proceed: Proceed) -> Iterator[Answer]:
         first = next(requests, None)
-        standing = first is not None and getattr(first.head, "standing", False)
-        self._take(standing)
+        standing, client = first is not None and getattr(first.head, "standing", False), client_of(call)
+        self._take(standing, client)
         try:
             yield from proceed(requests if first is None else itertools.chain([first], requests), call)
         finally:
-            with self._lock:
-                self._free[standing] += 1
+            self._places[standing].give_back()
+            if not standing:
+                self._share.give_back(client)
 
-    def used(self) -> Limit:
-        """The permits for streams, and how many of them are taken."""
-        with self._lock:
-            return Limit(name="max_streams", limit=self._limit, used=self._limit - self._free[False], refused=self._refused)
+    def _take(self, standing: bool, client: Client) -> None:
+        if not self._places[standing].take():
+            self._places[standing].refuse()
+            which = "as many standing calls as there is room for are" if standing else f"{self._limit} streams (max_streams) are"
+            raise StreamLimitError(f"{which} open on this server; close one, or raise the setting", limit="max_streams")
+        if not standing and not self._share.take(client):
+            self._places[False].give_back()
+            raise StreamLimitError(
+                f"{self._share.most_of(client)} streams of this client (max_streams_per_client) are open; close one, or raise the setting",
+                limit="max_streams_per_client",
+            )
 
-    def _take(self, standing: bool) -> None:
-        with self._lock:
-            if not self._free[standing]:
-                self._refused += not standing
-                which = "as many standing calls as there is room for are" if standing else f"{self._limit} streams (max_streams) are"
-                raise StreamLimitError(f"{which} open on this server; close one, or raise the setting")
-            self._free[standing] -= 1
+    def used(self) -> list[Limit]:
+        """How much of its limits is used."""
+        return [self._places[False].used(), self._share.used()]

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import grpc
 
-from tdreplay.errors import ServerUnavailableError
+from tdreplay.errors import OverloadedError, ServerUnavailableError
 from tdreplay.server_status import Limit
 from tdreplay_server.transport.call import Call, Request, client_gone
 from tdreplay_server.transport.guards.guard import Answer, Proceed
 
-__all__ = ["Running"]
+__all__ = ["SPARE_THREADS", "Running"]
 
 CLIENT_SECONDS = 60.0
 """How long a call may wait for a client that has no reason to let it wait: for its only request, or until an answer that it asked for is taken."""
@@ -34,14 +34,15 @@ class Running:
     nothing of the server.
 
     Args:
-        limit: the number of calls (max_workers) from which on those that wait for their clients make room.
+        limit: the number of calls from which on those that wait for their clients make room.
+        setting: which of the server's settings the limit is; '': none.
 
     Attributes:
         threads: the number of threads that the calls need.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit, self.threads = limit, limit + SPARE_THREADS
+    def __init__(self, limit: int, setting: str = "") -> None:
+        self._limit, self._setting, self.threads = limit, setting, limit + SPARE_THREADS
         self._admitted = self._refused = 0
         self._calls: set[Call] = set()
         self._stopped = threading.Event()
@@ -70,15 +71,11 @@ class Running:
         self._admitted -= 1
         return longest
 
-    def used(self) -> Limit:
-        """The calls that may run, and how many do."""
-        with self._changed:
-            return Limit(name="max_workers", limit=self._limit, used=self._admitted, refused=self._refused)
-
     def __call__(self, requests: Iterator[Request], call: Call, proceed: Proceed) -> Iterator[Answer]:
-        """Raises ServerUnavailableError where there is no room, or the server stops."""
+        """Raises OverloadedError where there is no room, and ServerUnavailableError where the server stops."""
         if not call.admitted:
-            raise ServerUnavailableError(f"{self._limit} calls (max_workers) run on this server already: try again, or raise the setting")
+            which = f"{self._limit} calls ({self._setting})" if self._setting else f"{self._limit} calls of this kind"
+            raise OverloadedError(f"{which} run on this server already; try again later", limit=self._setting)
         with self._changed:
             self._calls.add(call)
         try:
@@ -132,6 +129,11 @@ class Running:
             for call in late:
                 call.cancel()
 
+    def used(self) -> list[Limit]:
+        """How much of its limit is used."""
+        with self._changed:
+            return [Limit(name=self._setting, limit=self._limit, used=self._admitted, refused=self._refused)]
+
     def stop(self, seconds: float) -> None:
         """Lets no call begin any more, ends those that wait, and blocks until the others have finished, at most so many seconds.
 
@@ -149,7 +151,7 @@ class Running:
 
 def _yielded(call: Call, now: float) -> float:
     """The seconds that a call has waited for its client or, if it is no stream, for other calls. Streams have permits."""
-    return max(_waited(call, now), 0.0 if call.patient else _stood(call, now))
+    return _waited(call, now) if call.patient else call.stood(now)
 
 
 def _stood(call: Call, now: float) -> float:

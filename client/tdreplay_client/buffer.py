@@ -43,11 +43,12 @@ from tdreplay_client.reading.epochs import EpochStream, RemoteEpochs
 from tdreplay_client.reading.priority_updates import update_priorities
 from tdreplay_client.reading.single_batches import Asked, Draw, SingleBatches
 from tdreplay_client.reading.stream import BatchStream
-from tdreplay_client.transport.access import TLS, Access, found_access
+from tdreplay_client.transport.access import TLS, Access
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
 from tdreplay_client.transport.table_requests import check_understood, create_table
+from tdreplay_client.transport.targets import found_target
 from tdreplay_client.writing.block_rows import most_block_rows
 from tdreplay_client.writing.known_schema import KnownSchema
 from tdreplay_client.writing.pipeline import finish_all
@@ -67,7 +68,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     """A table of a tdreplay server. See `BaseReplayBuffer` for its methods.
 
     Args:
-        address: the address of the server: HOST:PORT, [IPV6]:PORT or unix:PATH.
+        address: the address of the server: HOST:PORT, [IPV6]:PORT or unix:PATH. None: as the environment (TDREPLAY_ADDRESS) or the profile says.
         device: the training device, to which batches go.
         table: the table's name.
         storing_device: where the table's rows lie. None: wherever the server has them.
@@ -85,8 +86,11 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             client share, where both are on one host and run as the same user; everything else in messages.
         seed: makes random batches, streams and shuffled epochs reproducible, as in `BaseReplayBuffer`.
         cast: whether `add`, `add_batch` and writers convert values of another dtype than the table's field; see `BaseReplayBuffer`.
-        tls: how the connection is encrypted: a `TLS`, True for ``TLS()``, False for none. None: as the environment and the profile say; else none.
-        token: what the server knows the caller by. None: what the environment and the profile say; else none.
+        tls: how the connection is encrypted: a `TLS`, which counts as it is; True: with the files that the environment and the profile name; False:
+            not at all. None: as the environment and the profile say; else not at all.
+        token: what the server knows the caller by. None: what the environment and the profile say; else nothing. Without TLS it is sent over
+            loopback and Unix sockets alone.
+        profile: the name of a profile, which says what neither an argument nor the environment says. None: TDREPLAY_PROFILE, or none.
 
     When the connection is lost, calls, writers, streams and epochs wait for the server and go on by themselves. Each row is stored once, however
     often it had to be sent. `reset`, `drop` and `checkpoint` are not repeated.
@@ -95,7 +99,9 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     waited for.
 
     A buffer can be pickled and copied. The copy has the same arguments, and opens a connection of its own at its first call. It creates no table, and
-    begins its seed anew.
+    begins its seed anew. The pickle has the token in it: keep it as secret as that.
+
+    Where the server has too much to do, a call waits as long as the server says, and tries again within `timeout`; then it is an `OverloadedError`.
 
     Every method may also raise `ServerUnavailableError` (the server cannot be reached, and did not come back in time), `DeadlineError` (the server
     does not answer) and `ClosedError`. After the first two it is unknown whether rows were stored. Give this buffer the same rows again, and they are
@@ -110,7 +116,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
         device: torch.device | str = "cpu",
         table: str = DEFAULT_TABLE,
@@ -126,9 +132,11 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         seed: SupportsIndex | None = None,
         tls: TLS | bool | None = None,
         token: str | None = None,
+        profile: str | None = None,
     ) -> None:
         request = TableRequest.of(buffer_size, storing_device, sampler, rate_limiter, max_times_sampled, trajectories, table)
-        self._open(address, device, request, timeout, transport, cast, seed, found_access(address, tls, token))
+        target = found_target(address, tls, token, profile)
+        self._open(target.address, device, request, timeout, transport, cast, seed, target.access)
         try:
             self._connection.retried(self._agree)
         except BaseException:
@@ -201,10 +209,16 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     @staticmethod
     def tables(
-        address: str, *, timeout: SupportsFloat | None = DEFAULT_TIMEOUT, tls: TLS | bool | None = None, token: str | None = None
+        address: str | None = None,
+        *,
+        timeout: SupportsFloat | None = DEFAULT_TIMEOUT,
+        tls: TLS | bool | None = None,
+        token: str | None = None,
+        profile: str | None = None,
     ) -> list[str]:
-        """The names of all tables of the server at `address` that the caller may use, sorted. `tls` and `token`: as in the constructor."""
-        connection = Connection(address, timeout, found_access(address, tls, token))
+        """The names of all tables of the server at `address` that the caller may use, sorted. The arguments are as in the constructor."""
+        target = found_target(address, tls, token, profile)
+        connection = Connection(target.address, timeout, target.access)
         try:
             return list(connection.retried(lambda budget: connection.unary("ListTables", pb.ListTablesRequest(), budget)).tables)
         finally:

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from tdreplay.command import command_line, failures_in_one_line, one_line
+from tdreplay.command import command_line, failures_in_one_line, one_line, version_option
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE, check_seconds
-from tdreplay_client.commands.options import Address, Timeout, found_address
+from tdreplay_client.commands.calls import buffer_at
+from tdreplay_client.commands.options import Address, Profile, Timeout, choose_profile, found_server
 from tdreplay_client.commands.table import table
 from tdreplay_client.transport.health import serves
 
@@ -18,8 +19,16 @@ __all__ = ["app", "main"]
 
 NAME = "tdreplay"
 
-app = command_line(NAME, "The client of a replay buffer server.")
+DESCRIPTION = "The client of a replay buffer server."
+
+app = command_line(NAME, DESCRIPTION)
 app.add_typer(table, name="table")
+
+
+@app.callback(help=DESCRIPTION)
+def options(profile: Profile = "", _version: bool = version_option(NAME)) -> None:
+    """Options of the command as a whole."""
+    choose_profile(profile)
 
 
 @app.command()
@@ -34,9 +43,7 @@ def checkpoint(
     Prints one line on standard output when it is whole, with its path on the server. Where standard error is a terminal, a bar there shows how far it
     is.
     """
-    from tdreplay_client.buffer import RemoteReplayBuffer  # Here: it brings torch, for which `health` has no time.
-
-    with RemoteReplayBuffer(found_address(address), table=table, timeout=check_seconds(timeout, "timeout")) as buffer:
+    with buffer_at(address, timeout, table) as buffer:
         made = buffer.checkpoint(name, progress=True)
     typer.echo(f"checkpoint {one_line(made.path)}: {made.rows} rows, {made.bytes} bytes")
 
@@ -48,9 +55,9 @@ def health(
     service: Annotated[str, typer.Option(help="A gRPC service of the server; empty: the server as a whole.")] = "",
 ) -> None:
     """Ask a server whether it serves (grpc.health.v1). Exit status 0 where it does, else 1; one line says what it answered."""
-    address = found_address(address)
-    healthy, answer = serves(address, check_seconds(timeout, "timeout"), service)
-    typer.echo(one_line(f"{address} {answer}"), err=not healthy)
+    where, access = found_server(address, token="")  # Health asks nobody for a token.
+    healthy, answer = serves(where, check_seconds(timeout, "timeout"), service, access)
+    typer.echo(one_line(f"{where} {answer}"), err=not healthy)
     raise typer.Exit(not healthy)
 
 

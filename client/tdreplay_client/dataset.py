@@ -17,7 +17,8 @@ from tdreplay.seeds import derived_seed
 from tdreplay.selecting import Fields, as_fields
 from tdreplay.views import View, check_view
 from tdreplay_client.buffer import MAX_PREFETCH, RemoteReplayBuffer
-from tdreplay_client.transport.addresses import check_target
+from tdreplay_client.transport.access import TLS
+from tdreplay_client.transport.targets import found_target
 
 __all__ = ["ReplayDataset", "as_is"]
 
@@ -34,7 +35,7 @@ class ReplayDataset(IterableDataset[TensorDict]):
     raises `ForkedError`, a spawned one works. A stream whose server is lost goes on when it is back, within `timeout`.
 
     Args:
-        address: The address of the server.
+        address: The address of the server; None: as in `RemoteReplayBuffer`.
         batch_size: rows per batch, drawn uniformly with replacement.
         prefetch: how many batches may be on their way at any time.
         fields: as in `RemoteReplayBuffer.stream`; None: all of them, ``index`` and ``row_id``.
@@ -44,6 +45,9 @@ class ReplayDataset(IterableDataset[TensorDict]):
         view: as in `RemoteReplayBuffer.stream`.
         seed: each iteration brings the batches of this seed, as `RemoteReplayBuffer.stream` does; worker w of a DataLoader those of a seed that
             follows from it and w. None: batches differ.
+        tls: as in `RemoteReplayBuffer`, like `token` and `profile`. What they and the environment say is looked up here, and goes to the workers.
+        token: what the server knows the caller by.
+        profile: the name of a profile.
 
     Raises:
         InvalidArgumentError: an argument breaks its rule.
@@ -51,7 +55,7 @@ class ReplayDataset(IterableDataset[TensorDict]):
 
     def __init__(
         self,
-        address: str,
+        address: str | None,
         batch_size: SupportsIndex,
         *,
         prefetch: SupportsIndex = 2,
@@ -61,10 +65,15 @@ class ReplayDataset(IterableDataset[TensorDict]):
         timeout: SupportsFloat | None = DEFAULT_TIMEOUT,
         seed: SupportsIndex | None = None,
         view: View | None = None,
+        tls: TLS | bool | None = None,
+        token: str | None = None,
+        profile: str | None = None,
     ) -> None:
         super().__init__()
         seconds, where = check_seconds(timeout, "timeout"), check_device(device, "device")
-        self._connect: dict[str, Any] = {"address": check_target(address), "device": where, "table": table, "timeout": seconds}
+        target = found_target(address, tls, token, profile)
+        shown: dict[str, Any] = {"tls": target.access.tls or False, "token": target.access.token}
+        self._connect: dict[str, Any] = {"address": target.address, "device": where, "table": table, "timeout": seconds, **shown}
         size, ahead = check_batch_size(batch_size), check_whole(prefetch, "prefetch", 1, MAX_PREFETCH)
         self._stream: dict[str, Any] = {
             "batch_size": size,

@@ -7,13 +7,23 @@ from typing import Any
 
 import typer
 
-__all__ = ["command_line", "failures_in_one_line", "one_line"]
+__all__ = ["command_line", "failures_in_one_line", "one_line", "version_option"]
 
 
 def command_line(name: str, description: str) -> typer.Typer:
-    """A command with the option --version. The caller adds the subcommands."""
+    """A command with the option --version. The caller adds the subcommands, and, for more options, a callback that has `version_option` too."""
     # No markup: it would take text in brackets for a style, and not show it.
     app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    @app.callback(help=description)
+    def options(version: bool = version_option(name)) -> None:
+        """Options of the command as a whole."""
+
+    return app
+
+
+def version_option(name: str) -> Any:
+    """The option --version of the command `name`."""
 
     def print_version(wanted: bool) -> None:
         if wanted:
@@ -22,13 +32,7 @@ def command_line(name: str, description: str) -> typer.Typer:
             typer.echo(f"{name} {version('tdreplay')}")
             raise typer.Exit
 
-    show_version: Any = typer.Option(False, "--version", help="Print the version and exit.", callback=print_version, is_eager=True)
-
-    @app.callback(help=description)
-    def options(show_version: bool = show_version) -> None:
-        """Options of the command as a whole."""
-
-    return app
+    return typer.Option(False, "--version", help="Print the version and exit.", callback=print_version, is_eager=True)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 from tdreplay.errors import InvalidArgumentError
 
-__all__ = ["ENV_PREFIX", "environment_name", "nearest", "unknown_names"]
+__all__ = ["CLIENT_SETTINGS", "ENV_PREFIX", "environment_name", "nearest", "unknown_names"]
 
 ENV_PREFIX = "TDREPLAY_"
 ACCESS = frozenset(
@@ -17,6 +17,22 @@ ACCESS = frozenset(
 """What clients show to a server. No setting of a server is misspelt in these."""
 OTHERS = {"TDREPLAY_BENCH_ENVS", "TDREPLAY_DOCKER", "TDREPLAY_FAILPOINT", "TDREPLAY_KILLS", "TDREPLAY_LONG", *ACCESS}
 """Variables of clients, the benchmarks and the tests. They are no settings."""
+
+CLIENT_SETTINGS = (
+    "address",
+    "tls",
+    "ca_file",
+    "client_cert_file",
+    "client_key_file",
+    "server_name",
+    "token",
+    "token_file",
+    "profile",
+    "profiles",
+)
+"""What a client takes from the environment. It may stand beside a server's settings, in one container."""
+SERVER_ALIKE = ("cert_file", "key_file", "client_cert_auth", "tokens_file")
+"""Settings of a server whose names are near to a client's: they are no misspelt ones."""
 
 
 def environment_name(setting: str) -> str:
@@ -37,7 +53,7 @@ def unknown_names(environment: Iterable[str], settings: Collection[str]) -> list
     Raises:
         InvalidArgumentError: a variable is so similar to a setting's that it is probably misspelt; the message names the setting.
     """
-    known = {environment_name(setting) for setting in settings} | OTHERS
+    known = {environment_name(setting) for setting in (*settings, *CLIENT_SETTINGS, *SERVER_ALIKE)} | OTHERS
     unknown = sorted(name for name in environment if name.upper().startswith(ENV_PREFIX) and name.upper() not in known)
     for name in unknown:
         meant = nearest(name[len(ENV_PREFIX) :].lower(), settings)

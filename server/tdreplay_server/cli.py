@@ -21,8 +21,8 @@ from tdreplay.environment import environment_name
 from tdreplay.errors import FailedPreconditionError, OtherSettingsError, ReplayError
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay.progress import ProgressBar, reporting
+from tdreplay.toml_file import line_of
 from tdreplay_server.config import ServerConfig, not_empty
-from tdreplay_server.settings_file import line_of
 from tdreplay_server.spawn import READY
 from tdreplay_server.system.allocator import keep_freed_memory
 from tdreplay_server.system.descriptors import raise_file_limit

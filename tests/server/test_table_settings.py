@@ -14,10 +14,10 @@ from tdreplay.errors import FailedPreconditionError, OtherSettingsError
 from tdreplay.rate_limiters import SamplesPerInsert, Unlimited
 from tdreplay.samplers import Fifo, Prioritized, Uniform
 from tdreplay.table_config import TableConfig
+from tdreplay.toml_file import line_of
 from tdreplay.trajectories import Trajectories
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig, spawn_server
-from tdreplay_server.settings_file import line_of
 
 LOCAL = "127.0.0.1:0"
 FILE = """

@@ -8,27 +8,36 @@ from typing import TYPE_CHECKING
 
 from tdreplay.errors import TableNotFoundError
 from tdreplay.limits import check_seconds
-from tdreplay_client.commands.options import found_address
+from tdreplay_client.commands.options import found_server
 
 if TYPE_CHECKING:
     from tdreplay.table_description import TableDescription
+    from tdreplay_client.buffer import RemoteReplayBuffer
     from tdreplay_client.transport.connection import Connection
 
-__all__ = ["connected", "described", "described_tables"]
+__all__ = ["buffer_at", "connected", "described", "described_tables"]
 
 
 @contextmanager
 def connected(address: str, timeout: float) -> Iterator[Connection]:
-    """For ``with``: a connection to the server at `address`, or where the environment says."""
-    target, seconds = found_address(address), check_seconds(timeout, "timeout")
-    from tdreplay_client.transport.access import found_access
+    """For ``with``: a connection to the server at `address`, or where the environment or the profile says, with the access that they say."""
+    target, seconds = found_server(address), check_seconds(timeout, "timeout")
     from tdreplay_client.transport.connection import Connection
 
-    connection = Connection(target, seconds, found_access(target, None, None))
+    connection = Connection(target.address, seconds, target.access)
     try:
         yield connection
     finally:
         connection.close()
+
+
+def buffer_at(address: str, timeout: float, table: str) -> RemoteReplayBuffer:
+    """The buffer of a table of the server at `address`, or where the environment or the profile says, with the access that they say."""
+    target, seconds = found_server(address), check_seconds(timeout, "timeout")
+    from tdreplay_client.buffer import RemoteReplayBuffer  # Here: it brings torch, for which `health` has no time.
+
+    access = target.access
+    return RemoteReplayBuffer(target.address, table=table, timeout=seconds, tls=access.tls or False, token=access.token)
 
 
 def described(connection: Connection, name: str) -> TableDescription:

@@ -50,7 +50,8 @@ class RemoteTensorDictReplayBuffer(TensorDictReplayBuffer):
         ...         loss = loss_module(replay.sample())
 
     Args:
-        buffer: A `RemoteReplayBuffer`, which its opener closes; or the address of a server, for a buffer that `close` closes with this one.
+        buffer: A `RemoteReplayBuffer`, which its opener closes; or the address of a server, for a buffer that `close` closes with this one. None: at
+            the address that the environment or the ``profile`` among the options says.
         batch_size: The rows of each batch of `sample` and of the iteration.
         prefetch: How many batches are on their way while one is used: they are drawn before they are asked for. None: none is, and a batch is of the
             moment of its call. Batches of another size than `batch_size` are never read ahead.
@@ -71,7 +72,7 @@ class RemoteTensorDictReplayBuffer(TensorDictReplayBuffer):
 
     def __init__(
         self,
-        buffer: RemoteReplayBuffer | str,
+        buffer: RemoteReplayBuffer | str | None = None,
         *,
         batch_size: SupportsIndex | None = None,
         prefetch: SupportsIndex | None = None,
@@ -88,11 +89,11 @@ class RemoteTensorDictReplayBuffer(TensorDictReplayBuffer):
         ahead = check_whole(prefetch or 0, "prefetch", 0, MAX_PREFETCH)
         if ahead and size is None:
             raise InvalidArgumentError(f"prefetch ({ahead}) needs a batch_size: batches of one size are read ahead")
-        if options and not isinstance(buffer, str):
+        if options and isinstance(buffer, RemoteReplayBuffer):
             raise InvalidArgumentError(f"{', '.join(options)} belong to a buffer that is opened at an address, and this one is open")
         waits = check_flag(wait, "wait")
-        self._owned = isinstance(buffer, str)
-        self._buffer = RemoteReplayBuffer(buffer, **options) if isinstance(buffer, str) else buffer
+        self._owned = not isinstance(buffer, RemoteReplayBuffer)
+        self._buffer = buffer if isinstance(buffer, RemoteReplayBuffer) else RemoteReplayBuffer(buffer, **options)
         self._places = Places(self._buffer)
         super().__init__(
             storage=TableStorage(self._buffer),

@@ -8,7 +8,7 @@ from tdreplay.addresses import check_address
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import shown
 
-__all__ = ["check_target", "is_here", "proxy_options"]
+__all__ = ["check_target", "is_here", "proxy_options", "stays_here"]
 
 LISTS = ("ipv4", "ipv6")
 SCHEMES = ("dns", *LISTS, "unix", "unix-abstract")
@@ -52,6 +52,26 @@ def is_here(address: str) -> bool:
     scheme, rest = _scheme(address)
     host = rest.split(",")[0].rpartition(":")[0].strip("[]").rstrip(".").lower()
     return scheme.startswith("unix") or host == "localhost" or host.endswith(".localhost") or _is_loopback(host)
+
+
+def stays_here(address: str) -> bool:
+    """Whether nothing that is sent to the address can leave this host: each host that it names is loopback by its number, or is localhost.
+
+    Names are not looked up: whoever answers for them could send a token anywhere. So could a resolver that the address itself names.
+    """
+    scheme, rest = _scheme(address)
+    if scheme.startswith("unix"):
+        return True
+    if scheme == "dns" and not address.partition(":")[2].startswith("///") and address.partition(":")[2].startswith("//"):
+        return False
+    return all(_is_surely_loopback(place.rpartition(":")[0].strip("[]").rstrip(".").lower()) for place in rest.split(","))
+
+
+def _is_surely_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

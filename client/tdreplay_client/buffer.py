@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, SupportsFloat, SupportsIndex
 
@@ -48,7 +49,7 @@ from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
 from tdreplay_client.transport.table_requests import check_understood, create_table
-from tdreplay_client.transport.targets import found_target
+from tdreplay_client.transport.targets import Target, found_target
 from tdreplay_client.writing.block_rows import most_block_rows
 from tdreplay_client.writing.known_schema import KnownSchema
 from tdreplay_client.writing.pipeline import finish_all
@@ -217,28 +218,26 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         profile: str | None = None,
     ) -> list[str]:
         """The names of all tables of the server at `address` that the caller may use, sorted. The arguments are as in the constructor."""
-        target = found_target(address, tls, token, profile)
-        connection = Connection(target.address, timeout, target.access)
-        try:
+        with _connected(found_target(address, tls, token, profile), timeout) as connection:
             return list(connection.retried(lambda budget: connection.unary("ListTables", pb.ListTablesRequest(), budget)).tables)
-        finally:
-            connection.close()
 
     @staticmethod
     def server_status(
-        address: str, *, timeout: SupportsFloat | None = DEFAULT_TIMEOUT, tls: TLS | bool | None = None, token: str | None = None
+        address: str | None = None,
+        *,
+        timeout: SupportsFloat | None = DEFAULT_TIMEOUT,
+        tls: TLS | bool | None = None,
+        token: str | None = None,
+        profile: str | None = None,
     ) -> ServerStatus:
-        """The state of the server at `address`: its version, memory, disk, limits and clients. `tls` and `token`: as in the constructor.
+        """The state of the server at `address`: its version, memory, disk, limits and clients. The arguments are as in the constructor.
 
         Raises:
             PermissionDeniedError: the caller is neither a reader nor an admin.
         """
-        connection = Connection(address, timeout, found_access(address, tls, token))
-        try:
+        with _connected(found_target(address, tls, token, profile), timeout) as connection:
             answer = connection.retried(lambda budget: connection.unary("ServerStatus", pb.ServerStatusRequest(), budget))
             return server_status_from_message(answer)
-        finally:
-            connection.close()
 
     def drop(self) -> None:
         """Removes the table and its rows from the server."""
@@ -499,6 +498,16 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._connection.close()
         self._inserts.close()
         self._single_batches.close()
+
+
+@contextmanager
+def _connected(target: Target, timeout: SupportsFloat | None) -> Iterator[Connection]:
+    """For ``with``: a connection for a call about the whole server."""
+    connection = Connection(target.address, timeout, target.access)
+    try:
+        yield connection
+    finally:
+        connection.close()
 
 
 def _sampler(uniform: object) -> str:

@@ -58,7 +58,7 @@ class Work:
         while not self._over.is_set():
             try:
                 self._step()
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 - the test looks at it.
                 self.error = error
                 return
             self.steps += 1

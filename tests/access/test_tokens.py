@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import threading
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -106,10 +107,8 @@ def test_two_who_change_the_file_at_once_both_succeed(path):
 
     def change(name: str) -> None:
         def add(tokens: Tokens) -> Tokens:
-            try:
+            with suppress(threading.BrokenBarrierError):
                 begun.wait(0.5)
-            except threading.BrokenBarrierError:
-                pass
             return tokens.with_token(example.model_copy(update={"name": name}))
 
         change_tokens(path, add)

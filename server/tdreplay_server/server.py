@@ -13,6 +13,8 @@ from tdreplay.errors import StorageError
 from tdreplay.processes import Owner, keep_in_forks
 from tdreplay_server.access.identities import Identities
 from tdreplay_server.config import ServerConfig
+from tdreplay_server.monitoring.exporter import Exporter
+from tdreplay_server.monitoring.registry import registry_of
 from tdreplay_server.storage.device import check_device
 from tdreplay_server.system.logs import log
 from tdreplay_server.tables.registry import Tables
@@ -48,6 +50,7 @@ class ReplayServer:
     def __init__(self, config: ServerConfig | None = None, *, on_failure: Callable[[], object] | None = None) -> None:
         self._config = ServerConfig() if config is None else config
         self._address = ""
+        self._exporter: Exporter | None = None
         self._on_failure = on_failure
         self._failure: StorageError | None = None
         self._failing = threading.Lock()
@@ -57,6 +60,11 @@ class ReplayServer:
     def address(self) -> str:
         """Where clients reach it, with the port that was picked: HOST:PORT or unix:PATH."""
         return self._address
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where Prometheus finds the metrics, under /metrics, with the port that was picked: HOST:PORT; None: nowhere."""
+        return None if self._exporter is None else self._exporter.address
 
     @property
     def failure(self) -> StorageError | None:
@@ -100,6 +108,7 @@ class ReplayServer:
         state.clients, state.limits = self._grpc.clients.connected, lambda: (*self._grpc.limits(), self._tables.used())
         try:
             self._address = self._grpc.listen(config.address, credentials, int(config.socket_mode, 8))
+            self._exporter = self._made_exporter()
         except BaseException:
             self._grpc.close()
             self._tables.close()
@@ -108,7 +117,18 @@ class ReplayServer:
             self._identities.start()
         self._grpc.start()
         log.info("listening", address=self._address, tls=credentials is not None, asks_who_calls=self._identities is not None)
+        if self._exporter is not None:
+            self._exporter.start()
+            log.info("metrics are served", address=self._exporter.address, path="/metrics")
         return self
+
+    def _made_exporter(self) -> Exporter | None:
+        config = self._config
+        if config.metrics_address is None:
+            return None
+        certificate = None if config.cert_file is None or config.key_file is None else (config.cert_file, config.key_file)
+        registry = registry_of(self._tables, self._grpc, config.data_dir, lambda: self._failure is not None)
+        return Exporter(registry, config.metrics_address, certificate)
 
     def stop(self, grace: float | None = None) -> None:
         """Says that it does not serve any more, refuses new calls, gives the running ones time to finish, ends them, and closes the tables.
@@ -124,6 +144,8 @@ class ReplayServer:
         if self._identities is not None:
             self._identities.close()
         self._tables.close()
+        if self._exporter is not None:
+            self._exporter.close()
         log.info("stopped", address=self._address)
 
     def wait(self, timeout: float | None = None) -> bool:

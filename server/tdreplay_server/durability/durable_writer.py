@@ -54,9 +54,10 @@ class DurableWriter:
         Raises:
             StorageError: the disk failed.
         """
-        self._storage.sync()
-        if self.state is not None:
-            self.state.sync()
+        with self._ledger.flush_seconds.timed():
+            self._storage.sync()
+            if self.state is not None:
+                self.state.sync()
 
     def insert(self, inserts: Sequence[Insert]) -> None:
         """Writes rows, one insert after the other. When it returns they are in the ring, and survive what the ledger's durability says.

@@ -218,7 +218,7 @@ class Journal(Ledger):
 
     @contextmanager
     def _transaction(self) -> Iterator[Execute]:
-        with disk_errors(NAME):
+        with disk_errors(NAME), self.commit_seconds.timed():
             self._roll_back()  # An interrupt (Ctrl-C) may have left one open.
             if self._uncompacted:
                 self._compact()

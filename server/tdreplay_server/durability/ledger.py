@@ -23,6 +23,7 @@ from tdreplay.schema import Schema
 from tdreplay_server.durability.generation_id import new_generation_id
 from tdreplay_server.durability.levels import NO_DURABILITY
 from tdreplay_server.storage.ring import Ring
+from tdreplay_server.system.counting import Distribution
 
 __all__ = ["MAX_WRITERS", "AcknowledgedInsert", "InsertKey", "Ledger", "RememberedInsert", "WriterMemory", "WrittenInsert", "digest_of"]
 
@@ -142,12 +143,15 @@ class Ledger:
         durability: What a commit survives.
         retired: The rows below this id are not live after a crash.
         generation_id: As `RowLog.generation_id`.
+        commit_seconds: How long what it writes to the disk takes, without the rows. A ledger in memory writes nothing.
+        flush_seconds: How long rows take to the disk, which whoever writes them says.
     """
 
     def __init__(self) -> None:
         self.durability = NO_DURABILITY
         self.retired = 0
         self.generation_id = new_generation_id()
+        self.commit_seconds, self.flush_seconds = Distribution(), Distribution()
         self._writers: OrderedDict[str, WriterMemory] = OrderedDict()
 
     def find(self, key: InsertKey) -> RememberedInsert | None:

@@ -32,6 +32,7 @@ from tdreplay_server.storage.locks import ReadWriteLock
 from tdreplay_server.storage.opening import open_storage
 from tdreplay_server.storage.ring import Ring, check_window
 from tdreplay_server.storage.rows import RowStorage
+from tdreplay_server.system.counting import Distribution
 from tdreplay_server.system.failpoints import failpoint
 from tdreplay_server.system.interrupts import lets_go
 
@@ -154,6 +155,16 @@ class RowLog:
     def generation_id(self) -> str:
         """Another one whenever row ids may stand for other rows than before, in this process or after it: a reset, a rewind, a loss of rows."""
         return self._ledger.generation_id
+
+    @property
+    def commit_seconds(self) -> Distribution:
+        """How long the transactions of the journal take."""
+        return self._ledger.commit_seconds
+
+    @property
+    def flush_seconds(self) -> Distribution:
+        """How long rows take to the disk, where the durability asks for it."""
+        return self._ledger.flush_seconds
 
     @property
     def slot_state(self) -> SlotState | None:

@@ -36,6 +36,7 @@ from tdreplay_server.system.disk_errors import disk_errors
 from tdreplay_server.system.logs import log
 from tdreplay_server.system.private_files import check_directory, check_no_link, make_directories
 from tdreplay_server.tables.busy_names import BusyNames
+from tdreplay_server.tables.counts import TableCounts
 from tdreplay_server.tables.table import Table
 from tdreplay_server.tables.wanted import check_wanted
 
@@ -282,6 +283,12 @@ class Tables:
         """How many tables there may be, and how many there are."""
         with self._lock:
             return Limit(name="max_tables", limit=self._max_tables, used=self._places)
+
+    def counts(self) -> dict[str, TableCounts]:
+        """What is counted of each table, by name. It waits for no call that works on a table."""
+        with self._lock:
+            tables = dict(self._tables)
+        return {name: tables[name].counts() for name in sorted(tables)}
 
     def close(self) -> None:
         """Closes every table, and gives the data directory back. Calls that make or remove a table end first."""

@@ -17,6 +17,7 @@ from tdreplay_server.durability.insert import Insert, Priorities
 from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.durability.slot_state import Kept, SlotState
 from tdreplay_server.storage.ring import Ring, RowIds
+from tdreplay_server.tables.activity import Activity
 from tdreplay_server.tables.consumption import Consumption, TooFewDrawsError
 from tdreplay_server.tables.draws import DrawnRows, DrawRows, overwritten
 from tdreplay_server.tables.leases import Drawn
@@ -40,6 +41,7 @@ class Sampling:
         updated: What became of all updates of priorities.
         rows_inserted: The rows that were inserted.
         rows_drawn: The rows that learners took in random batches.
+        activity: What else is counted of the table's work.
         kept: As in `RowListener`.
 
     Args:
@@ -55,7 +57,7 @@ class Sampling:
         supply = Supply.of if self.consumption is None else self.consumption.supply
         self.limiter = made_limiter(config, lambda: supply(log().ring))
         self.updated = Updated(0, 0)
-        self.rows_inserted, self.rows_drawn = RowRate(), RowRate()
+        self.rows_inserted, self.rows_drawn, self.activity = RowRate(), RowRate(), Activity()
         self._uniform, self._counting = UniformSampler(), threading.Lock()
         self._counts = () if self.consumption is None else (self.consumption,)
         columns = [column for part in (self.sampler, *self._counts) for column in part.columns]
@@ -86,6 +88,11 @@ class Sampling:
         Raises:
             TooFewDrawsError: the rows cannot be drawn so often.
         """
+        found = self._drawn_rows(query, generators, ring)
+        self.activity.sampled_ages.look(found.batch(0), ring.write_count)
+        return found
+
+    def _drawn_rows(self, query: BatchQuery, generators: Sequence[np.random.Generator], ring: Ring) -> DrawnRows:
         if self.consumption is None:
             are_lost = overwritten if self.steps is None else partial(self.steps.are_lost, query.rule)
             return DrawnRows(self._drawing(query), query.rows, generators, ring, are_lost=are_lost)
@@ -176,6 +183,8 @@ class Sampling:
         for part in (self.sampler, *self._counts):
             part.written(ids, priorities)
         self.rows_inserted.add(len(ids))
+        schema = self._log().schema
+        self.activity.inserted_bytes += len(ids) * (0 if schema is None else schema.row_bytes)
 
     def lost(self, ids: range) -> None:
         """As `RowListener.lost`. The rows are as new ones whose priorities nobody gave, and that nobody drew."""

@@ -31,6 +31,7 @@ from tdreplay_server.storage.ring import RowIds, Slots
 from tdreplay_server.storage.rows import Inserts
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.system.interrupts import lets_go
+from tdreplay_server.tables.counts import TableCounts, counted
 from tdreplay_server.tables.description import described
 from tdreplay_server.tables.draws import DrawnRows, Generators
 from tdreplay_server.tables.epochs import EpochBatches, PinnedRows, plan_of
@@ -185,6 +186,7 @@ class Table:
             if len(wrong):
                 raise RowIdError(f"row id {wrong[0]} must be from 0 to {ring.write_count - 1}: no row with this id was ever inserted")
             updated = self._sampling.sampler.update(row_ids, priorities, ring) if ring.size else 0
+            self._sampling.activity.updated_ages.look(row_ids, ring.write_count)
         return self._sampling.counted(Updated(updated, len(row_ids) - updated))
 
     def _check_priorities(self) -> None:
@@ -360,6 +362,7 @@ class Table:
     @lets_go
     def epochs(self, plan: EpochPlan, place: EpochPlace) -> EpochBatches:
         """The batches of `plan`, of which that at `place` is the first. Errors: as `EpochBatches`."""
+        self._sampling.activity.epochs.add(1)
         if self._steps is None:
             return EpochBatches(self._row_log, self._epoch_format, plan, place)
         return StepEpochBatches(self._row_log, self._epoch_format, self._steps.index, self.take, plan, place)
@@ -434,6 +437,14 @@ class Table:
         """As `tdreplay.api.BaseReplayBuffer.describe`."""
         return described(self._row_log, self._sampling)
 
+    def counts(self) -> TableCounts:
+        """What is counted of the table. It waits for nothing that happens in it, and holds nothing up."""
+        return counted(self._row_log, self._sampling)
+
+    def note_sent(self, size: int) -> None:
+        """Counts a block of so many bytes that was made for a client."""
+        self._sampling.activity.sent_bytes.add(size)
+
     @property
     def config(self) -> TableConfig:
         """What the table is fixed by, with the capacity that it has now."""
@@ -483,7 +494,7 @@ class Table:
         target = self._checkpoints / check_name(name, "checkpoint")
         if self._checkpointing.locked():
             raise FailedPreconditionError(f"checkpoint {name!r}: another checkpoint of this table is being written")
-        with self._checkpointing:  # Where another one began just now, this one comes after it.
+        with self._checkpointing, self._sampling.activity.checkpoint():  # Where another one began just now, this one comes after it.
             return write_checkpoint(target, self._row_log, progress)
 
     def close(self) -> None:

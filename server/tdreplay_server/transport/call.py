@@ -55,9 +55,22 @@ class Call:
         yields_since: when the call began to wait for other calls, which a rate limiter may make it do (`time.monotonic`); None: it does not.
         idle: whether the call waits for the next request.
         status: the status with which the call ends, as far as the server has a say in it: a client may end it before.
+        refusal: the class of the error with which the call failed, and the limit that it would break; '': it did not fail, and there is no limit.
     """
 
-    __slots__ = ("_context", "_request_id", "admitted", "idle", "method", "patient", "principal", "status", "waits_since", "yields_since")
+    __slots__ = (
+        "_context",
+        "_request_id",
+        "admitted",
+        "idle",
+        "method",
+        "patient",
+        "principal",
+        "refusal",
+        "status",
+        "waits_since",
+        "yields_since",
+    )
 
     def __init__(self, context: grpc.ServicerContext, method: str, *, admitted: bool, patient: bool) -> None:
         self._context, self.method, self.admitted, self.patient = context, method, admitted, patient
@@ -67,6 +80,7 @@ class Call:
         self.yields_since: float | None = None
         self.idle = False
         self.status = grpc.StatusCode.OK
+        self.refusal = ("", "")
 
     @property
     def peer(self) -> str:
@@ -93,6 +107,14 @@ class Call:
     def is_active(self) -> bool:
         """Whether the client still waits for an answer."""
         return self._context.is_active()
+
+    @property
+    def outcome(self) -> grpc.StatusCode:
+        """The status with which the call ends, where it is at its end now."""
+        if self.status not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED) or self._context.is_active():
+            return self.status
+        left = self._context.time_remaining()
+        return grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
 
     def on_end(self, act: Callable[[], None]) -> None:
         """Calls `act` in a thread of gRPC's when the call ends, however it ends."""
@@ -142,5 +164,6 @@ class Call:
             Exception: always: gRPC takes it for the end of the call.
         """
         self.status = error.code
+        self.refusal = (type(error).__name__, getattr(error, "limit", "") or "")  # Not the error: its traceback holds all that the call held.
         self._context.set_trailing_metadata(((TRAILER, type(error).__name__), (DETAILS_KEY, details_of_error(error, text, self.request_id))))
         self._context.abort(error.code, text)

@@ -53,6 +53,7 @@ def messages(table: Table, outgoing: Outgoing, response: Any) -> Iterator[bytes]
         block = row.block(stop - start)
         message, memory = frame(response(batch_rows=batch_rows, first_row=start, **head), block.size)
         table.read(selection, start, stop, block.write_header(memory))
+        table.note_sent(block.size)
         yield message
 
 
@@ -93,4 +94,5 @@ def in_segment(table: Table, outgoing: Outgoing, response: Any, segments: Segmen
     except BaseException:
         segments.release([segment])
         raise
+    table.note_sent(block.size)
     return response(batch_rows=batch_rows, slot=segment, **head)

@@ -127,6 +127,7 @@ class EpochStream:
         block = rows.format.block(rows.rows)
         message, memory = frame(pb.EpochResponse(batch_rows=batch_rows, first_row=first_row, **head), block.size)
         self._table.read(rows, 0, rows.rows, block.write_header(memory))
+        self._table.note_sent(block.size)
         return message
 
     def _parts(self, batch: EpochBatch) -> Generator[bytes, None, EpochPlace]:

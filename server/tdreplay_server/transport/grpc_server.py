@@ -1,9 +1,10 @@
-"""The gRPC server: the socket that it listens on, its two services, and how it stops."""
+"""The gRPC server: the socket that it listens on, its services, and how it stops."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 import grpc
 
@@ -20,12 +21,15 @@ from tdreplay_server.transport.guards.guard import Guard
 from tdreplay_server.transport.guards.identity import Identity
 from tdreplay_server.transport.guards.in_flight import InFlight
 from tdreplay_server.transport.guards.limit import Share
+from tdreplay_server.transport.guards.metrics import CallCounts
 from tdreplay_server.transport.guards.permits import Permits
 from tdreplay_server.transport.guards.running import Running
 from tdreplay_server.transport.guards.shares import Shares
 from tdreplay_server.transport.guards.statuses import statuses
+from tdreplay_server.transport.health import SERVICE as HEALTH
 from tdreplay_server.transport.health import Health
 from tdreplay_server.transport.listening import socket_of
+from tdreplay_server.transport.reflection import Reflection
 from tdreplay_server.transport.server_limits import ServerLimits
 from tdreplay_server.transport.service import ReplayBufferService
 
@@ -40,7 +44,7 @@ HANDSHAKE_SECONDS = 20
 
 
 class GrpcServer:
-    """Serves a replay buffer service, and the health service beside it.
+    """Serves a replay buffer service, and beside it the services that say whether it serves, and what it serves.
 
     Args:
         service: the handlers of the calls.
@@ -49,10 +53,13 @@ class GrpcServer:
 
     Attributes:
         clients: who is connected.
+        counts: what was counted of the calls of each of its services.
     """
 
     def __init__(self, service: ReplayBufferService, limits: ServerLimits, identities: Identities | None = None) -> None:
         self._limits, self._health = limits, Health()
+        self._reflection, counts = Reflection((SERVICE.full_name, HEALTH.full_name)), CallCounts(SERVICE)
+        self.counts: Sequence[CallCounts] = (counts, self._health.counts, self._reflection.counts)
         self._running, self._looking = Running(limits.max_workers, "max_workers"), Running(MOST_LOOKS)
         self._threads = CallThreads(self._running.threads, "tdreplay-call")
         self._look_threads = CallThreads(self._looking.threads, "tdreplay-look")
@@ -63,11 +70,11 @@ class GrpcServer:
         self._permits = Permits(limits.max_streams, limits.max_standing, streams)
         asks: list[Guard] = [] if identities is None else [Identity(identities)]
         # From the outside in: each call passes them in this order. Only behind `running` may a call be refused that was let in.
-        guards: tuple[Guard, ...] = (statuses, self._running, *asks, self.clients, self._shares, self._in_flight, self._permits)
-        look_guards: tuple[Guard, ...] = (statuses, self._looking, *asks, self.clients)
+        guards: tuple[Guard, ...] = (counts, statuses, self._running, *asks, self.clients, self._shares, self._in_flight, self._permits)
+        look_guards: tuple[Guard, ...] = (counts, statuses, self._looking, *asks, self.clients)
         looks = Dispatch(SERVICE, service, look_guards, self._looking.admit, self._look_threads, LOOKS)
         dispatch = Dispatch(SERVICE, service, guards, self._running.admit)
-        self._grpc.add_generic_rpc_handlers((looks, dispatch, self._health.dispatch()))
+        self._grpc.add_generic_rpc_handlers((looks, dispatch, self._health.dispatch(), self._reflection.dispatch()))
 
     def limits(self) -> list[Limit]:
         """The limits, and how much of each is used."""
@@ -107,6 +114,7 @@ class GrpcServer:
         self._looking.stop(0.0)
         self._running.stop(seconds)
         self._health.close()
+        self._reflection.close()
         self._grpc.stop(max(0.0, ends - time.monotonic())).wait()
         self.close()
 
@@ -116,6 +124,7 @@ class GrpcServer:
             running.stop(0.0)
             threads.shutdown(wait=False)
         self._health.close()
+        self._reflection.close()
 
     def wait(self, timeout: float | None) -> bool:
         """Blocks until the server has stopped, at most `timeout` seconds. True where the time ran out."""

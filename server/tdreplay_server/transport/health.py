@@ -16,6 +16,7 @@ from tdreplay.v1 import replay_buffer_pb2
 from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.call_threads import CallThreads
 from tdreplay_server.transport.dispatch import Dispatch
+from tdreplay_server.transport.guards.metrics import CallCounts
 from tdreplay_server.transport.guards.permits import Permits
 from tdreplay_server.transport.guards.running import Running
 from tdreplay_server.transport.guards.statuses import statuses
@@ -32,18 +33,22 @@ Response = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """What the health service says of the server."""
+    """What the health service says of the server.
+
+    Attributes:
+        counts: What was counted of its calls.
+    """
 
     def __init__(self) -> None:
         self._status: int = Response.SERVING
         self._over = False
         self._changed = threading.Condition()
-        self._running = Running(MOST_CALLS)
+        self.counts, self._running = CallCounts(SERVICE), Running(MOST_CALLS)
         self._threads = CallThreads(self._running.threads, "tdreplay-health")
 
     def dispatch(self) -> Dispatch:
         """What serves the calls."""
-        guards = (statuses, self._running, Permits(MOST_WATCHERS, 0))
+        guards = (self.counts, statuses, self._running, Permits(MOST_WATCHERS, 0))
         return Dispatch(SERVICE, self, guards, self._running.admit, self._threads)
 
     def Check(self, request: Request, call: Call) -> Any:

@@ -13,7 +13,7 @@ from tdreplay_server.transport.guards.limit import Client, Places, Share, client
 
 __all__ = ["Permits"]
 
-LONG_LIVED = frozenset({"AddBatch", "Sample", "SampleAll", "Epoch", "Checkpoint", "Watch"})
+LONG_LIVED = frozenset({"AddBatch", "Sample", "SampleAll", "Epoch", "Checkpoint", "Watch", "ServerReflectionInfo"})
 """The calls that stay open until their client has enough. Each needs a permit."""
 
 

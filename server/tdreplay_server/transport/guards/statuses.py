@@ -1,4 +1,4 @@
-"""The guard that makes the status of a call out of an error. It is the outermost: also what other guards raise becomes a status."""
+"""The guard that makes the status of a call out of an error. What the guards behind it raise becomes a status too: those before it raise nothing."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def described(channel: grpc.Channel, symbol: str) -> DescriptorPool:
     return pool
 
 
-def called(channel: grpc.Channel, service: str, method: str, **fields: object) -> list[dict[str, object]]:
+def called(channel: grpc.Channel, service: str, method: str, /, **fields: object) -> list[dict[str, object]]:
     """What a method answers, as JSON, called with nothing but its name and its fields."""
     found = described(channel, service).FindServiceByName(service).FindMethodByName(method)
     request, answer = GetMessageClass(found.input_type), GetMessageClass(found.output_type)

@@ -79,12 +79,12 @@ def test_what_is_not_there_is_an_answer_and_no_error_of_the_call(channel, questi
 def test_reflection_that_is_held_open_takes_no_thread_from_other_calls():
     with ReplayServer(ServerConfig(address="127.0.0.1:0", buffer_size=10, max_workers=2, max_streams=1)) as server:
         with grpc.insecure_channel(server.address) as channel, RemoteReplayBuffer(server.address, timeout=10) as buffer:
-            questions: queue.SimpleQueue[ServerReflectionRequest | None] = queue.SimpleQueue()
-            held = [ServerReflectionStub(channel).ServerReflectionInfo(iter(questions.get, None), timeout=60) for _ in range(8)]
-            for _ in held:
-                questions.put(ServerReflectionRequest(list_services=""))
+            questions: list[queue.SimpleQueue[ServerReflectionRequest | None]] = [queue.SimpleQueue() for _ in range(8)]
+            for asking in questions:
+                asking.put(ServerReflectionRequest(list_services=""))
+            held = [ServerReflectionStub(channel).ServerReflectionInfo(iter(asking.get, None), timeout=60) for asking in questions]
             assert [len(next(call).list_services_response.service) for call in held] == [3] * 8
             buffer.add_batch(rows(3))
             assert buffer.size == 3
-            for _ in held:
-                questions.put(None)
+            for asking in questions:
+                asking.put(None)

@@ -12,7 +12,9 @@ from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE, check_seconds
 from tdreplay_client.commands.calls import buffer_at
 from tdreplay_client.commands.options import Address, Profile, Timeout, choose_profile, found_server
+from tdreplay_client.commands.status import status
 from tdreplay_client.commands.table import table
+from tdreplay_client.commands.top import top
 from tdreplay_client.transport.health import serves
 
 __all__ = ["app", "main"]
@@ -23,6 +25,8 @@ DESCRIPTION = "The client of a replay buffer server."
 
 app = command_line(NAME, DESCRIPTION)
 app.add_typer(table, name="table")
+app.command()(status)
+app.command()(top)
 
 
 @app.callback(help=DESCRIPTION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -56,6 +57,12 @@ def _address(address: str) -> str:
     return check_address(address, least_port=0)
 
 
+def _can_trace(wanted: bool) -> bool:
+    if wanted and importlib.util.find_spec("opentelemetry") is None:
+        raise ValueError("needs opentelemetry-api, which is not installed: pip install 'tdreplay[server,tracing]'")
+    return wanted
+
+
 SettingPath = Annotated[Path, AfterValidator(_expanded)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Seconds = Annotated[float, BeforeValidator(_number)]
@@ -96,6 +103,11 @@ class ServerConfig(BaseSettings):
     metrics_address: Annotated[
         str | None, Field(description="Where to serve Prometheus' /metrics: HOST:PORT."), AfterValidator(lambda text: text and _address(text))
     ] = None
+    tracing: Annotated[
+        bool,
+        Field(description="Make a span of each call for OpenTelemetry, which the process has to be set up for: docs/metrics.md says how."),
+        AfterValidator(_can_trace),
+    ] = False
     data_dir: Annotated[
         SettingPath | None, Field(description="The directory that keeps the rows. Without one, the rows are lost when the server ends.")
     ] = None

@@ -104,7 +104,7 @@ class ReplayServer:
         shared_memory.sweep()
         state = ServerState(config.data_dir, self._tables.durability, credentials is not None, self._identities is not None)
         service = ReplayBufferService(self._tables, shared_memory, state, config.limits)
-        self._grpc = GrpcServer(service, config.limits, self._identities)
+        self._grpc = GrpcServer(service, config.limits, self._identities, tracing=config.tracing)
         state.clients, state.limits = self._grpc.clients.connected, lambda: (*self._grpc.limits(), self._tables.used())
         try:
             self._address = self._grpc.listen(config.address, credentials, int(config.socket_mode, 8))

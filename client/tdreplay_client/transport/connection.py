@@ -41,6 +41,7 @@ from tdreplay_client.transport.answers import Answers, close_watchdog
 from tdreplay_client.transport.channels import open_channel
 from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.transport.threads import await_call_threads, in_own_thread, interrupt_behind, start_reader
+from tdreplay_client.transport.tracing import begin_span
 
 __all__ = ["Connection"]
 
@@ -160,8 +161,13 @@ class Connection:
     def unary(self, name: str, request: Message | bytes, budget: RetryBudget | None = None) -> Any:
         """The answer to a call that has one request and one answer."""
         self.check_open()
+        seconds = self.timeout if budget is None else budget.left
+        span = begin_span(SERVICE.full_name, name, self.access.metadata)
         with self._translated():
-            return self._calls[name](request, timeout=self.timeout if budget is None else budget.left, metadata=self.access.metadata)
+            if span is None:
+                return self._calls[name](request, timeout=seconds, metadata=self.access.metadata)
+            with span:
+                return self._calls[name](request, timeout=seconds, metadata=span.metadata)
 
     def stream(self, name: str, requests: Message | Iterator[Message | bytes], budget: RetryBudget | None = None) -> Answers:
         """Opens a call that streams its answers. Each answer may take `timeout` seconds, or, with a `budget`, what is left of that."""
@@ -173,8 +179,12 @@ class Connection:
         return answers
 
     def _opened(self, name: str, requests: Message | Iterator[Message | bytes], budget: RetryBudget | None) -> Answers:
+        span = begin_span(SERVICE.full_name, name, self.access.metadata)
         with self._translated():
-            return Answers(self._calls[name](requests, metadata=self.access.metadata), self, budget)
+            call = self._calls[name](requests, metadata=self.access.metadata if span is None else span.metadata)
+            if span is not None:
+                span.end_with(call)
+            return Answers(call, self, budget)
 
     @property
     def closed(self) -> bool:

@@ -50,13 +50,14 @@ class GrpcServer:
         service: the handlers of the calls.
         limits: what clients may do.
         identities: who may call; None: anybody, and nobody is asked.
+        tracing: whether OpenTelemetry gets a span of each call.
 
     Attributes:
         clients: who is connected.
         counts: what was counted of the calls of each of its services.
     """
 
-    def __init__(self, service: ReplayBufferService, limits: ServerLimits, identities: Identities | None = None) -> None:
+    def __init__(self, service: ReplayBufferService, limits: ServerLimits, identities: Identities | None = None, *, tracing: bool = False) -> None:
         self._limits, self._health = limits, Health()
         self._reflection, counts = Reflection((SERVICE.full_name, HEALTH.full_name)), CallCounts(SERVICE)
         self.counts: Sequence[CallCounts] = (counts, self._health.counts, self._reflection.counts)
@@ -69,9 +70,10 @@ class GrpcServer:
         streams = _share("max_streams_per_client", limits.max_streams_per_client, limits.max_streams)
         self._permits = Permits(limits.max_streams, limits.max_standing, streams)
         asks: list[Guard] = [] if identities is None else [Identity(identities)]
+        outermost: list[Guard] = [counts, *([_tracing()] if tracing else []), statuses]
         # From the outside in: each call passes them in this order. Only behind `running` may a call be refused that was let in.
-        guards: tuple[Guard, ...] = (counts, statuses, self._running, *asks, self.clients, self._shares, self._in_flight, self._permits)
-        look_guards: tuple[Guard, ...] = (counts, statuses, self._looking, *asks, self.clients)
+        guards: tuple[Guard, ...] = (*outermost, self._running, *asks, self.clients, self._shares, self._in_flight, self._permits)
+        look_guards: tuple[Guard, ...] = (*outermost, self._looking, *asks, self.clients)
         looks = Dispatch(SERVICE, service, look_guards, self._looking.admit, self._look_threads, LOOKS)
         dispatch = Dispatch(SERVICE, service, guards, self._running.admit)
         self._grpc.add_generic_rpc_handlers((looks, dispatch, self._health.dispatch(), self._reflection.dispatch()))
@@ -130,6 +132,12 @@ class GrpcServer:
         """Blocks until the server has stopped, at most `timeout` seconds. True where the time ran out."""
         ran_out: bool = self._grpc.wait_for_termination(timeout)
         return ran_out
+
+
+def _tracing() -> Guard:
+    from tdreplay_server.transport.guards.tracing import Tracing  # Here: it needs opentelemetry-api, which not every server has.
+
+    return Tracing(SERVICE.full_name)
 
 
 def _share(name: str, given: int | None, total: int) -> Share:

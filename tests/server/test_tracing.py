@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import importlib.util
 import threading
 from collections.abc import Iterator
 
 import grpc
 import pytest
+import untraced_client
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
+from children import child_of
 from conftest import rows
 from tdreplay.errors import SlotIndexError
 from tdreplay.v1 import replay_buffer_pb2 as pb
@@ -50,7 +51,7 @@ def _no_spans_yet(exporter) -> None:
 
 
 def span_of(exporter: InMemorySpanExporter, method: str, kind: SpanKind, root: Span | None = None) -> ReadableSpan:
-    """The span of the one call of a method, below `root` if there is one, once it has ended: the server may end its own after the client has its answer."""
+    """The span of the one call of a method, below `root` if that is given, once it has ended: the server's may end after the client has its answer."""
     for _ in range(1000):
         found = [span for span in exporter.get_finished_spans() if (span.name, span.kind) == (f"{SERVICE}/{method}", kind)]
         if root is not None:
@@ -123,29 +124,14 @@ def test_a_server_without_the_setting_makes_no_spans(exporter, address):
     assert not exporter.get_finished_spans()
 
 
-WITHOUT = """
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "opentelemetry":
-            raise ModuleNotFoundError(name)
-import importlib.util
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == "opentelemetry" else real(name, package)
-sys.meta_path.insert(0, Missing())
-from tdreplay_server.cli import main
-sys.argv = ["tdreplay-server", "serve", "--tracing"]
-main()
-"""
-
-
-def test_without_the_package_the_setting_ends_the_server_with_what_to_install():
-    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 2
-    assert "pip install 'tdreplay[server,tracing]'" in done.stderr
+def test_without_the_package_the_setting_says_what_to_install(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None if name == "opentelemetry" else real(name, package))
+    with pytest.raises(ValueError, match=r"tracing\n.*needs opentelemetry-api.*pip install 'tdreplay\[server,tracing\]'"):
+        ServerConfig(tracing=True)
+    assert not ServerConfig(tracing=False).tracing
 
 
 def test_a_client_whose_program_does_not_trace_loads_nothing_of_it(address):
-    program = f"import sys; from tdreplay_client import RemoteReplayBuffer as B; B({address!r}).describe(); print('opentelemetry' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
-    assert done.stdout.strip() == "False"
+    with child_of(untraced_client.describe, address) as child:
+        assert child.line == "[]"

@@ -51,7 +51,7 @@ def _no_spans_yet(exporter) -> None:
 
 
 def span_of(exporter: InMemorySpanExporter, method: str, kind: SpanKind, root: Span | None = None) -> ReadableSpan:
-    """The span of the one call of a method, below `root` if that is given, once it has ended: the server's may end after the client has its answer."""
+    """The span of the one call of a method, below `root` if that is given, once it ended: the server's may end after the client has its answer."""
     for _ in range(1000):
         found = [span for span in exporter.get_finished_spans() if (span.name, span.kind) == (f"{SERVICE}/{method}", kind)]
         if root is not None:

@@ -18,7 +18,9 @@ SHARED = SAMPLERS | TRAJECTORIES | VIEWS | {"MinSize", "Queue", "SamplesPerInser
 
 
 def test_the_client_exports_this_and_no_more():
-    assert sorted(tdreplay_client.__all__) == sorted(SHARED | {"BatchStream", "RemoteReplayBuffer", "ReplayDataset", "TLS", "Writer"})
+    own = {"BatchStream", "RemoteReplayBuffer", "ReplayDataset", "TLS", "Writer"}
+    of_asyncio = {"AsyncBatchStream", "AsyncEpochs", "AsyncReplayBuffer", "AsyncTrajectoryWriter", "AsyncWriter"}
+    assert sorted(tdreplay_client.__all__) == sorted(SHARED | own | of_asyncio)
 
 
 def test_the_server_exports_this_and_no_more():

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tdreplay.trajectory_state import Episode
     from tdreplay.trajectory_writer import TrajectoryWriter
     from tdreplay.transitions import Transitions
+    from tdreplay_client.aio.batches import AsyncBatchStream, AsyncEpochs
+    from tdreplay_client.aio.buffer import AsyncReplayBuffer
+    from tdreplay_client.aio.writers import AsyncTrajectoryWriter, AsyncWriter
     from tdreplay_client.buffer import RemoteReplayBuffer
     from tdreplay_client.dataset import ReplayDataset
     from tdreplay_client.reading.stream import BatchStream
@@ -22,6 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TLS",
+    "AsyncBatchStream",
+    "AsyncEpochs",
+    "AsyncReplayBuffer",
+    "AsyncTrajectoryWriter",
+    "AsyncWriter",
     "BatchStream",
     "Episode",
     "Fifo",
@@ -48,6 +56,11 @@ __all__ = [
 ]
 
 _OWN = {
+    "AsyncBatchStream": ".aio.batches",
+    "AsyncEpochs": ".aio.batches",
+    "AsyncReplayBuffer": ".aio.buffer",
+    "AsyncTrajectoryWriter": ".aio.writers",
+    "AsyncWriter": ".aio.writers",
     "BatchStream": ".reading.stream",
     "RemoteReplayBuffer": ".buffer",
     "ReplayDataset": ".dataset",

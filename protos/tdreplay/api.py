@@ -19,11 +19,12 @@ from typing_extensions import Self
 
 from tdreplay.devices import check_device
 from tdreplay.epochs import ON_OVERWRITE, EpochQuery, Epochs
-from tdreplay.errors import InvalidArgumentError, NoTrajectoriesError, RateLimitedError
-from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_choice, check_flag, check_seconds, check_whole
+from tdreplay.errors import InvalidArgumentError, NoTrajectoriesError
+from tdreplay.limits import DEFAULT_TIMEOUT, check_batch_size, check_choice, check_flag, check_whole
 from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated
 from tdreplay.progress import Progress, Shown, reports_to
+from tdreplay.row_wait import RowWait
 from tdreplay.rows import Given, Row
 from tdreplay.seeds import derived_seed
 from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots, shaped
@@ -36,9 +37,6 @@ from tdreplay.views import TableView, View, check_view
 from tdreplay.whole_episodes import whole_episode
 
 __all__ = ["BaseReplayBuffer", "Checkpoint", "Progress", "State", "TableDescription"]
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
-"""The pause in seconds between two looks for rows: the first one, and the longest to which it grows."""
 
 
 @dataclass(frozen=True)
@@ -391,15 +389,9 @@ class BaseReplayBuffer(ABC):
             RateLimitedError: the time is over; the message says how many rows are there.
             InvalidArgumentError: the buffer never holds so many rows, or an argument is out of its range.
         """
-        wanted, until, pause = check_whole(rows, "rows", 1), time.monotonic() + check_seconds(timeout, "timeout"), FIRST_PAUSE
-        while (state := self.state()).size < wanted:
-            if wanted > state.buffer_size:
-                raise InvalidArgumentError(f"rows ({wanted}) must be at most {state.buffer_size}: the buffer never holds more")
-            left = until - time.monotonic()
-            if left <= 0:
-                raise RateLimitedError(f"waiting for {wanted} rows, {state.size} are there")
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE)
+        wait = RowWait(rows, timeout)
+        while pause := wait.pause(self.state()):
+            time.sleep(pause)
 
     def create_epoch_iterator(
         self,

@@ -48,6 +48,11 @@ class StepSink(ABC):
     def is_open(self) -> bool:
         """Whether it takes rows."""
 
+    @property
+    @abstractmethod
+    def takes_at_once(self) -> bool:
+        """Whether it takes a row, and a final observation behind it, without waiting for a server or a table."""
+
     @abstractmethod
     def columns(self, rows: Given) -> Columns:
         """Rows as they are stored, as columns."""
@@ -142,6 +147,11 @@ class TrajectoryWriter(OfOneProcess):
         """The episode of each environment's next step: int64 of shape [n_envs], a copy. After the end of one it is already the following one's."""
         place: Place = self._sink.mark
         return np.array([place.episode_id], np.int64) if isinstance(place, EpisodePlace) else place.episode_ids.copy()
+
+    @property
+    def takes_at_once(self) -> bool:
+        """Whether `append` takes its next step without waiting: it is of a remote buffer, of one environment, and there is room."""
+        return self._n_envs == 1 and self._sink.takes_at_once
 
     def append(self, step: Row, final: Any = None, priority: Any = None) -> None:
         """Adds a step of each environment. Its memory is copied. Blocks as `Writer.append` does; in process, as `add`.

@@ -78,6 +78,11 @@ class BatchCredit:
         return self._taken
 
     @property
+    def waiting(self) -> int:
+        """Batches that came, and were not taken yet."""
+        return self._came - self._taken
+
+    @property
     def unsaid(self) -> int:
         """Batches that the user took, and that the server does not know of."""
         return self._taken - self._said

@@ -267,6 +267,13 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         except queue.Empty:
             return self._connection.late_error()
 
+    @property
+    def gives_at_once(self) -> bool:
+        """Whether `next` waits for nothing: the batch came already, no view is to be made of it, and nobody counts that it is taken."""
+        call = self._call
+        usable = call is not None and not self._lost and not self._over
+        return usable and call is not None and not self._counted and self._view is None and call.credit.waiting > 0
+
     def update_priorities(self, batch: TensorDictBase, td_error: Any) -> None:
         """Gives the rows of a batch new priorities, the absolute values of `td_error`. It does not wait for the server.
 

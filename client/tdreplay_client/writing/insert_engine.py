@@ -114,6 +114,10 @@ def left_of(batch: Batch, engine: InsertEngine[Part]) -> Batch:
     return batch._replace(done=parts[0].start if parts else batch.rows if rest is None else rest.done, parts=parts)
 
 
+SPARE_UNITS = 4
+"""A row, and the final observations behind it, end fewer units."""
+
+
 class FlushPolicy(NamedTuple):
     """When a writer sends rows, and how many may wait.
 
@@ -211,6 +215,12 @@ class WriterEngine(InsertEngine[InsertMessage]):
     def is_full(self) -> bool:
         """Whether so much is in flight that no more rows should come. One block may always be."""
         return self.units > self._max_in_flight and len(self.state.blocks) != 1
+
+    @property
+    def has_plenty_of_room(self) -> bool:
+        """Whether some rows more do not make it full, whatever units they end."""
+        staged = 0 if self.staging is None else self.staging.units
+        return self.units + staged + SPARE_UNITS <= self._max_in_flight
 
     @property
     def has_room(self) -> bool:

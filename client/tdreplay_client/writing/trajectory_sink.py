@@ -40,6 +40,10 @@ class WriterSink(StepSink):
     def is_open(self) -> bool:
         return self._writer.is_open
 
+    @property
+    def takes_at_once(self) -> bool:
+        return self._writer.takes_at_once
+
     def columns(self, rows: Given) -> Columns:
         return self._writer.columns(rows)
 

@@ -32,6 +32,8 @@ from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts
 __all__ = ["Writer"]
 
 log = logging.getLogger("tdreplay")
+SMALL_ROW_BYTES = 64 << 10
+"""Copying a row of so many bytes takes about as long as the rest of `append`."""
 
 
 _InterruptedCall: TypeAlias = "tuple[Staging, int, int, int]"
@@ -189,6 +191,13 @@ class Writer(OfOneProcess):
     def is_open(self) -> bool:
         """Whether it takes rows."""
         return self._owner.is_here and not self._core.is_over
+
+    @property
+    def takes_at_once(self) -> bool:
+        """Whether `append` takes its next row without waiting for the server: rows are small, there was one already, and there is room."""
+        schema, core = self._schema, self._core
+        small = schema is not None and schema.row_bytes <= SMALL_ROW_BYTES
+        return small and self.is_open and core.error is None and core.call is not None and core.engine.has_plenty_of_room
 
     def columns(self, given: Given) -> Columns:
         """Rows as they are stored, as columns. The first ones of a writer may ask the server for the table's schema.

@@ -58,6 +58,10 @@ class TableSink(StepSink):
         self._leave = weakref.finalize(self, table.writing(self._writer_id).close)
 
     @property
+    def takes_at_once(self) -> bool:
+        return False
+
+    @property
     def is_open(self) -> bool:
         return self._open and self._owner.is_here
 

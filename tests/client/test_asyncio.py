@@ -1,0 +1,533 @@
+"""The buffer for asyncio: the surface of the sync one, and what a cancelled, a slow and a closed call leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import gc
+import inspect
+import itertools
+import pickle
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from conftest import numbers, rows
+from tdreplay.api import BaseReplayBuffer
+from tdreplay.epochs import Epochs
+from tdreplay.errors import ClosedError, EmptyTableError, FailedPreconditionError, InvalidArgumentError, RateLimitedError, ReplayError, SchemaError
+from tdreplay_client import (
+    AsyncBatchStream,
+    AsyncEpochs,
+    AsyncReplayBuffer,
+    AsyncTrajectoryWriter,
+    AsyncWriter,
+    BatchStream,
+    Queue,
+    RemoteReplayBuffer,
+    TrajectoryWriter,
+    Writer,
+)
+
+PROMPT = 5.0
+"""Seconds in which something ends that must not wait for a timeout of `FOREVER`. The machine may be busy."""
+FOREVER = 60.0
+
+
+def run(main: Callable[..., object]):
+    return asyncio.run(main())
+
+
+# -- the surface ------------------------------------------------------------------------------------------------------------------------------
+
+FACES = [
+    (RemoteReplayBuffer, AsyncReplayBuffer),
+    (BatchStream, AsyncBatchStream),
+    (Epochs, AsyncEpochs),
+    (Writer, AsyncWriter),
+    (TrajectoryWriter, AsyncTrajectoryWriter),
+]
+OPENED = {"stream", "epochs", "create_epoch_iterator", "writer", "trajectory_writer"}
+"""What is called without await: it gives what is opened later."""
+INSIDE = {
+    BatchStream: {"break_off", "gives_at_once"},
+    Writer: {"append_given", "columns", "extend_given", "mark", "takes_at_once"},
+    TrajectoryWriter: {"takes_at_once"},
+}
+"""What other classes of the client use, and users do not."""
+OF_ASYNCIO = {AsyncReplayBuffer: {"open"}, AsyncEpochs: {"shared"}, AsyncBatchStream: {"shared"}}
+"""What the sync class lacks, has in a subclass alone, or as an attribute of its objects."""
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(("sync", "face"), FACES, ids=lambda kind: kind.__name__)
+def test_both_have_the_same_names(sync, face):
+    assert public(face) - OF_ASYNCIO.get(face, set()) == public(sync) - INSIDE.get(sync, set())
+
+
+def parameters(function: Callable[..., object]) -> list[tuple[str, object, object, object]]:
+    return [(p.name, p.kind, p.default, p.annotation) for p in inspect.signature(function).parameters.values()]
+
+
+@pytest.mark.parametrize(("sync", "face"), FACES, ids=lambda kind: kind.__name__)
+def test_both_take_the_same_arguments_and_say_the_same_of_them(sync, face):
+    for name in public(sync) - INSIDE.get(sync, set()):
+        method = getattr(sync, name)
+        if callable(method):
+            own = getattr(face, name)
+            assert parameters(own) == parameters(method), name
+            assert inspect.iscoroutinefunction(own) is (name not in OPENED), name
+            assert inspect.getdoc(method).partition("\n")[0] in inspect.getdoc(own), name
+
+
+def test_the_constructor_takes_what_the_sync_one_takes():
+    assert inspect.signature(AsyncReplayBuffer) == inspect.signature(RemoteReplayBuffer)
+    assert parameters(AsyncReplayBuffer.open) == parameters(RemoteReplayBuffer)
+    with pytest.raises(TypeError, match="nothing"):
+        AsyncReplayBuffer("127.0.0.1:1", nothing=3)
+
+
+def test_properties_that_ask_the_server_are_coroutines():
+    asking = {"buffer_size", "data_size", "durability", "pointer", "size", "storing_device"}
+    assert {name for name in public(BaseReplayBuffer) if isinstance(getattr(BaseReplayBuffer, name), property)} == asking | {"device"}
+    assert all(inspect.iscoroutinefunction(getattr(AsyncReplayBuffer, name)) for name in asking)
+
+
+# -- calls ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_each_call_gives_what_the_sync_one_gives(address, table, tmp_path):
+    async def main():
+        async with AsyncReplayBuffer(address, table=table, buffer_size=100, sampler="prioritized", trajectories=True) as buffer:
+            async with buffer.trajectory_writer() as writer:
+                for step in range(10):
+                    ended = step % 5 == 4
+                    await writer.append(
+                        {"obs": torch.full((2,), float(step)), "action": step, "reward": 1.0, "terminated": ended, "truncated": False},
+                        final=torch.zeros(2),
+                    )
+                assert len(writer.episode_ids) == 1
+            await buffer.wait_for(12)
+            with RemoteReplayBuffer(address, table=table) as sync:
+                assert await buffer.state() == sync.state()
+                assert (await buffer.describe()).config == sync.describe().config
+                assert (await buffer.size(), await buffer.data_size(), await buffer.pointer()) == (len(sync), sync.data_size, sync.pointer)
+                assert (await buffer.buffer_size(), await buffer.durability()) == (sync.buffer_size, sync.durability)
+                assert (await buffer.storing_device(), buffer.device, buffer.table) == (sync.storing_device, sync.device, sync.table)
+                assert (await buffer.sample_all() == sync.sample_all()).all()
+                assert (await buffer.sample_by_index([-1, 0]) == sync.sample_by_index([-1, 0])).all()
+                assert (await buffer.sample_by_index_fields([3], ["obs"]) == sync.sample_by_index_fields([3], ["obs"])).all()
+                assert (await buffer.sample_batch(8, seed=3) == sync.sample_random(8, seed=3)).all()
+                assert (await buffer.sample_random(8, seed=4, uniform=True) == sync.sample_batch(8, seed=4, uniform=True)).all()
+                episodes = await buffer.episodes()
+                assert episodes == sync.episodes()
+                assert (await buffer.episode(episodes[0].episode_id) == sync.episode(episodes[0].episode_id)).all()
+                told: list[tuple[int, int, int]] = []
+                await buffer.sample_all(progress=lambda done, total: told.append((threading.get_ident(), done, total)))
+                await asyncio.sleep(0)
+                assert told[-1] == (threading.get_ident(), 10, 10)
+                assert await buffer.calculate_num_batches(5) == sync.calculate_num_batches(5)
+                assert await AsyncReplayBuffer.tables(address) == RemoteReplayBuffer.tables(address)
+                assert await buffer.update_priorities([0, 1], [2.0, 3.0]) == sync.update_priorities([0, 1], [2.0, 3.0])
+            await buffer.save(tmp_path / "saved")
+            await buffer.load(tmp_path / "saved")
+            await buffer.reset(50)
+            assert (await buffer.size(), await buffer.buffer_size()) == (0, 50)
+            await buffer.drop()
+        assert table not in await AsyncReplayBuffer.tables(address)
+
+    run(main)
+
+
+def test_rows_go_in_by_each_way_and_come_out_by_each_way(address, table):
+    async def main():
+        buffer = await AsyncReplayBuffer.open(address, table=table, buffer_size=100)
+        await buffer.add(rows(1, 0)[0])
+        await buffer.add_batch(rows(4, 1))
+        async with buffer.writer(flush_rows=4) as writer:
+            for n in range(5, 25):
+                await writer.append(rows(1, n)[0])
+            await writer.extend(rows(10, 25))
+            await writer.flush()
+            assert await buffer.size() == 35
+            assert (writer.is_open, writer.shared) == (True, False)
+        with pytest.raises(ClosedError):
+            await writer.append(rows(1)[0])
+        assert numbers(await buffer.sample_all()) == list(range(35))
+        read = [numbers(batch) async for batch in buffer.create_epoch_iterator(10)]
+        assert list(itertools.chain(*read)) == list(range(35))
+        assert await buffer.get_steps_and_iterator(2, 0, 10) == 8
+        read = [numbers(await buffer.get_next_batch(10)) for _ in range(8)]
+        assert sorted(itertools.chain(*read)) == sorted([*range(35)] * 2)
+        with pytest.raises(StopAsyncIteration):
+            await buffer.get_next_batch(10)
+        assert await buffer.get_steps_and_iterator(0, 3, 10) == 3
+        assert len(await buffer.get_next_batch(7)) == 7
+        async with buffer.stream(16, seed=5) as batches:
+            first = [numbers(await anext(batches)) for _ in range(3)]
+            token = await batches.state_dict()
+            fourth = numbers(await anext(batches))
+        async with buffer.stream(16, seed=6) as batches:
+            await batches.load_state_dict(token)
+            assert numbers(await anext(batches)) == fourth
+        with RemoteReplayBuffer(address, table=table) as sync, sync.stream(16, seed=5) as expected:
+            assert [numbers(next(expected)) for _ in range(4)] == [*first, fourth]
+        await buffer.close()
+        await buffer.close()
+        for call in (buffer.size, lambda: buffer.sample_batch(3), lambda: anext(buffer.stream(3))):
+            with pytest.raises(ClosedError):
+                await call()
+
+    run(main)
+
+
+def test_priorities_are_updated_through_a_stream(address, table):
+    async def main():
+        async with AsyncReplayBuffer(address, table=table, buffer_size=10, sampler="max_heap") as buffer:
+            await buffer.add_batch(rows(10))
+            async with buffer.stream(1) as batches:
+                for row in (3, 7):
+                    found = await buffer.sample_by_index([row])
+                    await batches.update_priorities(found, [10.0 * row])
+                deadline = time.monotonic() + 20
+                while numbers(await anext(batches)) != [7]:
+                    assert time.monotonic() < deadline
+                assert batches.updated.updated == 2
+
+    run(main)
+
+
+def test_errors_are_those_of_the_sync_buffer(address, table):
+    async def main():
+        with pytest.raises(InvalidArgumentError, match="buffer_size"):
+            await AsyncReplayBuffer.open(address, table=table, buffer_size=0)
+        unopened = AsyncReplayBuffer(address, table=table, buffer_size=10)
+        with pytest.raises(FailedPreconditionError, match="not open yet"):
+            _ = unopened.device
+        async with unopened as buffer:
+            with pytest.raises(EmptyTableError):
+                await buffer.sample_batch(3)
+            with pytest.raises(RateLimitedError, match="0 are there"):
+                await buffer.wait_for(1, timeout=0.1)
+            await buffer.add(rows(1)[0])
+            with pytest.raises(SchemaError):
+                await buffer.add({"other": 1.0})
+            with pytest.raises(TypeError):
+                await buffer.add()
+            with pytest.raises(TypeError):
+                buffer.stream()
+            async with buffer.writer() as writer:
+                await writer.append(rows(1)[0])
+                with pytest.raises(SchemaError):
+                    await writer.append({"other": 1.0})
+                await writer.append(rows(1)[0])
+            assert await buffer.size() == 3
+
+    run(main)
+
+
+def test_an_opened_buffer_is_pickled_and_copied_and_one_that_was_never_opened_too(address, table):
+    async def main():
+        fresh = AsyncReplayBuffer(address, table=table, buffer_size=10, seed=3)
+        async with pickle.loads(pickle.dumps(fresh)) as buffer:  # noqa: S301 - it is the test's own.
+            await buffer.add_batch(rows(10))
+            async with copy.copy(buffer) as other:
+                expected = await buffer.sample_batch(5)
+                assert (await other.sample_batch(5) == expected).all()
+            with pytest.raises(TypeError, match="open a stream there"):
+                pickle.dumps(buffer.stream(3))
+            with pytest.raises(TypeError, match="open a writer there"):
+                pickle.dumps(buffer.writer())
+
+    run(main)
+
+
+# -- tasks ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_many_tasks_use_one_buffer_and_each_ones_rows_stay_in_order(address, table):
+    async def main():
+        async with AsyncReplayBuffer(address, table=table, buffer_size=10_000) as buffer, buffer.writer(flush_rows=3, max_in_flight=2) as writer:
+
+            async def act(task: int) -> None:
+                for step in range(50):
+                    await writer.append({"task": task, "step": step})
+                    if step % 25 == 0:
+                        await buffer.add({"task": -1, "step": step})
+
+            await asyncio.gather(*(act(task) for task in range(20)))
+            await writer.flush()
+            stored = await buffer.sample_all()
+            for task in range(20):
+                assert stored["step"][stored["task"] == task].tolist() == list(range(50))
+            assert len(stored) == 20 * 52
+            many = await asyncio.gather(*(buffer.sample_batch(8) for _ in range(50)))
+            assert {len(batch) for batch in many} == {8}
+
+    run(main)
+
+
+def test_waiting_draws_take_no_thread_from_the_inserts_that_they_wait_for(address, table):
+    async def main():
+        async with AsyncReplayBuffer(address, table=table, buffer_size=100, timeout=FOREVER) as buffer:
+            waiting = [asyncio.create_task(buffer.sample_batch(2, wait=True)) for _ in range(30)]
+            await asyncio.sleep(0)
+            await asyncio.wait_for(buffer.add_batch(rows(5)), PROMPT)
+            assert len(await asyncio.wait_for(asyncio.gather(*waiting), PROMPT)) == 30
+
+    run(main)
+
+
+def test_the_event_loop_goes_on_while_a_full_writer_waits(address, table):
+    """A queue of two rows takes no more: `append` waits for a draw, which another task of the same loop makes."""
+
+    async def main():
+        limiter = Queue(2)
+        async with AsyncReplayBuffer(address, table=table, buffer_size=2, rate_limiter=limiter, sampler="fifo", max_times_sampled=1) as buffer:
+            async with buffer.writer(flush_rows=1, max_in_flight=1) as writer:
+
+                async def act():
+                    for n in range(12):
+                        await writer.append({"n": n})
+
+                acting = asyncio.create_task(act())
+                seen = [int((await buffer.sample_batch(1, wait=True))["n"]) for _ in range(12)]
+                await acting
+                assert seen == list(range(12))
+
+    run(main)
+
+
+# -- cancelled calls --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_timeout_ends_a_wait_at_once_and_leaves_the_buffer_whole(address, table):
+    async def main():
+        async with AsyncReplayBuffer(address, table=table, buffer_size=100, timeout=FOREVER) as buffer:
+            began = time.monotonic()
+            for _ in range(20):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(buffer.sample_batch(2, wait=True), 0.02)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(buffer.wait_for(5), 0.02)
+            batches = buffer.stream(2)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(anext(batches), 0.2)
+            assert time.monotonic() - began < PROMPT
+            assert sum(thread.name == "tdreplay-reader" for thread in threading.enumerate()) < 15  # The 20 calls share one.
+            await asyncio.wait_for(buffer.add_batch(rows(5)), PROMPT)
+            assert len(await asyncio.wait_for(buffer.sample_batch(2, wait=True), PROMPT)) == 2
+            assert len(await asyncio.wait_for(anext(batches), PROMPT)) == 2
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["sample_batch", "stream"])
+def test_rows_that_are_drawn_once_come_once_although_draws_are_cancelled(address, table, how):
+    async def main():
+        options = {"rate_limiter": Queue(50), "sampler": "fifo", "max_times_sampled": 1}
+        async with AsyncReplayBuffer(address, table=table, buffer_size=50, timeout=FOREVER, **options) as buffer:
+            batches = buffer.stream(1)
+            take = {"sample_batch": lambda: buffer.sample_batch(1, wait=True), "stream": lambda: anext(batches)}[how]
+
+            async def act():
+                for n in range(40):
+                    await buffer.add({"n": n})
+
+            acting, seen, cancelled = asyncio.create_task(act()), [], 0
+            while len(seen) < 40:
+                try:
+                    seen.append(int((await asyncio.wait_for(take(), 0.001 * (1 + cancelled % 7)))["n"]))
+                except asyncio.TimeoutError:
+                    cancelled += 1
+            await acting
+            assert (seen, cancelled > 0) == (list(range(40)), True)
+
+    run(main)
+
+
+def test_an_epoch_brings_each_row_once_although_steps_are_cancelled_and_a_token_is_right_in_between(address, table):
+    async def main():
+        async with AsyncReplayBuffer(address, table=table, buffer_size=200) as buffer:
+            await buffer.add_batch(rows(200))
+            seen: list[int] = []
+            batches = await buffer.epochs(4, shuffle=True, seed=1)
+            for turn in itertools.count():
+                step = asyncio.ensure_future(anext(batches))
+                await asyncio.sleep(0)
+                if turn % 3 == 0:
+                    step.cancel()
+                try:
+                    seen += numbers(await step)
+                except asyncio.CancelledError:
+                    token = await batches.state_dict()
+                    assert batches.epoch == token["epoch"]
+                    if turn % 5 == 0:
+                        await batches.close()
+                        batches = await buffer.epochs(4, shuffle=True, seed=1)
+                        await batches.load_state_dict(token)
+                except StopAsyncIteration:
+                    break
+            assert sorted(seen) == list(range(200))
+            assert len(seen) == 200
+
+    run(main)
+
+
+def test_cancelled_appends_lose_no_other_row_and_what_they_lost_is_raised_by_the_next_call(address, table, caplog):
+    async def main():
+        options = {"rate_limiter": Queue(3), "sampler": "fifo", "max_times_sampled": 1}
+        async with AsyncReplayBuffer(address, table=table, buffer_size=3, timeout=1.0, **options) as buffer:
+            writer = await buffer.writer(flush_rows=1, max_in_flight=1)
+            taken, cancelled = [0, 1, 2], []
+            for n in taken:
+                await writer.append({"n": n})
+            for n in range(3, 8):
+                try:
+                    await asyncio.wait_for(writer.append({"n": n}), 0.1)
+                    taken.append(n)
+                except asyncio.TimeoutError:
+                    cancelled.append(n)
+            assert cancelled
+            with pytest.raises(ReplayError) as caught:  # Nobody draws: what waits is not stored in time.
+                await writer.close()
+            lost = caught.value.rows["n"].tolist()
+            stored = [int((await buffer.sample_batch(1))["n"]) for _ in range(3)]
+            assert stored == [0, 1, 2]
+            assert [*stored, *lost] == list(range(3 + len(lost)))
+            assert set(taken) <= {*stored, *lost}
+            assert f"did not store {len(lost)} rows" in caplog.text
+
+    run(main)
+
+
+def test_a_call_that_was_cancelled_before_its_turn_is_not_carried_out(address, table):
+    async def main():
+        async with AsyncReplayBuffer(address, table=table, buffer_size=100) as buffer, buffer.writer() as writer:
+            await writer.append({"n": -1})
+            extends = [asyncio.create_task(writer.extend({"n": torch.full((2,), n)})) for n in range(10)]
+            await asyncio.sleep(0)
+            extends[-1].cancel()
+            done = await asyncio.gather(*extends, return_exceptions=True)
+            await writer.flush()
+            stored = (await buffer.sample_all())["n"].tolist()
+            expected = [-1, *itertools.chain(*([n, n] for n in range(9)))]
+            assert isinstance(done[-1], asyncio.CancelledError)
+            assert stored in (expected, [*expected, 9, 9])  # Its turn may have come by then; it is all or nothing.
+
+    run(main)
+
+
+# -- closing, loops, threads ------------------------------------------------------------------------------------------------------------------
+
+
+def test_closing_ends_the_calls_that_run_and_stores_what_writers_have(address, table):
+    async def main():
+        async with AsyncReplayBuffer(address, table=table, buffer_size=100, timeout=FOREVER) as buffer:
+            writer = await buffer.writer(flush_seconds=FOREVER)
+            empty = await AsyncReplayBuffer.open(address, table=f"{table}-empty", buffer_size=3, timeout=FOREVER)
+            batches = await empty.stream(2)
+            waiting = [asyncio.create_task(call) for call in (empty.sample_batch(2, wait=True), anext(batches))]
+            await writer.append({"n": 1})
+            await asyncio.sleep(0.05)
+            await asyncio.wait_for(asyncio.gather(buffer.close(), empty.close(), empty.close()), PROMPT)
+            for task in waiting:
+                with pytest.raises((ClosedError, StopAsyncIteration)):
+                    await asyncio.wait_for(task, PROMPT)
+        with RemoteReplayBuffer(address, table=table) as sync:
+            assert sync.sample_all()["n"].tolist() == [1]
+
+    run(main)
+
+
+def test_a_stream_is_closed_while_a_step_waits(address, table):
+    async def main():
+        async with AsyncReplayBuffer(address, table=table, buffer_size=100, timeout=FOREVER) as buffer:
+            async with buffer.stream(2) as batches:
+                step = asyncio.create_task(anext(batches))
+                await asyncio.sleep(0.05)
+            with pytest.raises(StopAsyncIteration):
+                await asyncio.wait_for(step, PROMPT)
+            assert [batch async for batch in batches] == []
+
+    run(main)
+
+
+def test_a_buffer_whose_server_is_not_there_is_closed_at_once():
+    async def main():
+        buffer = AsyncReplayBuffer("127.0.0.1:1", timeout=FOREVER)
+        calls = [asyncio.create_task(buffer.size()), asyncio.create_task(buffer.sample_batch(3))]
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await buffer.close()
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert time.monotonic() - began < PROMPT
+
+    run(main)
+
+
+def test_a_buffer_outlives_its_loop_and_serves_others(address, table):
+    buffer = AsyncReplayBuffer(address, table=table, buffer_size=100, timeout=FOREVER)
+    batches = buffer.stream(1)
+
+    async def wait():
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(anext(batches), 0.05)
+
+    asyncio.run(wait())
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(buffer.sample_batch(1, wait=True))
+    loop.run_until_complete(asyncio.sleep(0.02))
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        loop.run_until_complete(task)
+    loop.close()  # A thread still waits for what this loop asked for.
+    found: list[int] = []
+
+    async def use():
+        await buffer.add({"n": 7})
+        found.append(int((await anext(batches))["n"]))
+
+    others = [threading.Thread(target=asyncio.run, args=(use(),)) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join(FOREVER)
+    assert found == [7, 7]
+    asyncio.run(buffer.close())
+
+
+def test_no_thread_stays_of_what_was_closed_or_forgotten(address, table):
+    def own() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "tdreplay-reader"}
+
+    before = own()
+
+    async def use(*, close: bool):
+        buffer = AsyncReplayBuffer(address, table=table, buffer_size=100)
+        await asyncio.gather(*(buffer.add({"n": n}) for n in range(20)))
+        writer, batches = buffer.writer(), buffer.stream(2)
+        await writer.append({"n": 20})
+        await anext(batches)
+        await anext(buffer.epochs(4))
+        if close:
+            await writer.close()
+            await batches.close()
+            await buffer.close()
+
+    for close in (True, False):
+        asyncio.run(use(close=close))
+        deadline = time.monotonic() + 20
+        while own() - before:
+            gc.collect()
+            assert time.monotonic() < deadline, own() - before
+            time.sleep(0.01)

@@ -241,7 +241,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     def drop(self) -> None:
         """Removes the table and its rows from the server."""
-        self._connection.unary("DropTable", pb.DropTableRequest(table=self._table))
+        self._connection.admitted(lambda budget: self._connection.unary("DropTable", pb.DropTableRequest(table=self._table), budget))
         self._storing_device, self._asked = None, False
         self._begin_anew()
 
@@ -455,7 +455,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         size = 0 if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)
-        self._connection.unary("Reset", pb.ResetRequest(table=self._table, buffer_size=size))
+        request = pb.ResetRequest(table=self._table, buffer_size=size)
+        self._connection.admitted(lambda budget: self._connection.unary("Reset", request, budget))
         self._begin_anew()
 
     def _rewind(self, metadata: Metadata) -> None:
@@ -473,7 +474,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
     def checkpoint(self, name: str, *, progress: Shown = None) -> Checkpoint:
         """As in `BaseReplayBuffer`; the path is one of the server's. `timeout` limits the time between two signs of progress, not the whole."""
         with reporting(progress, "checkpoint", "bytes") as told:
-            return self._checkpointed(name, told)
+            return self._connection.admitted(lambda _: self._checkpointed(name, told))
 
     def _checkpointed(self, name: str, progress: Progress | None) -> Checkpoint:
         answers = self._connection.stream("Checkpoint", pb.CheckpointRequest(table=self._table, name=name))

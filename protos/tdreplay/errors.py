@@ -47,6 +47,7 @@ __all__ = [
     "SlotIndexError",
     "StorageError",
     "StreamLimitError",
+    "TLSError",
     "TableChangedError",
     "TableExistsError",
     "TableNotFoundError",
@@ -240,6 +241,13 @@ class ServerUnavailableError(ReplayError, ConnectionError):
     """The server cannot be reached, or the connection to it was lost."""
 
     code = grpc.StatusCode.UNAVAILABLE
+
+
+class TLSError(ServerUnavailableError):
+    """The two ends do not come to an encrypted connection: one of them is set up wrongly. The message says what to set.
+
+    A connection that never worked is not tried again. Where it worked before, certificates may be being exchanged, and it is.
+    """
 
 
 class DeadlineError(ReplayError, TimeoutError):

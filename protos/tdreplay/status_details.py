@@ -47,7 +47,12 @@ def details_of_error(error: ReplayError, text: str, request_id: str) -> bytes:
 
 
 def read_details(error: ReplayError, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-    """Notes on an error what the trailing metadata of its call has of it. What is no detail, or none that is known, is passed over."""
+    """Notes on an error what the trailing metadata of its call has of it. What is no detail, or none that is known, is passed over.
+
+    An error without RetryInfo says of no time that the call may pass then, whatever its class says where it is raised.
+    """
+    if isinstance(error, ResourceExhaustedError):
+        error.retry_after = None
     encoded = next((value for key, value in metadata if key == DETAILS_KEY), b"")
     with suppress(DecodeError):
         for detail in Status.FromString(encoded if isinstance(encoded, bytes) else b"").details:

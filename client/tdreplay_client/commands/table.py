@@ -109,7 +109,7 @@ def drop(name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask
         if not yes:
             size = described(connection, name).size
             typer.confirm(f"Drop table {one_line(name)} with {size} rows?", abort=True, err=True)
-        connection.unary("DropTable", pb.DropTableRequest(table=name))
+        connection.admitted(lambda budget: connection.unary("DropTable", pb.DropTableRequest(table=name), budget))
     typer.echo(f"table {name} dropped")
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tensordict import TensorDict
 
-from tdreplay.errors import DeadlineError, RateLimitedError, ReplayError, StreamLimitError
+from tdreplay.errors import DeadlineError, OverloadedError, RateLimitedError, ReplayError
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView
 from tdreplay.window_messages import window_query_to_message
@@ -90,7 +90,7 @@ class SingleBatches:
             raise
         except ReplayError as error:  # A call of its own will say what is wrong; the table may be another one by now.
             self.close()
-            if isinstance(error, StreamLimitError):
+            if isinstance(error, OverloadedError):
                 self._not_before = time.monotonic() + jittered(RETRY_SECONDS)
             return None
         except BaseException:

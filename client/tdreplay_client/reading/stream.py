@@ -16,7 +16,16 @@ from tensordict import TensorDict, TensorDictBase
 from typing_extensions import Self
 
 from tdreplay.copying import OfOneProcess
-from tdreplay.errors import ClosedError, EmptyTableError, FailedPreconditionError, OverwrittenError, RateLimitedError, ServerUnavailableError
+from tdreplay.errors import (
+    ClosedError,
+    EmptyTableError,
+    FailedPreconditionError,
+    OverloadedError,
+    OverwrittenError,
+    RateLimitedError,
+    ServerUnavailableError,
+    UnauthenticatedError,
+)
 from tdreplay.limits import MAX_INT64
 from tdreplay.priorities import Updated, checked_priorities, row_ids_of
 from tdreplay.tokens import check_keys, check_same, whole_of
@@ -36,6 +45,8 @@ __all__ = ["BatchStream"]
 JOIN_SECONDS = 5.0
 LAST_WORDS_SECONDS = 0.5
 """How long `close` lets the server hear what was said last: batches that were taken, and updates of priorities."""
+MAY_PASS = (ServerUnavailableError, RateLimitedError, OverloadedError, UnauthenticatedError)
+"""What may end one call, and not the next one: `Connection.retried` decides whether there is one."""
 VERSION = 1
 """Of the tokens of streams."""
 
@@ -221,7 +232,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
                 self._end_call()
                 if self._over:  # Another thread closed the stream, and with it the call.
                     raise StopIteration
-                self._lost = isinstance(pending, (ServerUnavailableError, RateLimitedError, *((EmptyTableError,) if self._waits else ())))
+                self._lost = isinstance(pending, (*MAY_PASS, *((EmptyTableError,) if self._waits else ())))
                 raise pending
             finally:
                 del pending  # Its traceback holds this frame: together they would keep the shared memory mapped.

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any, SupportsFloat, TypeVar
 
 import grpc
@@ -22,12 +23,16 @@ from tdreplay.errors import (
     DeadlineError,
     EmptyTableError,
     InternalError,
+    InvalidArgumentError,
     MessageTooLargeError,
+    OverloadedError,
     RateLimitedError,
     ReplayError,
     ResourceExhaustedError,
     ServerUnavailableError,
     StreamLimitError,
+    TLSError,
+    UnauthenticatedError,
     from_status,
 )
 from tdreplay.limits import check_seconds
@@ -39,6 +44,7 @@ from tdreplay_client.transport.access import OPEN, Access
 from tdreplay_client.transport.addresses import check_target
 from tdreplay_client.transport.answers import Answers, close_watchdog
 from tdreplay_client.transport.channels import open_channel
+from tdreplay_client.transport.failures import unavailable
 from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.transport.threads import await_call_threads, in_own_thread, interrupt_behind, start_reader
 from tdreplay_client.transport.tracing import begin_span
@@ -76,6 +82,8 @@ class Connection:
         self._away, self._noting = False, threading.Lock()
         self.disturbed = threading.Event()
         self.access = access
+        self._met = False  # Whether the server answered at all.
+        self._overload: OverloadedError | None = None  # What it says while it has too much to do.
         self._channel = open_channel(self.address, access)
         self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
         self._closed = threading.Event()
@@ -94,7 +102,7 @@ class Connection:
     def retried(self, attempt: Callable[[RetryBudget], T], *, for_rows: bool = False) -> T:
         """Calls `attempt`, and gives its result. Where the server cannot be reached, it is called again, until its budget is used up.
 
-        It must be something that may be done twice. A server that came back may have no room for streams yet: this is waited for, too.
+        It must be something that may be done twice. A server that has too much to do is waited for, too, as long as it says.
 
         Args:
             attempt: the calls to the server, which wait no longer than the budget that they get.
@@ -102,30 +110,50 @@ class Connection:
 
         Raises:
             ServerUnavailableError: the server did not come back in time.
+            TLSError: the two ends do not come to an encrypted connection, and never did.
             DeadlineError: it was there, and did not answer in time.
             EmptyTableError: no row came in time.
             RateLimitedError: the server waited for as long as it might.
+            OverloadedError: the server had too much to do all the time.
+            UnauthorizedError: the server does not know the caller, or does not allow the call. This is not tried again, but with another token.
             ClosedError: the connection was closed meanwhile.
         """
+        return self._tried(attempt, lambda error, budget: self._worth_another(error, budget, for_rows))
+
+    def admitted(self, attempt: Callable[[RetryBudget], T]) -> T:
+        """Calls `attempt`, and gives its result. It is called again only where the server refused it before it did anything.
+
+        It may be something that must not be done twice.
+
+        Raises:
+            ReplayError: as `retried`.
+        """
+        return self._tried(attempt, self._refused)
+
+    def _tried(self, attempt: Callable[[RetryBudget], T], worth_another: Callable[[ReplayError, RetryBudget], bool]) -> T:
         budget = RetryBudget(self.timeout)
         while True:
             try:
                 result = attempt(budget)
             except ReplayError as error:
-                if not self._worth_another(error, budget, for_rows):
+                if not worth_another(error, budget):
                     raise
+                retry_after = error.retry_after if isinstance(error, OverloadedError) else None
             else:
                 self._note(away=False)
+                self._met, self._overload = True, None
                 return result
             if budget.lost and budget.over:
                 raise ServerUnavailableError(budget.lost)
-            self.wait(budget.pause())
+            self.wait(budget.pause() if retry_after is None else budget.overload_pause(retry_after))
 
     def _worth_another(self, error: ReplayError, budget: RetryBudget, for_rows: bool) -> bool:
         """Whether another attempt follows one that ended with this error, if there is time left."""
         if isinstance(error, ServerUnavailableError):
             budget.lost = str(error)
             self._note(away=True, why=budget.lost)
+            return self._met or not isinstance(error, TLSError)
+        if self._refused(error, budget):
             return True
         if isinstance(error, EmptyTableError):
             budget.lost = ""
@@ -134,6 +162,31 @@ class Connection:
             budget.lost = ""
             return budget.outlasts_wait
         return bool(budget.lost) and isinstance(error, (StreamLimitError, DeadlineError))
+
+    def _refused(self, error: ReplayError, budget: RetryBudget) -> bool:
+        """Whether the server refused an attempt before it looked at it, and may let the next one pass."""
+        if isinstance(error, OverloadedError) and error.retry_after is not None:
+            budget.lost = ""
+            self._note(away=False)
+            self._note_overload(error)
+            return budget.has_time_for(error.retry_after)
+        return isinstance(error, UnauthenticatedError) and self._has_new_token()
+
+    def _has_new_token(self) -> bool:
+        """Whether the file of the token has another one by now, which is used from now on."""
+        try:
+            renewed = self.access.renewed()
+        except InvalidArgumentError as error:
+            log.warning("server %s does not take the token, and there is no new one: %s", self.address, error)
+            return False
+        changed, self.access = renewed != self.access, renewed
+        return changed
+
+    def _note_overload(self, error: OverloadedError) -> None:
+        """Logs one line when the server begins to refuse calls, however many calls notice it."""
+        noted, self._overload = self._overload, error.with_traceback(None)
+        if noted is None:
+            log.warning("server %s has too much to do (%s); calls wait up to %g s for it", self.address, error, self.timeout)
 
     def _note(self, *, away: bool, why: str = "") -> None:
         """Logs one line when the server went away, and one when it is back, however many calls and threads notice it."""
@@ -231,8 +284,10 @@ class Connection:
             return self.late_error()
         if isinstance(found, CancelledError):  # The client's own doing, or that of a server that stops.
             return ClosedError(f"the buffer at {self.address} was closed") if self._closed.is_set() else self.lost_error("ended the call")
-        if isinstance(found, (ServerUnavailableError, InternalError)):
-            found.args = (f"server {self.address}: {found}",)
+        if type(found) is ServerUnavailableError:
+            return unavailable(self.address, str(found), self.access)  # Of gRPC itself, or of a server that stops.
+        if isinstance(found, InternalError):
+            found.args = (f"server {self.address}: {found}{_named(found)}",)
         return found
 
     def release_locks(self, call: Any) -> None:
@@ -248,6 +303,11 @@ class Connection:
                     while True:
                         condition.release()
 
+    def gone_error(self) -> ReplayError:
+        """The error for a server that does not take what waits: it has too much to do, or it is not there."""
+        overload = self._overload
+        return self.lost_error("is lost, and did not come back") if overload is None else copy(overload)  # Each thread raises one of its own.
+
     def lost_error(self, how: str) -> ServerUnavailableError:
         """The error for a call that the server ended before its time."""
         return ServerUnavailableError(f"server {self.address} {how}")
@@ -255,6 +315,11 @@ class Connection:
     def late_error(self) -> DeadlineError:
         """The error for an answer that did not come."""
         return DeadlineError(f"server {self.address} did not answer within {self.timeout} s")
+
+
+def _named(error: ReplayError) -> str:
+    """The name of a call in the server's log, for an error whose text does not say it."""
+    return "" if not error.request_id or error.request_id in str(error) else f" (request {error.request_id} in its log)"
 
 
 def _close_channel(channel: grpc.Channel, owner: Owner, disturbed: threading.Event) -> None:

@@ -8,6 +8,8 @@ from tdreplay.errors import ReplayError
 
 __all__ = ["stored_nothing"]
 
+# Who calls is looked at before anything else is, so such a refusal stored nothing. But the block may have gone out before, over a call that was
+# lost: tokens are revoked at any time, and whether rows fit their table is not. So these two statuses are none of them: the block keeps its id.
 REFUSALS = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,

@@ -13,6 +13,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 WAIT_MARGIN = 0.5
 """The seconds by which a server waits shorter than its client, so that its answer says what it waited for. At most a tenth of the client's time."""
 
+GROWTH, MOST_GROWTH = 1.5, 8.0
+"""By which factor a client waits longer each time that a server has too much to do, and the most by which it does."""
+
 GRACE_SECONDS = 0.1
 """The grace after a deadline. The answer may have come in time while this process stood still: in a garbage collection, or because it was paused."""
 
@@ -42,7 +45,7 @@ class RetryBudget:
     def renew(self) -> None:
         """Starts the time anew."""
         self.until = time.monotonic() + self._seconds
-        self._pause = FIRST_PAUSE
+        self._pause, self._growth = FIRST_PAUSE, 1.0
 
     def answered(self) -> None:
         """Notes that the server answered, and starts the time anew."""
@@ -68,6 +71,20 @@ class RetryBudget:
     def outlasts_wait(self) -> bool:
         """Whether a server that waited as long as it might waited for less than this time: for a call that was opened before this time began."""
         return self.left > 2 * self._margin
+
+    def has_time_for(self, retry_after: float) -> bool:
+        """Whether there is time left for an attempt after so many seconds."""
+        return self.left > max(retry_after, FIRST_PAUSE)
+
+    def overload_pause(self, retry_after: float) -> float:
+        """Seconds to wait before the next attempt at a server that has too much to do, and says when to come again.
+
+        They are not shorter than it says, grow, and differ from client to client: all that were refused at one moment would come back at one moment.
+        The last attempt is made just before the time is over.
+        """
+        least = max(retry_after, FIRST_PAUSE) * self._growth
+        self._growth = min(self._growth * GROWTH, MOST_GROWTH)
+        return min(least + jittered(least), max(0.0, self.left - FIRST_PAUSE))
 
     def pause(self) -> float:
         """Seconds to wait before the next attempt. They grow, differ from client to client, and leave time for it."""

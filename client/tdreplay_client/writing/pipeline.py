@@ -128,7 +128,7 @@ class Pipeline(GuardedEngine):
             heard = lambda: done() or self.error is not None or self._over or self.engine.state.acknowledged != before  # noqa: B023, E731
             if not self._listen(heard, seconds) and not self._listen(heard, GRACE_SECONDS):
                 gone = timeout is None and not self._connected
-                self.fail(self.connection.lost_error("is lost, and did not come back") if gone else self.connection.late_error())
+                self.fail(self.connection.gone_error() if gone else self.connection.late_error())
         self.check()
 
     def _listen(self, heard: Callable[[], bool], seconds: float) -> bool:

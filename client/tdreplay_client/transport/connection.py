@@ -136,6 +136,8 @@ class Connection:
             try:
                 result = attempt(budget)
             except ReplayError as error:
+                if isinstance(error, DeadlineError) and budget.refused is not None:
+                    raise budget.refused from None
                 if not worth_another(error, budget):
                     raise
                 retry_after = error.retry_after if isinstance(error, OverloadedError) else None
@@ -166,7 +168,7 @@ class Connection:
     def _refused(self, error: ReplayError, budget: RetryBudget) -> bool:
         """Whether the server refused an attempt before it looked at it, and may let the next one pass."""
         if isinstance(error, OverloadedError) and error.retry_after is not None:
-            budget.lost = ""
+            budget.lost, budget.refused = "", error
             self._note(away=False)
             self._note_overload(error)
             return budget.has_time_for(error.retry_after)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import time
 
+from tdreplay.errors import OverloadedError
+
 __all__ = ["FIRST_PAUSE", "GRACE_SECONDS", "RetryBudget", "jittered"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
@@ -35,6 +37,7 @@ class RetryBudget:
 
     Attributes:
         lost: how the connection was lost since the server last answered; empty where it was not.
+        refused: the error with which the server said last that it has too much to do, since the time began; None: it did not.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -46,6 +49,7 @@ class RetryBudget:
         """Starts the time anew."""
         self.until = time.monotonic() + self._seconds
         self._pause, self._growth = FIRST_PAUSE, 1.0
+        self.refused: OverloadedError | None = None
 
     def answered(self) -> None:
         """Notes that the server answered, and starts the time anew."""
@@ -74,7 +78,7 @@ class RetryBudget:
 
     def has_time_for(self, retry_after: float) -> bool:
         """Whether there is time left for an attempt after so many seconds."""
-        return self.left > max(retry_after, FIRST_PAUSE)
+        return self.left - self._margin > max(retry_after, FIRST_PAUSE)
 
     def overload_pause(self, retry_after: float) -> float:
         """Seconds to wait before the next attempt at a server that has too much to do, and says when to come again.
@@ -84,7 +88,7 @@ class RetryBudget:
         """
         least = max(retry_after, FIRST_PAUSE) * self._growth
         self._growth = min(self._growth * GROWTH, MOST_GROWTH)
-        return min(least + jittered(least), max(0.0, self.left - FIRST_PAUSE))
+        return min(jittered(2 * least), max(0.0, self.left - self._margin))
 
     def pause(self) -> float:
         """Seconds to wait before the next attempt. They grow, differ from client to client, and leave time for it."""

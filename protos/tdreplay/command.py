@@ -13,7 +13,7 @@ __all__ = ["command_line", "failures_in_one_line", "one_line", "version_option"]
 def command_line(name: str, description: str) -> typer.Typer:
     """A command with the option --version. The caller adds the subcommands, and, for more options, a callback that has `version_option` too."""
     # No markup: it would take text in brackets for a style, and not show it.
-    app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
     @app.callback(help=description)
     def options(version: bool = version_option(name)) -> None:

@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource
 
-from tdreplay.command import command_line, failures_in_one_line, one_line
-from tdreplay.environment import environment_name
+from tdreplay.command import command_line, failures_in_one_line
 from tdreplay.errors import FailedPreconditionError, OtherSettingsError, ReplayError
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay.progress import ProgressBar, reporting
-from tdreplay.toml_file import line_of
-from tdreplay_server.config import ServerConfig, not_empty
+from tdreplay_server.config_commands import config_app
+from tdreplay_server.setting_options import NAME, given_settings, origin, said_of, setting_options
 from tdreplay_server.spawn import READY
 from tdreplay_server.system.allocator import keep_freed_memory
 from tdreplay_server.system.descriptors import raise_file_limit
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-NAME = "tdreplay-server"
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 app = command_line(NAME, "The replay buffer server.")
@@ -49,8 +45,8 @@ def serve(*, until_stdin_closes: bool, **given: str | bool | None) -> None:
     is not set.
     """
     log_to_stderr()
-    said = {name: value for name, value in given.items() if value not in (None, "")}
-    settings = _settings(said)
+    said = said_of(given)
+    settings = given_settings(said)
     keep_freed_memory()
     raise_file_limit()
     # Blocked in all threads, and awaited: a handler runs in the main thread alone, and a signal that another thread takes does not wake that one.
@@ -68,60 +64,17 @@ def serve(*, until_stdin_closes: bool, **given: str | bool | None) -> None:
         raise server.failure
 
 
-def _setting_option(name: str) -> inspect.Parameter:
-    """The option of a setting, whose text is the setting's own."""
-    field = ServerConfig.model_fields[name]
-    default = "" if field.default is None else f" [default: {field.default}]"
-    if field.annotation is bool:
-        flag = typer.Option(
-            f"--{name.replace('_', '-')}/--no-{name.replace('_', '-')}", help=f"{field.description} [env: {environment_name(name)}] [default: False]"
-        )
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[bool | None, flag])
-    kinds = {"int": "INTEGER", "float": "SECONDS", "Path": "PATH", "Mapping": "JSON"}
-    kind = next((word for of, word in kinds.items() if of in str(field.annotation)), "TEXT")
-    option = typer.Option(f"--{name.replace('_', '-')}", help=f"{field.description} [env: {environment_name(name)}]{default}", metavar=kind)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
-
-
 def _serve_signature() -> inspect.Signature:
     stdin = Annotated[bool, typer.Option("--until-stdin-closes", help="Also stop when standard input closes.")]
     last = inspect.Parameter("until_stdin_closes", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=stdin)
-    return inspect.Signature([*map(_setting_option, ServerConfig.model_fields), last])
+    return inspect.Signature([*setting_options(), last])
 
 
 serve.__signature__ = _serve_signature()  # type: ignore[attr-defined]  # typer reads it: the settings are named once, in ServerConfig.
 serve.__annotations__ = {}
 app.command()(serve)
+app.add_typer(config_app, name="config")
 app.add_typer(token_app, name="token")
-
-
-def _settings(given: dict[str, Any]) -> ServerConfig:
-    """The settings; one that cannot be is a line on standard error that says where it comes from, and ends the process with status 2."""
-    try:
-        return ServerConfig(**given)
-    except ValidationError as error:
-        problems = [_problem(given, problem) for problem in error.errors()]
-    for problem in problems:
-        typer.echo(f"{NAME}: {one_line(problem)}", err=True)
-    sys.exit(2)
-
-
-def _problem(given: dict[str, Any], problem: Any) -> str:
-    reason = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return str(reason)
-    return f"{'.'.join(map(str, problem['loc']))} ({str(problem['input'])[:80]!r}) from {_origin(given, *map(str, problem['loc']))}: {reason}"
-
-
-def _origin(given: dict[str, Any], setting: str, *below: str) -> str:
-    """Where a setting comes from, in words. `below`: where in it, if it has names of its own."""
-    if setting in given:
-        return f"--{setting.replace('_', '-')}"
-    environment = not_empty(EnvSettingsSource(ServerConfig)())
-    if setting in environment:
-        return environment_name(setting)
-    file = Path(given.get("config") or environment["config"]).expanduser()
-    return f"{file}{line_of(file, setting, *below)}"
 
 
 @contextmanager
@@ -131,7 +84,7 @@ def _origins_of_tables(given: dict[str, Any]) -> Iterator[None]:
         yield
     except OtherSettingsError as error:
         place = ("tables", error.table, error.settings[0])
-        raise FailedPreconditionError(f"{'.'.join(place)} from {_origin(given, *place)}: {error}") from None
+        raise FailedPreconditionError(f"{'.'.join(place)} from {origin(given, *place)}: {error}") from None
 
 
 def _stop_at_end_of_input() -> None:

@@ -14,7 +14,7 @@ from tdreplay.errors import ServerUnavailableError
 from tdreplay_server.system.logs import log
 from tdreplay_server.system.private_files import make_directory
 
-__all__ = ["check_folder", "check_free", "socket_of"]
+__all__ = ["check_folder", "check_free", "is_taken", "socket_of"]
 
 
 def check_free(address: str) -> None:
@@ -23,15 +23,29 @@ def check_free(address: str) -> None:
     Raises:
         ServerUnavailableError: it cannot. The message says why, and names the process that has the address, where this one may see it.
     """
+    error = _tried(address)
+    if error is not None:
+        reason = os.strerror(error.errno).lower() if isinstance(error.errno, int) and error.errno > 0 else str(error.strerror)
+        owner = _owner(address) if error.errno == errno.EADDRINUSE else ""
+        raise ServerUnavailableError(f"address {address} cannot be listened on: {reason}{owner}")
+
+
+def is_taken(address: str) -> bool:
+    """Whether a server cannot listen there because somebody does already."""
+    error = _tried(address)
+    return error is not None and error.errno == errno.EADDRINUSE
+
+
+def _tried(address: str) -> OSError | None:
+    """Why nobody can listen there; None: it can be done."""
     try:
         if address.startswith("unix:"):
             _check_socket(Path(address.removeprefix("unix:")))
         else:
             _check_port(*_host_and_port(address))
     except OSError as error:
-        reason = os.strerror(error.errno).lower() if isinstance(error.errno, int) and error.errno > 0 else str(error.strerror)
-        owner = _owner(address) if error.errno == errno.EADDRINUSE else ""
-        raise ServerUnavailableError(f"address {address} cannot be listened on: {reason}{owner}") from None
+        return error
+    return None
 
 
 def _check_socket(path: Path) -> None:

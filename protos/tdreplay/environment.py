@@ -10,13 +10,8 @@ from tdreplay.errors import InvalidArgumentError
 __all__ = ["CLIENT_SETTINGS", "ENV_PREFIX", "environment_name", "nearest", "unknown_names"]
 
 ENV_PREFIX = "TDREPLAY_"
-ACCESS = frozenset(
-    f"{ENV_PREFIX}{name}"
-    for name in ("TOKEN", "TOKEN_FILE", "CA_FILE", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE", "SERVER_NAME", "TLS", "PROFILE", "PROFILES")
-)
-"""What clients show to a server. No setting of a server is misspelt in these."""
-OTHERS = {"TDREPLAY_BENCH_ENVS", "TDREPLAY_DOCKER", "TDREPLAY_FAILPOINT", "TDREPLAY_KILLS", "TDREPLAY_LONG", *ACCESS}
-"""Variables of clients, the benchmarks and the tests. They are no settings."""
+OTHERS = {"TDREPLAY_BENCH_ENVS", "TDREPLAY_DOCKER", "TDREPLAY_FAILPOINT", "TDREPLAY_KILLS", "TDREPLAY_LONG"}
+"""Variables of the benchmarks and the tests. They are no settings."""
 
 CLIENT_SETTINGS = (
     "address",

@@ -20,6 +20,7 @@ from tdreplay_server.system.logs import log
 from tdreplay_server.tables.registry import Tables
 from tdreplay_server.transport.credentials import server_credentials
 from tdreplay_server.transport.grpc_server import GrpcServer
+from tdreplay_server.transport.guards.private_paths import PrivatePaths
 from tdreplay_server.transport.listening import check_folder, check_free
 from tdreplay_server.transport.server_state import ServerState
 from tdreplay_server.transport.service import ReplayBufferService
@@ -92,7 +93,7 @@ class ReplayServer:
             check_device(torch.device(device))
         self._identities = Identities(config.tokens_file) if config.tokens_file or config.client_cert_auth else None
         self._tables = Tables(
-            config.data_dir,
+            config.data_dir and config.data_dir.absolute(),
             config.storing_device,
             config.buffer_size,
             config.max_tables,
@@ -104,7 +105,8 @@ class ReplayServer:
         shared_memory.sweep()
         state = ServerState(config.data_dir, self._tables.durability, credentials is not None, self._identities is not None)
         service = ReplayBufferService(self._tables, shared_memory, state, config.limits)
-        self._grpc = GrpcServer(service, config.limits, self._identities, tracing=config.tracing)
+        paths = PrivatePaths(path for path in (config.data_dir, config.shared_memory_dir) if path is not None)
+        self._grpc = GrpcServer(service, config.limits, self._identities, paths, tracing=config.tracing)
         state.clients, state.limits = self._grpc.clients.connected, lambda: (*self._grpc.limits(), self._tables.used())
         try:
             self._address = self._grpc.listen(config.address, credentials, int(config.socket_mode, 8))

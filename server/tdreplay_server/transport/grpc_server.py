@@ -23,9 +23,10 @@ from tdreplay_server.transport.guards.in_flight import InFlight
 from tdreplay_server.transport.guards.limit import Share
 from tdreplay_server.transport.guards.metrics import CallCounts
 from tdreplay_server.transport.guards.permits import Permits
+from tdreplay_server.transport.guards.private_paths import PrivatePaths
 from tdreplay_server.transport.guards.running import Running
 from tdreplay_server.transport.guards.shares import Shares
-from tdreplay_server.transport.guards.statuses import statuses
+from tdreplay_server.transport.guards.statuses import Statuses
 from tdreplay_server.transport.health import SERVICE as HEALTH
 from tdreplay_server.transport.health import Health
 from tdreplay_server.transport.listening import socket_of
@@ -50,6 +51,7 @@ class GrpcServer:
         service: the handlers of the calls.
         limits: what clients may do.
         identities: who may call; None: anybody, and nobody is asked.
+        paths: what clients do not read in the text of an error.
         tracing: whether OpenTelemetry gets a span of each call.
 
     Attributes:
@@ -57,7 +59,15 @@ class GrpcServer:
         counts: what was counted of the calls of each of its services.
     """
 
-    def __init__(self, service: ReplayBufferService, limits: ServerLimits, identities: Identities | None = None, *, tracing: bool = False) -> None:
+    def __init__(
+        self,
+        service: ReplayBufferService,
+        limits: ServerLimits,
+        identities: Identities | None = None,
+        paths: PrivatePaths | None = None,
+        *,
+        tracing: bool = False,
+    ) -> None:
         self._limits, self._health = limits, Health()
         self._reflection, counts = Reflection((SERVICE.full_name, HEALTH.full_name)), CallCounts(SERVICE)
         self.counts: Sequence[CallCounts] = (counts, self._health.counts, self._reflection.counts)
@@ -70,7 +80,7 @@ class GrpcServer:
         streams = _share("max_streams_per_client", limits.max_streams_per_client, limits.max_streams)
         self._permits = Permits(limits.max_streams, limits.max_standing, streams)
         asks: list[Guard] = [] if identities is None else [Identity(identities)]
-        outermost: list[Guard] = [counts, *([_tracing()] if tracing else []), statuses]
+        outermost: list[Guard] = [counts, *([_tracing()] if tracing else []), Statuses(paths)]
         # From the outside in: each call passes them in this order. Only behind `running` may a call be refused that was let in.
         guards: tuple[Guard, ...] = (*outermost, self._running, *asks, self.clients, self._shares, self._in_flight, self._permits)
         look_guards: tuple[Guard, ...] = (*outermost, self._looking, *asks, self.clients)

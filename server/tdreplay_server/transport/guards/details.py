@@ -12,9 +12,9 @@ MAX_DETAILS_BYTES = 3000
 """Bytes of a text in the header that carries it. gRPC drops headers above 8 KiB, the status with them."""
 
 
-def details_of(error: Exception) -> str:
+def details_of(text: str) -> str:
     """The text of an error, printable, and cut to what a header has room for."""
-    text = printable(str(error)[:MAX_DETAILS])[:MAX_DETAILS]
+    text = printable(text[:MAX_DETAILS])[:MAX_DETAILS]
     if text.isascii() and "%" not in text:
         return text
     # In a header, each byte of a character that is not plain ASCII is written as three: %C3.

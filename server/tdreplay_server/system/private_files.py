@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdreplay.errors import FailedPreconditionError
+from tdreplay_server.system.logs import log
 
 __all__ = [
     "FILE_MODE",
@@ -21,6 +22,7 @@ __all__ = [
     "open_file",
     "read_file",
     "sync",
+    "warn_of_others",
     "write_file",
 ]
 
@@ -98,6 +100,12 @@ def close_to_others(path: Path) -> None:
     """Keeps other users out of a directory that an older version made. Another user's directory stays as it is."""
     with suppress(PermissionError):
         path.chmod(DIRECTORY_MODE)
+
+
+def warn_of_others(path: Path) -> None:
+    """Says in the log that other users may look into a data directory, which stays as it is: a user made it so. What lies in it is closed to them."""
+    if path.stat().st_mode & stat.S_IRWXO:
+        log.warning("other users may look into the data directory: chmod o= DIRECTORY keeps them out", directory=str(path))
 
 
 def check_directory(path: Path) -> None:

@@ -34,7 +34,7 @@ from tdreplay_server.system.directory_lock import DirectoryLock
 from tdreplay_server.system.disk import check_name, discard, remove_leftovers
 from tdreplay_server.system.disk_errors import disk_errors
 from tdreplay_server.system.logs import log
-from tdreplay_server.system.private_files import check_directory, check_no_link, make_directories
+from tdreplay_server.system.private_files import check_directory, check_no_link, make_directories, warn_of_others
 from tdreplay_server.tables.busy_names import BusyNames
 from tdreplay_server.tables.counts import TableCounts
 from tdreplay_server.tables.table import Table
@@ -108,6 +108,7 @@ class Tables:
 
     def _open_all(self, data_dir: Path, default_buffer_size: int | None, wanted: Sequence[TableRequest]) -> None:
         make_directories(data_dir)
+        warn_of_others(data_dir)
         self._held = DirectoryLock(data_dir)
         for path in (data_dir / TABLES, data_dir / CHECKPOINTS, *_visible(data_dir / TABLES)):
             check_directory(path)

@@ -118,7 +118,7 @@ class ReplayServer:
         if self._identities is not None:
             self._identities.start()
         self._grpc.start()
-        log.info("listening", address=self._address, tls=credentials is not None, asks_who_calls=self._identities is not None)
+        log.info("listening", address=self._address, tls=_said(credentials), asks_who_calls=_said(self._identities))
         if self._exporter is not None:
             self._exporter.start()
             log.info("metrics are served", address=self._exporter.address, path="/metrics")
@@ -160,3 +160,8 @@ class ReplayServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
+
+
+def _said(part: object) -> str:
+    """Whether the server has a part, as the log says it."""
+    return "no" if part is None else "yes"

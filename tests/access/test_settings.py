@@ -77,7 +77,7 @@ def test_a_server_in_a_process_of_its_own_follows_the_same_rules(authority):
 def test_settings_reach_a_server_through_its_environment_as_spawn_server_writes_them(authority):
     variables = {f"TDREPLAY_{name.upper()}": str(value) for name, value in authority.mutual.items()}
     served = completed("tdreplay-server", "serve", "--until-stdin-closes", TDREPLAY_ADDRESS=EVERYWHERE, **variables)
-    assert (served.returncode, "tls=true" in served.stderr) == (0, True), served.stderr
+    assert (served.returncode, "tls=yes" in served.stderr) == (0, True), served.stderr
 
 
 # -- files ----------------------------------------------------------------------------------------------------------------------------------------

@@ -85,7 +85,11 @@ class ServerConfig(BaseSettings):
         "127.0.0.1:50051"
     )
     insecure: Annotated[
-        bool, Field(description="Listen without TLS on addresses that other hosts reach. Whoever reaches them can read and change all that is sent.")
+        bool,
+        Field(
+            description="Listen without TLS on addresses that other hosts reach, or at a Unix socket that other users could replace. They can"
+            " read and change all that is sent."
+        ),
     ] = False
     cert_file: Annotated[SettingPath | None, Field(description="The server's certificate, PEM, with those that sign it: it serves over TLS.")] = None
     key_file: Annotated[SettingPath | None, Field(description="The private key of cert_file, PEM.")] = None

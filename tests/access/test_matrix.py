@@ -5,10 +5,12 @@ What is expected is written here by hand, after docs/security.md, and nothing of
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -173,6 +175,17 @@ def differences(stub: ReplayBufferServiceStub, rights: Any, metadata: Any = ()) 
 
 def test_the_matrix_has_every_call_of_the_proto():
     assert set(CASES) == {method.name for method in pb.DESCRIPTOR.services_by_name["ReplayBufferService"].methods}
+
+
+def test_the_documentation_has_the_same_table():
+    text = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \| (yes)? ?\| (yes)? ?\| (yes)? ?\| (yes)? ?\|$", text, re.M)
+    documented = {
+        method: {role for role, said in zip(EVERY.split(), said, strict=True) if said}
+        for calls, *said in reversed(rows)  # Of CreateTable the line counts that comes first.
+        for method in re.findall(r"`(\w+)`", calls)
+    }
+    assert documented == {method: set(case.roles.split()) for method, case in CASES.items()}
 
 
 @pytest.mark.parametrize("kind", ["open", "tls"])

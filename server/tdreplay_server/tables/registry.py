@@ -268,7 +268,7 @@ class Tables:
 
     def _missing(self, name: str) -> ReplayError:
         """The error that says that there is no table of that name. If there cannot be one, it raises InvalidArgumentError."""
-        return TableNotFoundError(f"table {check_name(name, 'table')!r} is not there; this server has {self.names()}")
+        return TableNotFoundError(f"table {check_name(name, 'table')!r} is not there: 'tdreplay table list' names those that are")
 
     def names(self) -> list[str]:
         """The tables' names, sorted."""

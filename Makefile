@@ -85,6 +85,9 @@ docker-demo: docker-build ## Train CartPole on the stack: a server, four actors,
 crash: install ## Kill servers and clients two hundred times, and let a server stand still for a minute: the long form of tests/crash, a quarter of an hour.
 	TDREPLAY_KILLS=200 $(BIN)/python -m pytest tests/crash -s $(ARGS)
 
+hostile: install ## Hold each flood of unknown peers for seconds, and compare a learner beside it with the learner alone: two minutes.
+	TDREPLAY_FLOODS=1 $(BIN)/python -m pytest tests/floods -s $(ARGS)
+
 # Four workers for two cores, because many tests wait. What pytest makes of the test files is kept in __pycache__, whatever the environment says.
 test: install ## Run the whole test suite: nine minutes on two cores.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)

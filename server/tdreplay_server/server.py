@@ -22,6 +22,7 @@ from tdreplay_server.transport.credentials import server_credentials
 from tdreplay_server.transport.grpc_server import GrpcServer
 from tdreplay_server.transport.guards.private_paths import PrivatePaths
 from tdreplay_server.transport.listening import check_folder, check_free
+from tdreplay_server.transport.memory_budget import MemoryBudget
 from tdreplay_server.transport.server_state import ServerState
 from tdreplay_server.transport.service import ReplayBufferService
 from tdreplay_server.transport.shared_memory import SharedMemory
@@ -107,6 +108,7 @@ class ReplayServer:
         service = ReplayBufferService(self._tables, shared_memory, state, config.limits)
         paths = PrivatePaths(path for path in (config.data_dir, config.shared_memory_dir) if path is not None)
         self._grpc = GrpcServer(service, config.limits, self._identities, paths, tracing=config.tracing)
+        state.memory_budget_bytes = self._grpc.memory_budget.size
         state.clients, state.limits = self._grpc.clients.connected, lambda: (*self._grpc.limits(), self._tables.used())
         try:
             self._address = self._grpc.listen(config.address, credentials, int(config.socket_mode, 8))
@@ -118,6 +120,7 @@ class ReplayServer:
         if self._identities is not None:
             self._identities.start()
         self._grpc.start()
+        _log_budget(self._grpc.memory_budget)
         log.info("listening", address=self._address, tls=_said(credentials), asks_who_calls=_said(self._identities))
         if self._exporter is not None:
             self._exporter.start()
@@ -165,3 +168,8 @@ class ReplayServer:
 def _said(part: object) -> str:
     """Whether the server has a part, as the log says it."""
     return "no" if part is None else "yes"
+
+
+def _log_budget(budget: MemoryBudget) -> None:
+    """Says, in MiB, what clients can cost: all of them, those that are not known, and each term of the sum."""
+    log.info("memory budget", all_mib=budget.size >> 20, unknown_peers_mib=budget.unknown_bytes >> 20, **budget.described())

@@ -30,6 +30,7 @@ from tdreplay_server.transport.guards.statuses import Statuses
 from tdreplay_server.transport.health import SERVICE as HEALTH
 from tdreplay_server.transport.health import Health
 from tdreplay_server.transport.listening import socket_of
+from tdreplay_server.transport.memory_budget import FRAME_BYTES, MOST_LOOKS, WINDOW_BYTES, memory_budget
 from tdreplay_server.transport.reflection import Reflection
 from tdreplay_server.transport.server_limits import ServerLimits
 from tdreplay_server.transport.service import ReplayBufferService
@@ -39,7 +40,6 @@ __all__ = ["GrpcServer"]
 SERVICE = replay_buffer_pb2.DESCRIPTOR.services_by_name["ReplayBufferService"]
 LOOKS = frozenset({"Describe", "ListTables", "ServerStatus"})
 """The calls with which people and programs look at a server. They have room of their own, so that they are answered whatever the others do."""
-MOST_LOOKS = 64
 HANDSHAKE_SECONDS = 20
 """How long a connection may take to say its first HTTP/2 frames."""
 
@@ -57,6 +57,7 @@ class GrpcServer:
     Attributes:
         clients: who is connected.
         counts: what was counted of the calls of each of its services.
+        memory_budget: the memory that clients can cost beside the rows.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class GrpcServer:
         self._running, self._looking = Running(limits.max_workers, "max_workers"), Running(MOST_LOOKS)
         self._threads = CallThreads(self._running.threads, "tdreplay-call")
         self._look_threads = CallThreads(self._looking.threads, "tdreplay-look")
-        self._grpc = grpc.server(self._threads, options=_options(limits))
+        connections = min(limits.max_connections, connection_limit())
+        self.memory_budget = memory_budget(limits, connections)
+        self._grpc = grpc.server(self._threads, options=_options(limits, connections))
         self.clients, self._in_flight = Clients(), InFlight(limits.max_bytes_in_flight)
         self._shares = Shares(_share("max_calls_per_client", limits.max_calls_per_client, limits.max_workers))
         streams = _share("max_streams_per_client", limits.max_streams_per_client, limits.max_streams)
@@ -155,16 +158,20 @@ def _share(name: str, given: int | None, total: int) -> Share:
     return Share(name, given or -(-total * 3 // 4), given or sys.maxsize)
 
 
-def _options(limits: ServerLimits) -> list[tuple[str, int]]:
+def _options(limits: ServerLimits, connections: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         # The first is where gRPC begins to refuse calls at random, the second where it refuses all.
         ("grpc.max_metadata_size", limits.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
+        # A window that does not grow: by itself, gRPC would let each call send 4 MiB that nobody asked for.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+        ("grpc.http2.max_frame_size", FRAME_BYTES),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # None: a compressed message shows its size only after it was unpacked.
         # A connection beyond that is closed at once: the tables need descriptors as well.
-        ("grpc.max_allowed_incoming_connections", min(limits.max_connections, connection_limit())),
+        ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
         ("grpc.max_connection_idle_ms", int(1000 * limits.connection_idle_seconds)),
         ("grpc.so_reuseport", 0),  # A second server on the same port is an error, not a silent half of the traffic.

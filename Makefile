@@ -42,6 +42,9 @@ bench-durability: install ## Measure what each level of durability costs: two mi
 bench-contention: install ## Measure what learners and writers get while they share one server: two minutes.
 	$(BIN)/python -m benchmarks.contention $(ARGS)
 
+bench-crowd: install ## Let 1,000 writers, 16 learners and 200 looks a second at one server, and measure what each gets: two minutes.
+	$(BIN)/python -m benchmarks.crowd $(ARGS)
+
 bench-samplers: install ## Measure what a draw, an update and an insert cost each of the server's samplers: a minute.
 	$(BIN)/python -m benchmarks.samplers $(ARGS)
 
@@ -84,6 +87,9 @@ docker-demo: docker-build ## Train CartPole on the stack: a server, four actors,
 
 crash: install ## Kill servers and clients two hundred times, and let a server stand still for a minute: the long form of tests/crash, a quarter of an hour.
 	TDREPLAY_KILLS=200 $(BIN)/python -m pytest tests/crash -s $(ARGS)
+
+fuzz: install ## Send 200,000 changed blocks, 200,000 random requests and 100,000 HTTP/2 frames to a live server: a quarter of an hour.
+	TDREPLAY_FUZZ=1 $(BIN)/python -m pytest tests/fuzz -s --timeout 3600 $(ARGS)
 
 hostile: install ## Hold each flood of unknown peers for seconds, and compare a learner beside it with the learner alone: two minutes.
 	TDREPLAY_FLOODS=1 $(BIN)/python -m pytest tests/floods -s $(ARGS)

@@ -28,7 +28,7 @@ class LimitMetrics(Collector):
         """The metrics as they are now."""
         limits = self._limits()
         most: Labelled = {(limit.name,): limit.limit for limit in limits}
-        used: Labelled = {(limit.name,): limit.used for limit in limits}
+        used: Labelled = {(limit.name,): limit.used for limit in limits if limit.used >= 0}
         yield gauge("tdreplay_limit", "A limit of the server: the setting of this name.", ("limit",), most)
-        yield gauge("tdreplay_limit_used", "What of the limit is used.", ("limit",), used)
+        yield gauge("tdreplay_limit_used", "What of the limit is used, where that is counted.", ("limit",), used)
         yield gauge("tdreplay_clients", "Clients that have a call open, or had one in the last minute.", (), {(): self._clients()})

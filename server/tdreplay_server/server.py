@@ -107,7 +107,7 @@ class ReplayServer:
         state = ServerState(config.data_dir, self._tables.durability, credentials is not None, self._identities is not None)
         service = ReplayBufferService(self._tables, shared_memory, state, config.limits)
         paths = PrivatePaths(path for path in (config.data_dir, config.shared_memory_dir) if path is not None)
-        self._grpc = GrpcServer(service, config.limits, self._identities, paths, tracing=config.tracing)
+        self._grpc = GrpcServer(service, config.limits, self._identities, paths, counting=config.metrics_address is not None, tracing=config.tracing)
         state.memory_budget_bytes = self._grpc.memory_budget.size
         state.clients, state.limits = self._grpc.clients.connected, lambda: (*self._grpc.limits(), self._tables.used())
         try:

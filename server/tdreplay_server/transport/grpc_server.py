@@ -52,6 +52,7 @@ class GrpcServer:
         limits: what clients may do.
         identities: who may call; None: anybody, and nobody is asked.
         paths: what clients do not read in the text of an error.
+        counting: whether calls are counted, for metrics.
         tracing: whether OpenTelemetry gets a span of each call.
 
     Attributes:
@@ -67,6 +68,7 @@ class GrpcServer:
         identities: Identities | None = None,
         paths: PrivatePaths | None = None,
         *,
+        counting: bool = True,
         tracing: bool = False,
     ) -> None:
         self._limits, self._health = limits, Health()
@@ -83,7 +85,7 @@ class GrpcServer:
         streams = _share("max_streams_per_client", limits.max_streams_per_client, limits.max_streams)
         self._permits = Permits(limits.max_streams, limits.max_standing, streams)
         asks: list[Guard] = [] if identities is None else [Identity(identities)]
-        outermost: list[Guard] = [counts, *([_tracing()] if tracing else []), Statuses(paths)]
+        outermost: list[Guard] = [*([counts] if counting else []), *([_tracing()] if tracing else []), Statuses(paths)]
         # From the outside in: each call passes them in this order. Only behind `running` may a call be refused that was let in.
         guards: tuple[Guard, ...] = (*outermost, self._running, *asks, self.clients, self._shares, self._in_flight, self._permits)
         look_guards: tuple[Guard, ...] = (*outermost, self._looking, *asks, self.clients)

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pty_screen import on_terminal
 
 import children
 from children import completed, free_port, server_process
 from conftest import rows
+from pty_screen import on_terminal
 from tdreplay.rate_limiters import MinSize
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
@@ -111,6 +111,25 @@ def test_a_server_that_is_not_there_is_one_line(command):
     done = completed("tdreplay", *command, "--address", "127.0.0.1:1", "--timeout", "0.2")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "127.0.0.1:1" in done.stderr
+
+
+def made_token(role: str, file: str) -> str:
+    return completed("tdreplay-server", "token", "create", "--role", role, "--name", f"{role}-1", "--tokens-file", file).stdout.strip()
+
+
+def test_only_a_reader_sees_a_server_that_asks_for_names_and_clients_are_shown_with_theirs(tmp_path):
+    file = str(tmp_path / "tokens.json")
+    tokens = {role: made_token(role, file) for role in ("reader", "learner")}
+    with ReplayServer(ServerConfig(address="127.0.0.1:0", tokens_file=tmp_path / "tokens.json")) as server:
+        seen = completed("tdreplay", "status", "--address", server.address, TDREPLAY_TOKEN=tokens["reader"])
+        refused = completed("tdreplay", "status", "--address", server.address, TDREPLAY_TOKEN=tokens["learner"])
+        unknown = completed("tdreplay", "status", "--address", server.address)
+    assert (seen.returncode, seen.stderr) == (0, "")
+    assert "asks for names" in seen.stdout
+    assert any(line.split()[1:4] == ["reader-1", "reader", "ServerStatus"] for line in seen.stdout.splitlines() if line.startswith("127.0.0.1:"))
+    assert [(done.returncode, done.stdout, done.stderr.count("\n")) for done in (refused, unknown)] == [(1, "", 1)] * 2
+    assert "learner-1" in refused.stderr
+    assert tokens["learner"] not in refused.stderr + seen.stdout
 
 
 # -- top --------------------------------------------------------------------------------------------------------------------------------------

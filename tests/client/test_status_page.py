@@ -188,7 +188,7 @@ def test_a_screen_scrolls_to_the_last_table_and_no_further():
     lines = texts(screen(view, 80, 24))
     assert lines[-2].startswith("replay-49") or any(line.startswith("replay-49") for line in lines)
     assert view.first == 50 - sum(line.startswith("replay-") for line in lines)
-    assert f"{view.first} above" in lines[-1]
+    assert f"(tables {view.first + 1} to 50 of 50)" in lines[-1]
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -44,7 +44,7 @@ def screen(view: View, width: int, height: int, glyphs: Glyphs = BLOCKS) -> list
     lines = [*_server(view), *table_lines(view, width, rows, glyphs)]
     lines += _section("WAITING, LIMITS", notes, noted)
     lines += _section(_client_titles(width), [_client(view, client, width) for client in clients], shown)
-    lines = [*lines[: height - 1], *(Text() for _ in range(height - 1 - len(lines))), _keys(view)]
+    lines = [*lines[: height - 1], *(Text() for _ in range(height - 1 - len(lines))), _keys(view, rows)]
     for line in lines:
         line.truncate(width, overflow="ellipsis")
     return lines[-height:]
@@ -95,9 +95,10 @@ def _notes(view: View) -> list[Text]:
     return [*wait_lines(view.look.tables), *near_lines(view.look.server.limits)]
 
 
-def _keys(view: View) -> Text:
-    hidden = f"   {view.first} above" if view.first else ""
-    return Text(f"q quit   s sort: {view.order}   r {'reversed' if view.reverse else 'reverse'}   up/down scroll{hidden}", DIM)
+def _keys(view: View, rows: int) -> Text:
+    every = len(view.look.tables)
+    part = f" (tables {view.first + 1} to {view.first + rows} of {every})" if 0 < rows < every else ""
+    return Text(f"q quit   s sort: {view.order}   r {'reversed' if view.reverse else 'reverse'}   up/down scroll{part}", DIM)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ BASE_IMAGE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.versi
 COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker compose --file docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-samplers bench-sampling bench-trajectories bench-overhead crash docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
+.PHONY: help install browser docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-samplers bench-sampling bench-trajectories bench-overhead crash docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -97,11 +97,17 @@ fuzz: install ## Send 200,000 changed blocks, 200,000 random requests and 100,00
 hostile: install ## Hold each flood of unknown peers for seconds, and compare a learner beside it with the learner alone: two minutes.
 	TDREPLAY_FLOODS=1 $(BIN)/python -m pytest tests/floods -s $(ARGS)
 
+# A browser is no Python package. Where it cannot be installed, the tests that need it fail, and say so, unless TDREPLAY_BROWSER=none leaves them out.
+browser: ## Install chromium, which the tests of the dashboard drive: on Debian, as root.
+	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver; } || \
+		echo "There is no chromedriver, and it cannot be installed here: the tests of the dashboard in a browser will fail, or set TDREPLAY_BROWSER=none" >&2
+
 # Four workers for two cores, because many tests wait. What pytest makes of the test files is kept in __pycache__, whatever the environment says.
-test: install ## Run the whole test suite: nine minutes on two cores.
+test: install browser ## Run the whole test suite: nine minutes on two cores.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
-test-long: install ## The same, with every combination of the large matrices: some minutes more.
+test-long: install browser ## The same, with every combination of the large matrices: some minutes more.
 	PYTHONDONTWRITEBYTECODE= TDREPLAY_LONG=1 $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 floors: install ## Test the client alone, with the oldest and the newest versions of what it needs: two minutes.

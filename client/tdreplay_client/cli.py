@@ -11,6 +11,7 @@ from tdreplay.command import command_line, failures_in_one_line, one_line, versi
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE, check_seconds
 from tdreplay_client.commands.calls import buffer_at
+from tdreplay_client.commands.dashboard import dashboard
 from tdreplay_client.commands.options import Address, Profile, Timeout, choose_profile, found_server
 from tdreplay_client.commands.status import status
 from tdreplay_client.commands.table import table
@@ -25,6 +26,7 @@ DESCRIPTION = "The client of a replay buffer server."
 
 app = command_line(NAME, DESCRIPTION)
 app.add_typer(table, name="table")
+app.command()(dashboard)
 app.command()(status)
 app.command()(top)
 

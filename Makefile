@@ -14,7 +14,7 @@ BASE_IMAGE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.versi
 COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker compose --file docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-samplers bench-sampling bench-trajectories bench-overhead crash docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
+.PHONY: help install browser docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-samplers bench-sampling bench-trajectories bench-overhead crash soak docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -56,6 +56,10 @@ bench-trajectories: install ## Measure tables of steps against rows of transitio
 
 bench-overhead: install ## Measure what metrics, TLS and tokens cost a small stream and single inserts, in pairs that take turns: two minutes.
 	$(BIN)/python -m benchmarks.overhead $(ARGS)
+
+SECONDS ?= 1800
+soak: install ## Mixed traffic with clients that come and go: does anything grow? SECONDS= says how long, ARGS="--restart-every 300" restarts the server: half an hour.
+	$(BIN)/python -m benchmarks.soak --seconds $(SECONDS) $(ARGS)
 
 $(PIP_VENV)/.installed:
 	$(PYTHON) -m venv $(PIP_VENV)

@@ -16,7 +16,20 @@ from typing_extensions import assert_type
 from tdreplay.api import BaseReplayBuffer, Checkpoint, State
 from tdreplay.epochs import Epochs
 from tdreplay.errors import DeadlineError, EmptyTableError, ReplayError, SchemaError, ServerUnavailableError
-from tdreplay_client import BatchStream, RemoteReplayBuffer, ReplayDataset, Sequences, Transitions, Writer, importance_weights, sequence_priorities
+from tdreplay_client import (
+    AsyncBatchStream,
+    AsyncEpochs,
+    AsyncReplayBuffer,
+    AsyncWriter,
+    BatchStream,
+    RemoteReplayBuffer,
+    ReplayDataset,
+    Sequences,
+    Transitions,
+    Writer,
+    importance_weights,
+    sequence_priorities,
+)
 from tdreplay_server import ReplayBuffer, ReplayServer, ServerConfig, ServerProcess, spawn_server
 
 
@@ -99,6 +112,30 @@ def learner(address: str) -> None:
     loader = assert_type(ReplayDataset(address, 256, table="steps").loader(num_workers=2), DataLoader[TensorDict])
     for batch in loader:
         assert_type(batch, TensorDict)
+
+
+async def serve_requests(address: str) -> None:
+    """The same in asyncio."""
+    async with AsyncReplayBuffer(address, table="steps", buffer_size=1000, timeout=5) as buffer:
+        assert_type(buffer, AsyncReplayBuffer)
+        await buffer.add({"obs": np.zeros(4, np.float32)}, priority=1.0)
+        assert_type(await buffer.sample_batch(8, wait=True, seed=3), TensorDict)
+        assert_type(await buffer.state(), State)
+        assert_type((await buffer.size(), await buffer.durability()), tuple[int, str])
+        async with assert_type(buffer.writer(flush_rows=8), AsyncWriter) as writer:
+            await writer.append({"obs": np.zeros(4, np.float32)})
+            await writer.flush(timeout=5)
+        async with assert_type(buffer.stream(32, prefetch=4), AsyncBatchStream) as batches:
+            async for batch in batches:
+                await batches.update_priorities(assert_type(batch, TensorDict), 1.0)
+        epochs = assert_type(await buffer.epochs(32, shuffle=True), AsyncEpochs)
+        await epochs.load_state_dict(await epochs.state_dict())
+        await buffer.sample_batch("4")  # type: ignore[arg-type]
+        await buffer.add({"obs": 1.0}, nothing=3)  # type: ignore[call-arg]
+        buffer.stream(32, prefetch="4")  # type: ignore[arg-type]
+    assert_type(await AsyncReplayBuffer.tables(address), list[str])
+    assert_type(await AsyncReplayBuffer.open(address, device="cpu"), AsyncReplayBuffer)
+    AsyncReplayBuffer(address, nothing=3)  # type: ignore[call-arg]
 
 
 def handle_errors(buffer: RemoteReplayBuffer, rows: TensorDict) -> TensorDict | None:

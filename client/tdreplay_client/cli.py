@@ -12,6 +12,7 @@ from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE, check_seconds
 from tdreplay_client.commands.calls import buffer_at
 from tdreplay_client.commands.dashboard import dashboard
+from tdreplay_client.commands.doctor import doctor
 from tdreplay_client.commands.options import Address, Profile, Timeout, choose_profile, found_server
 from tdreplay_client.commands.status import status
 from tdreplay_client.commands.table import table
@@ -28,6 +29,7 @@ app = command_line(NAME, DESCRIPTION)
 app.add_typer(table, name="table")
 app.command()(dashboard)
 app.command()(status)
+app.command()(doctor)
 app.command()(top)
 
 

@@ -8,7 +8,7 @@ from tdreplay.addresses import check_address
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import shown
 
-__all__ = ["check_target", "is_here", "proxy_options", "stays_here"]
+__all__ = ["check_target", "is_here", "place_of", "proxy_options", "stays_here"]
 
 LISTS = ("ipv4", "ipv6")
 SCHEMES = ("dns", *LISTS, "unix", "unix-abstract")
@@ -52,6 +52,15 @@ def is_here(address: str) -> bool:
     scheme, rest = _scheme(address)
     host = rest.split(",")[0].rpartition(":")[0].strip("[]").rstrip(".").lower()
     return scheme.startswith("unix") or host == "localhost" or host.endswith(".localhost") or _is_loopback(host)
+
+
+def place_of(address: str) -> tuple[str, int]:
+    """The host and the port of an address, of the first place where it names several; of a Unix socket its path, and 0."""
+    scheme, rest = _scheme(address)
+    if scheme.startswith("unix"):
+        return ("\0" if scheme == "unix-abstract" else "") + rest.removeprefix("//"), 0
+    host, _, port = rest.split(",")[0].rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def stays_here(address: str) -> bool:

@@ -154,7 +154,7 @@ class ServerConfig(BaseSettings):
         Field(ge=1, description="Connections that may be open; one more is closed at once. At most half of its open files."),
     ] = 8192
     max_message_bytes: Annotated[
-        Whole, Field(ge=1 << 18, le=MAX_MESSAGE_BYTES, description="The largest message of a client, and so the largest row that it can insert.")
+        Whole, Field(ge=4 << 20, le=MAX_MESSAGE_BYTES, description="The largest message of a client, and so the largest row that it can insert.")
     ] = MAX_MESSAGE_BYTES
     max_bytes_in_flight: Annotated[
         Whole,

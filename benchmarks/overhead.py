@@ -121,12 +121,15 @@ def scrape() -> None:
         answer.read()
 
 
-def main(turns: Annotated[int, typer.Option(help="Pairs of turns.")] = 25) -> None:
+def main(
+    turns: Annotated[int, typer.Option(help="Pairs of turns.")] = 25,
+    only: Annotated[str, typer.Option(help="metrics, TLS or tokens: this one alone.")] = "",
+) -> None:
     """Measures what metrics, TLS and tokens cost."""
     table = Table(title=f"batches of {BATCH} rows of {ROW_BYTES} bytes over gRPC; the median of {turns} pairs of turns")
     for column in ("with", "what", "without", "with it", "ratio", f"target {TARGET}"):
         table.add_column(column)
-    for what in ("metrics", "TLS", "tokens"):
+    for what in (only,) if only else ("metrics", "TLS", "tokens"):
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
             buffers = [stack.enter_context(served(Path(scratch), each)) for each in ("", what)]
             for name, work in WORKS.items():

@@ -122,7 +122,7 @@ def test_calls_for_which_there_is_no_room_count_with_the_limit_that_refused_them
             with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError):
                 next(ReplayBufferServiceStub(channel).SampleAll(pb.SampleAllRequest(table=table), timeout=10))
             samples = scraped(server)
-    assert value(samples, "tdreplay_refused_calls_total", grpc_method="SampleAll", error="StreamLimitError") == 1
+    assert value(samples, "tdreplay_refused_calls_total", grpc_method="SampleAll", error="StreamLimitError", limit="max_streams") == 1
     assert value(samples, "grpc_server_handled_total", grpc_method="SampleAll", grpc_code="ResourceExhausted") == 1
     assert value(samples, "tdreplay_limit_used", limit="max_streams") == value(samples, "tdreplay_limit", limit="max_streams") == 2
     assert value(samples, "tdreplay_clients") >= 1

@@ -29,7 +29,7 @@ from tdreplay_server import cli as server_cli
 
 ROOT = Path(__file__).parents[1]
 ADDRESS = ServerConfig.model_fields["address"].default
-COMMANDS = {"make", "tdreplay", "tdreplay-server", "python", "pip", "docker", "cd", "git"}
+COMMANDS = {"make", "tdreplay", "tdreplay-server", "python", "pip", "docker", "cd", "git", "opentelemetry-instrument"}
 APPS = {"tdreplay": client_cli.app, "tdreplay-server": server_cli.app}
 SHELL = ("console", "bash")
 PROTOCOL = ROOT / "docs" / "protocol.md"

@@ -254,9 +254,9 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         """As in `BaseReplayBuffer`. A batch above a few MiB is stored in parts, pipelined; what is refused after the first part leaves it there."""
         self.insert(given_rows(batch).prioritized(priorities))
 
-    def insert(self, rows: Given) -> npt.NDArray[np.int64]:
+    def insert(self, rows: Given, *, writer_id: str = "") -> npt.NDArray[np.int64]:
         self._learn_config()
-        return self._known_schema.insert(rows, partial(self._inserts.add, priorities=rows.priorities))
+        return self._known_schema.insert(rows, partial(self._inserts.add, priorities=rows.priorities, writer_id=writer_id))
 
     def writer(self, *, flush_rows: SupportsIndex = 64, flush_seconds: float = 0.1, max_in_flight: SupportsIndex = 16) -> Writer:
         """A writer that coalesces rows into blocks and does not wait for each: ``with buffer.writer() as writer: writer.append(row)``.
@@ -322,9 +322,9 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         ids = checked_row_ids(row_ids)
         return update_priorities(self._connection, self._table, ids, checked_priorities(priorities, len(ids)))
 
-    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None) -> TensorDict:
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None, *, priorities: bool = False) -> TensorDict:
         around = None if view is None else window_query_to_message(view.windows)
-        request = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields, windows=around)
+        request = pb.SampleByIndexRequest(table=self._table, index=slots.tolist(), fields=fields, windows=around, with_priorities=priorities)
         sizes = range(len(slots), len(slots) + 1)
         return self._connection.retried(lambda budget: self._one("SampleByIndex", request, pb.SampleByIndexResponse, sizes, budget, view))
 

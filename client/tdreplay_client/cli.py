@@ -10,6 +10,7 @@ import typer
 from tdreplay.command import command_line, failures_in_one_line, one_line, version_option
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE, check_seconds
+from tdreplay_client.commands import files
 from tdreplay_client.commands.calls import buffer_at
 from tdreplay_client.commands.dashboard import dashboard
 from tdreplay_client.commands.doctor import doctor
@@ -28,6 +29,8 @@ DESCRIPTION = "The client of a replay buffer server."
 app = command_line(NAME, DESCRIPTION)
 app.add_typer(table, name="table")
 app.command()(dashboard)
+app.command()(files.export)
+app.command("import")(files.import_)
 app.command()(status)
 app.command()(doctor)
 app.command()(top)

@@ -124,11 +124,13 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def insert(self, rows: Given) -> npt.NDArray[np.int64]:
+    def insert(self, rows: Given, *, writer_id: str = "") -> npt.NDArray[np.int64]:
         """Stores rows as `add` and `add_batch` do, and gives their row ids, int64 of shape [n] in the order of the rows.
 
         Args:
             rows: What `tdreplay.rows.given_row` makes of a row, or `given_rows` of a batch.
+            writer_id: 1 to 64 printable ASCII characters: who writes the rows. Whoever goes on with an episode that another process began has to be
+                the same writer. One thread of one process at a time may use it. '': nobody in particular.
         """
 
     @abstractmethod
@@ -204,8 +206,11 @@ class BaseReplayBuffer(ABC):
         """
 
     @abstractmethod
-    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None) -> TensorDict:
-        """The named fields of the rows in `slots`: a TensorDict of batch size [n, ...]. None: all fields. `view`: what is made of their windows."""
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None, *, priorities: bool = False) -> TensorDict:
+        """The named fields of the rows in `slots`: a TensorDict of batch size [n, ...]. None: all fields.
+
+        `view`: what is made of their windows. `priorities`: whether they have the field ``priority``.
+        """
 
     @abstractmethod
     def _trajectories(self) -> Trajectories | Literal[False]:
@@ -331,7 +336,7 @@ class BaseReplayBuffer(ABC):
         """
         return self.sample_by_index_fields(index, None, view)
 
-    def sample_by_index_fields(self, index: Index, fields: Fields | None, view: View | None = None) -> TensorDict:
+    def sample_by_index_fields(self, index: Index, fields: Fields | None, view: View | None = None, *, priorities: bool = False) -> TensorDict:
         """As `sample_by_index`, but only the fields that `fields` names.
 
         Args:
@@ -339,13 +344,18 @@ class BaseReplayBuffer(ABC):
             fields: names. Nested keys are joined with '.', or are tuples in a list (``[("next", "obs")]``). The name of a parent (``"next"``) stands
                 for all fields below it. ``index`` and ``row_id`` come only if they are named. None: all fields, and these two.
             view: as in `sample_by_index`. What it needs comes, whatever is named: observations, rewards, ends and stacked fields for `Transitions`.
+            priorities: whether the batch has one more field, ``priority``: the priorities that the rows have now, float64 of shape [n]. Not together
+                with a view. A server of an older version does not send it.
 
         Raises:
             FieldNotFoundError: a name is not that of a field, a field is named twice, or none is named.
+            NoPrioritiesError: priorities are asked for, and the rows of this buffer have none.
         """
         seen, names = self._view_of(view), as_fields(fields)
+        if check_flag(priorities, "priorities") and seen is not None:
+            raise InvalidArgumentError("priorities do not come with a view")
         slots, shape = as_slots(index, self.state)
-        return shaped(self._by_slots(slots, names, seen), shape)
+        return shaped(self._by_slots(slots, names, seen, priorities=priorities), shape)
 
     def episode(self, episode_id: SupportsIndex) -> TensorDict:
         """One whole episode: those of its steps that are stored, in order, as a TensorDict of batch size [T].

@@ -32,7 +32,7 @@ from tdreplay.memory import Rows
 from tdreplay.schema import METADATA, DimNames, Schema, check_dim_names
 from tdreplay.system_fields import DRAWN_NAMES, SYSTEM_FIELDS, SYSTEM_NAMES
 
-__all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_header", "checked_places", "decode", "layout"]
+__all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_header", "checked_places", "decode", "layout", "listed_spans"]
 
 ALIGNMENT = 16
 BATCH_SHAPE = "batch_shape"
@@ -262,25 +262,48 @@ def decode(memory: Bytes, *, longer: bool = False) -> Block:
 @lru_cache(maxsize=128)
 def _parse(header: bytes) -> Layout:
     """The layout that a header describes. A stream's headers are all alike, so each is parsed once."""
+    entries = _entries(header)
+    metadata = entries.pop(METADATA, None)
+    batch_shape = _batch_shape(metadata)
+    dim_names = _dim_names(metadata.get(DIM_NAMES, "[]"), len(batch_shape))
+    spans, end = _spans(entries)
+    for span in spans:
+        expected = batch_shape[:1] if span.name in ONE_A_ROW else batch_shape
+        if span.shape[: len(expected)] != expected:
+            raise CodecError(f"not a block: field {span.name!r} of shape {list(span.shape)} must start with the batch shape {list(expected)}")
+    return Layout(header, batch_shape, spans, end, dim_names)
+
+
+def listed_spans(header: bytes) -> tuple[Span, ...]:
+    """The places of the tensors that the header of any safetensors buffer lists, its length prefix included, in the order in which they lie.
+
+    Raises:
+        CodecError: it is none; the message says the first rule that it breaks.
+    """
+    entries = _entries(header)
+    entries.pop(METADATA, None)
+    return _spans(entries)[0]
+
+
+def _entries(header: bytes) -> dict[str, Any]:
     try:
         entries = json.loads(header[8:].decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CodecError(f"not a block: the header is not JSON: {str(error)[:100]}") from None
     if not isinstance(entries, dict):
         raise CodecError("not a block: the header must be a JSON object")
-    metadata = entries.pop(METADATA, None)
-    batch_shape = _batch_shape(metadata)
-    dim_names = _dim_names(metadata.get(DIM_NAMES, "[]"), len(batch_shape))
+    return entries
+
+
+def _spans(entries: dict[str, Any]) -> tuple[tuple[Span, ...], int]:
+    """The places of the tensors, and where the last one ends."""
     spans = sorted((_span(name, entry) for name, entry in entries.items()), key=lambda span: (span.start, span.size))
     end = 0
     for span in spans:
         if span.start != end:
             raise CodecError(f"not a block: field {span.name!r} starts at byte {span.start}, it must start at {end}, where the one before ends")
-        expected = batch_shape[:1] if span.name in ONE_A_ROW else batch_shape
-        if span.shape[: len(expected)] != expected:
-            raise CodecError(f"not a block: field {span.name!r} of shape {list(span.shape)} must start with the batch shape {list(expected)}")
         end += span.size
-    return Layout(header, batch_shape, tuple(spans), end, dim_names)
+    return tuple(spans), end
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
     def add_batch(self, batch: Row, *, priorities: Any = None) -> None:
         self.insert(given_rows(batch).prioritized(priorities))
 
-    def insert(self, rows: Given) -> npt.NDArray[np.int64]:
+    def insert(self, rows: Given, *, writer_id: str = "") -> npt.NDArray[np.int64]:
         return insert_given(self._table, rows, cast=self._cast)
 
     def trajectory_writer(self, n_envs: SupportsIndex = 1, *, autoreset: Any = None) -> TrajectoryWriter:
@@ -185,7 +185,9 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         ids = checked_row_ids(row_ids)
         return self._table.update_priorities(ids, checked_priorities(priorities, len(ids)))
 
-    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None) -> TensorDict:
+    def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None, *, priorities: bool = False) -> TensorDict:
+        if priorities:
+            return self._take(self._table.select_slots_with_priorities(slots, fields))
         return self._take(self._table.select_slots(slots, fields, None if view is None else view.windows), view)
 
     def _trajectories(self) -> Trajectories | Literal[False]:

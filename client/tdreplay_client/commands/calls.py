@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tdreplay.errors import TableNotFoundError
 from tdreplay.limits import check_seconds
@@ -31,13 +31,16 @@ def connected(address: str, timeout: float) -> Iterator[Connection]:
         connection.close()
 
 
-def buffer_at(address: str, timeout: float, table: str) -> RemoteReplayBuffer:
-    """The buffer of a table of the server at `address`, or where the environment or the profile says, with the access that they say."""
+def buffer_at(address: str, timeout: float, table: str, **settings: Any) -> RemoteReplayBuffer:
+    """The buffer of a table of the server at `address`, or where the environment or the profile says, with the access that they say.
+
+    `settings` are those of the table, as `RemoteReplayBuffer` takes them.
+    """
     target, seconds = found_server(address), check_seconds(timeout, "timeout")
     from tdreplay_client.buffer import RemoteReplayBuffer  # Here: it brings torch, for which `health` has no time.
 
     access = target.access
-    return RemoteReplayBuffer(target.address, table=table, timeout=seconds, tls=access.tls or False, token=access.token)
+    return RemoteReplayBuffer(target.address, table=table, timeout=seconds, tls=access.tls or False, token=access.token, **settings)
 
 
 def described(connection: Connection, name: str) -> TableDescription:

@@ -31,8 +31,8 @@ RETRY_SECONDS = 5.0
 class _Insert(InsertEngine[Part]):
     """One batch on its way. Its blocks are parts of the batch, whose rows stay where the user has them."""
 
-    def __init__(self, batch: Batch, unacknowledged: UnacknowledgedInserts) -> None:
-        super().__init__(unacknowledged.writer_ids.take())
+    def __init__(self, batch: Batch, unacknowledged: UnacknowledgedInserts, writer_id: str) -> None:
+        super().__init__(unacknowledged.writer_ids.take(writer_id))
         self._first_ids = dict(batch.first_ids)
         self.given = batch._replace(first_ids=self._first_ids)
         self.begin(batch)
@@ -79,10 +79,12 @@ class SingleInserts:
         self._largest = 0  # Bytes of the block that it was opened for.
         self._not_before = 0.0
 
-    def add(self, columns: Columns, schema: Schema, rows: int, *, priorities: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.int64]:
-        """Stores rows, and gives their row ids, int64 of shape [rows], when they are acknowledged."""
+    def add(
+        self, columns: Columns, schema: Schema, rows: int, *, priorities: npt.NDArray[np.float64] | None = None, writer_id: str = ""
+    ) -> npt.NDArray[np.int64]:
+        """Stores rows, and gives their row ids, int64 of shape [rows], when they are acknowledged. `writer_id`: as in `WriterIds.take`."""
         self._connection.check_open()
-        insert = _Insert(self._unacknowledged.claim(columns, schema, rows, priorities), self._unacknowledged)
+        insert = _Insert(self._unacknowledged.claim(columns, schema, rows, priorities), self._unacknowledged, writer_id)
         try:
             self._connection.retried(partial(self._attempt, insert))
             # Inside the try: an interrupt from now on finds rows that are stored, and they are noted.
@@ -91,6 +93,7 @@ class SingleInserts:
             if not self._unacknowledged.note(left_of(insert.given, insert), error):
                 self._unacknowledged.writer_ids.give_back(insert.insert_ids)
             raise
+        insert.lost()  # It and its call know each other: the rows would stay in the memory until the garbage collector comes.
         return insert.given.row_ids
 
     def _attempt(self, insert: _Insert, budget: RetryBudget) -> None:

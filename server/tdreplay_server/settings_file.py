@@ -17,12 +17,16 @@ def read_settings(path: Path, settings: Collection[str]) -> dict[str, Any]:
     """The settings that a file has. Their values are as they stand there.
 
     Raises:
-        InvalidArgumentError: it cannot be read, is no TOML, or has a key that is none of `settings`. The message has the file, the line, the reason.
+        InvalidArgumentError: it cannot be read, is no TOML, or has keys that are none of `settings`. The message has file, lines and reasons.
     """
     found = read_toml(path, "config")
-    for key in found:
-        if key not in settings:
-            meant = nearest(key, settings)
-            hint = f"{meant} is" if meant else f"these are: {', '.join(settings)}"
-            raise InvalidArgumentError(f"{path}{line_of(path, key)}: {key[:80]} is not a setting: {hint}")
+    unknown = [_unknown(path, key, settings) for key in found if key not in settings]
+    if unknown:
+        raise InvalidArgumentError("; ".join(unknown))
     return found
+
+
+def _unknown(path: Path, key: str, settings: Collection[str]) -> str:
+    meant = nearest(key, settings)
+    hint = f"{meant} is" if meant else f"these are: {', '.join(settings)}"
+    return f"{path}{line_of(path, key)}: {key[:80]} is not a setting: {hint}"

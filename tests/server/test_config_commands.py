@@ -79,6 +79,13 @@ def test_every_problem_that_only_the_start_would_find_is_a_line(tmp_path):
         assert sum(line.startswith(f"{place} from --{place.replace('_', '-')}: ") for line in lines) == 1
 
 
+def test_every_key_of_a_file_that_is_no_setting_is_named(tmp_path):
+    file = tmp_path / "server.toml"
+    file.write_text("max_tabels = 1\nmax_tables = 2\nmax_streem = 3\n")
+    (line,) = problems("--config", file)
+    assert f"{file}, line 1: max_tabels is not a setting: max_tables is; {file}, line 3: max_streem is not a setting: max_streams is" in line
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_directory_that_this_user_may_not_write_to_is_a_problem(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)

@@ -55,7 +55,7 @@ def import_table(
     is read as a whole before its first row is stored: of a broken one nothing is stored.
 
     Args:
-        buffer: the table: a remote buffer or one in process. It needs the role ``actor``.
+        buffer: the table: a remote buffer or one in process. It needs the role ``actor``, and ``reader`` with `resume`.
         path: the folder of an export; or a folder of files of one format, which have the same arrays of shape [rows, ...]; or one such file.
         append: whether the table may have rows.
         resume: goes on with an import of the same files that did not end. It began with an empty table, and nobody else wrote to it.

@@ -108,7 +108,7 @@ browser: ## Install chromium, which the tests of the dashboard drive: on Debian,
 		echo "There is no chromedriver, and it cannot be installed here: the tests of the dashboard in a browser will fail, or set TDREPLAY_BROWSER=none" >&2
 
 # Four workers for two cores, because many tests wait. What pytest makes of the test files is kept in __pycache__, whatever the environment says.
-test: install browser ## Run the whole test suite: nine minutes on two cores.
+test: install browser ## Run the whole test suite: some ten minutes on two cores.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 test-long: install browser ## The same, with every combination of the large matrices: some minutes more.

@@ -11,7 +11,7 @@ import typer
 from tdreplay.environment import CLIENT_SETTINGS, environment_name, unknown_names
 from tdreplay_client.transport.targets import Target, found_target
 
-__all__ = ["Address", "Profile", "Timeout", "choose_profile", "found_address", "found_server"]
+__all__ = ["Address", "Profile", "Timeout", "choose_profile", "found_server"]
 
 LOCAL = "127.0.0.1:50051"
 VARIABLE = environment_name("address")
@@ -49,8 +49,3 @@ def found_server(address: str, *, token: str | None = None) -> Target:
     """
     unknown_names(os.environ, CLIENT_SETTINGS)
     return found_target(address or None, token=token, profile=_profile.get() or None, usual=LOCAL)
-
-
-def found_address(address: str) -> str:
-    """The address to use: as `found_server`."""
-    return found_server(address).address

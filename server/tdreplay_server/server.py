@@ -92,7 +92,9 @@ class ReplayServer:
         credentials = server_credentials(config.cert_file, config.key_file, config.trusted_ca_file)
         for device in {config.storing_device, *(table.storing_device or "cpu" for table in (config.tables or {}).values())}:
             check_device(torch.device(device))
-        self._identities = Identities(config.tokens_file) if config.tokens_file or config.client_cert_auth else None
+        self._identities = (
+            Identities(config.tokens_file, certificates=config.client_cert_auth) if config.tokens_file or config.client_cert_auth else None
+        )
         self._tables = Tables(
             config.data_dir and config.data_dir.absolute(),
             config.storing_device,

@@ -47,7 +47,7 @@ def test_a_token_is_printed_once_and_kept_as_a_hash_that_only_the_owner_can_read
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o600
     assert secret.removeprefix("tdr_") not in path.read_text()
-    principal = Identities(path).of_token(secret)
+    principal = Identities(path, certificates=False).of_token(secret)
     assert (principal.name, principal.roles, principal.tables) == ("me", {Role.LEARNER, Role.ACTOR}, ("atari-*", "chess"))
 
 
@@ -66,7 +66,7 @@ def test_a_token_that_is_revoked_or_has_expired_is_not_valid(path):
     first, now = created(path, "--role", "admin", "--name", "a"), datetime.now(timezone.utc)
     second = issued(path, name="b", roles=(Role.ADMIN,), created=now, expires=now)
     assert token("revoke", "a", "--tokens-file", str(path)).returncode == 0
-    known = Identities(path)
+    known = Identities(path, certificates=False)
     with pytest.raises(UnauthenticatedError, match="not known"):
         known.of_token(first)
     with pytest.raises(UnauthenticatedError, match="'b' has expired"):
@@ -175,4 +175,4 @@ def test_a_file_may_be_a_link_and_stays_one(path, tmp_path):
     path.symlink_to(tmp_path / "mounted" / "real.json")
     secret = created(path, "--role", "admin")
     assert path.is_symlink()
-    assert Identities(path).of_token(secret).may_use("any")
+    assert Identities(path, certificates=False).of_token(secret).may_use("any")

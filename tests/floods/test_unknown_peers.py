@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -123,10 +124,16 @@ def bodies(address: str) -> list[Peer]:
     return peers
 
 
+@cache
+def bomb() -> bytes:
+    """Made once: to pack it takes longer than a server leaves an idle connection open."""
+    return gzip.compress(bytes(1 << 30 if LONG else 1 << 26), 1)
+
+
 def bombs(address: str) -> list[Peer]:
     """A message that says it unpacks to 1 GiB: 1 MB of zeros, packed."""
+    packed = bomb()
     peer = Peer(address)
-    packed = gzip.compress(bytes(1 << 30), 1) if LONG else gzip.compress(bytes(1 << 26), 1)
     stream = peer.call(ADD, ("grpc-encoding", "gzip"))
     peer.body(stream, message(len(packed), packed, compressed=True))
     assert b"grpc-status" in peer.received()

@@ -40,13 +40,14 @@ class Identities:
 
     Args:
         tokens_file: the file of tokens; None: there are none.
+        certificates: whether clients may show certificates.
 
     Raises:
         InvalidArgumentError: the file cannot be used.
     """
 
-    def __init__(self, tokens_file: Path | None) -> None:
-        self._path = tokens_file
+    def __init__(self, tokens_file: Path | None, *, certificates: bool) -> None:
+        self._path, self._certificates = tokens_file, certificates
         self._known: Mapping[bytes, _Known] = {}
         self._over = threading.Event()
         if tokens_file is not None:
@@ -81,6 +82,10 @@ class Identities:
         if self._path is None:
             return unlimited(name)
         raise UnauthenticatedError("this server asks for a token: give it as token=, in TDREPLAY_TOKEN, or in a profile")
+
+    def is_stranger(self, token: str | None) -> bool:
+        """Whether nobody can be known by what a call shows: a token that is not known, or none, where there are no certificates."""
+        return not self._certificates if token is None else digest_of(token) not in self._known
 
     def start(self) -> None:
         """From now on the file is looked at once a second, until `close`."""

@@ -8,28 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from tdreplay.errors import InvalidArgumentError
+from tdreplay.errors import InvalidArgumentError, UnauthenticatedError
 from tdreplay.framing import split
 from tdreplay_server.transport.call import Call, Request
 from tdreplay_server.transport.guards.guard import Answer, Answers, Guard, guarded
 
-__all__ = ["Dispatch"]
+__all__ = ["Dispatch", "Metadata"]
 
+Metadata: TypeAlias = "Sequence[tuple[str, str | bytes]]"
+"""What a client sends beside its requests."""
 REFUSING_THREADS = 2
 """Threads for calls for which there is no room. To refuse a call takes no time."""
 
 
 class _Ways(NamedTuple):
-    """The handlers of a method: of calls for which there is room, and of calls that are refused, in threads of their own."""
+    """The handlers of a method: of calls with room; and, in threads of their own, of those without, and of those that nobody knows."""
 
     admitted: grpc.RpcMethodHandler[Any, Any]
     refused: grpc.RpcMethodHandler[Any, Any]
+    stranger: grpc.RpcMethodHandler[Any, Any]
 
 
 class Dispatch(grpc.GenericRpcHandler):
@@ -47,6 +50,9 @@ class Dispatch(grpc.GenericRpcHandler):
         admit: says whether there is room for a call when it arrives. It does not wait.
         threads: the threads of these calls; None: those of the server.
         calls: the names of the calls that it serves; None: all.
+        strangers: says of the metadata of a call that arrives whether nobody knows its caller. Those calls are refused by `asks` in a thread of their
+            own, so that however many come they take little from others.
+        asks: the guards that refuse them.
     """
 
     def __init__(
@@ -57,13 +63,20 @@ class Dispatch(grpc.GenericRpcHandler):
         admit: Callable[[], bool],
         threads: ThreadPoolExecutor | None = None,
         calls: Collection[str] | None = None,
+        strangers: Callable[[Metadata], bool] = lambda _: False,
+        asks: Sequence[Guard] = (),
     ) -> None:
-        self._admit = admit
+        self._admit, self._strangers = admit, strangers
+        asking = ThreadPoolExecutor(1, thread_name_prefix="tdreplay-stranger")
         refusing = ThreadPoolExecutor(REFUSING_THREADS, thread_name_prefix="tdreplay-refusal")
 
         def ways(method: Any) -> _Ways:
             act = getattr(service, method.name)
-            return _Ways(_handler(method, act, guards, threads, admitted=True), _handler(method, act, guards, refusing, admitted=False))
+            return _Ways(
+                _handler(method, act, guards, threads, admitted=True),
+                _handler(method, act, guards, refusing, admitted=False),
+                _handler(method, _refused_stranger, asks, asking, admitted=False),
+            )
 
         self._ways = {
             f"/{descriptor.full_name}/{method.name}": ways(method) for method in descriptor.methods if calls is None or method.name in calls
@@ -74,6 +87,8 @@ class Dispatch(grpc.GenericRpcHandler):
         ways = self._ways.get(handler_call_details.method)
         if ways is None:
             return None
+        if self._strangers(handler_call_details.invocation_metadata or ()):
+            return ways.stranger
         return ways.admitted if self._admit() else ways.refused
 
 
@@ -117,6 +132,11 @@ def _acting(method: Any, act: Callable[..., Any]) -> Callable[[Iterator[Request]
         return (act(requested(requests), call),)
 
     return stream if method.server_streaming else single
+
+
+def _refused_stranger(_requests: Any, _call: Call) -> NoReturn:
+    """In place of a method, behind the guards that refuse strangers: no call of one comes further, also if its token was made just now."""
+    raise UnauthenticatedError("nobody knew the token when the call came: try again")
 
 
 def _only(requests: Iterator[Request], name: str) -> Request:

@@ -84,13 +84,16 @@ class GrpcServer:
         self._shares = Shares(_share("max_calls_per_client", limits.max_calls_per_client, limits.max_workers))
         streams = _share("max_streams_per_client", limits.max_streams_per_client, limits.max_streams)
         self._permits = Permits(limits.max_streams, limits.max_standing, streams)
-        asks: list[Guard] = [] if identities is None else [Identity(identities)]
+        identity = None if identities is None else Identity(identities)
+        asks: list[Guard] = [] if identity is None else [identity]
         outermost: list[Guard] = [*([counts] if counting else []), *([_tracing()] if tracing else []), Statuses(paths)]
         # From the outside in: each call passes them in this order. Only behind `running` may a call be refused that was let in.
         guards: tuple[Guard, ...] = (*outermost, self._running, *asks, self.clients, self._shares, self._in_flight, self._permits)
         look_guards: tuple[Guard, ...] = (*outermost, self._looking, *asks, self.clients)
-        looks = Dispatch(SERVICE, service, look_guards, self._looking.admit, self._look_threads, LOOKS)
-        dispatch = Dispatch(SERVICE, service, guards, self._running.admit)
+        strangers = (lambda _: False) if identity is None else identity.is_stranger
+        refusing = (*outermost, *asks)
+        looks = Dispatch(SERVICE, service, look_guards, self._looking.admit, self._look_threads, LOOKS, strangers=strangers, asks=refusing)
+        dispatch = Dispatch(SERVICE, service, guards, self._running.admit, strangers=strangers, asks=refusing)
         self._grpc.add_generic_rpc_handlers((looks, dispatch, self._health.dispatch(), self._reflection.dispatch()))
 
     def limits(self) -> list[Limit]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tdreplay.errors import InternalError, InvalidArgumentError, ReplayError
-from tdreplay.texts import MAX_DETAILS
 from tdreplay_server.system.logs import log
 from tdreplay_server.transport.call import Call, ClientGoneError, Request
 from tdreplay_server.transport.guards.details import details_of
 from tdreplay_server.transport.guards.guard import Answer, Proceed
 from tdreplay_server.transport.guards.private_paths import PrivatePaths
+from tdreplay_server.transport.guards.refusal_log import RefusalLog
 
 __all__ = ["Statuses", "statuses"]
 
@@ -26,14 +26,14 @@ class Statuses:
     """
 
     def __init__(self, paths: PrivatePaths | None = None) -> None:
-        self._paths = paths or PrivatePaths()
+        self._paths, self._log = paths or PrivatePaths(), RefusalLog()
 
     def __call__(self, requests: Iterator[Request], call: Call, proceed: Proceed) -> Iterator[Answer]:
         """Raises what gRPC takes for the end of a call."""
         try:
             yield from proceed(requests, call)
         except ReplayError as error:
-            _log_refusal(call, error)
+            self._log.refused(call, error)
             call.fail(error, details_of(self._paths.hidden(str(error), own=isinstance(error, OF_THE_CLIENT))))
         except ClientGoneError as error:
             log.debug("the client is gone: there is nobody to tell", call=call.method, error=repr(error))
@@ -44,15 +44,3 @@ class Statuses:
 
 statuses = Statuses()
 """For calls that touch no file."""
-
-
-def _log_refusal(call: Call, error: ReplayError) -> None:
-    log.info(
-        "call refused",
-        call=call.method,
-        request_id=call.request_id,
-        peer=call.peer,
-        caller=call.principal.name,
-        error=type(error).__name__,
-        details=str(error)[:MAX_DETAILS],
-    )

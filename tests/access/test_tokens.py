@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -176,3 +177,25 @@ def test_a_file_may_be_a_link_and_stays_one(path, tmp_path):
     secret = created(path, "--role", "admin")
     assert path.is_symlink()
     assert Identities(path, certificates=False).of_token(secret).may_use("any")
+
+
+def test_a_pipe_in_the_place_of_the_file_is_refused_and_does_not_end_the_look_at_it(path):
+    secret = created(path, "--role", "learner", "--name", "me")
+    known = Identities(path, certificates=False)
+    known.start()
+    try:
+        path.unlink()
+        os.mkfifo(path, 0o600)
+        with pytest.raises(InvalidArgumentError, match="no regular file"):
+            read_tokens(path)
+        time.sleep(1.5)
+        assert known.of_token(secret).name == "me"
+        path.unlink()
+        change_tokens(path, lambda tokens: tokens)
+        ends = time.monotonic() + 20
+        with suppress(UnauthenticatedError):
+            while known.of_token(secret):
+                assert time.monotonic() < ends
+                time.sleep(0.05)
+    finally:
+        known.close()

@@ -113,3 +113,21 @@ def test_a_call_without_a_generation_has_the_newest_row_of_each_slot_and_no_prog
         assert [len(answer.progress) for answer in answers] == [0] * 5
         assert [answer.batch_rows for answer in answers] == [2] * 5
         assert numbers(buffer.sample_all()) == [10, 11, 12, 13, 14, 15, 16, 7, 8, 9]
+
+
+def test_an_epoch_without_rows_ends_when_its_client_is_gone(address, table, stub):
+    """A client that is told nothing of its progress: all of its batches are empty, and there are more than can be looked for in a lifetime."""
+    with RemoteReplayBuffer(address, table=table, buffer_size=10, max_times_sampled=1) as buffer:
+        buffer.add_batch(rows(4))
+        requests: queue.SimpleQueue[pb.EpochRequest | None] = queue.SimpleQueue()
+        requests.put(pb.EpochRequest(table=table, batch_size=1, n_epochs=1 << 40, credits=1))
+        call = stub.Epoch(iter(requests.get, None))
+        assert next(call).batch_rows == 1
+        buffer.sample_batch(4)
+        requests.put(pb.EpochRequest(credits=1))
+        call.cancel()
+        requests.put(None)
+        ends = time.monotonic() + 30
+        while any("Epoch" in client.open_calls for client in RemoteReplayBuffer.server_status(address).clients):
+            assert time.monotonic() < ends
+            time.sleep(0.05)

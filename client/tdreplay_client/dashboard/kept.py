@@ -28,7 +28,11 @@ class KeptAnswers:
         with making:
             made, answer = self._answers.get(key, (0.0, None))
             if time.monotonic() - made >= seconds:
-                answer = make()
+                try:
+                    answer = make()
+                except BaseException:
+                    self._forget(key)
+                    raise
                 self._keep(key, answer)
         return answer
 
@@ -40,3 +44,9 @@ class KeptAnswers:
                 oldest = next(iter(self._answers))
                 del self._answers[oldest]
                 self._making.pop(oldest, None)
+
+    def _forget(self, key: Hashable) -> None:
+        """Keeps nothing of what could not be answered: pages may ask for anything."""
+        with self._lock:
+            self._answers.pop(key, None)
+            self._making.pop(key, None)

@@ -40,7 +40,7 @@ def read_tokens(path: Path) -> Tokens:
 
 def _content(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             _check_rights(path, os.fstat(file.fileno()))
             return file.read(MOST_BYTES)
     except FileNotFoundError:
@@ -49,8 +49,15 @@ def _content(path: Path) -> bytes:
         raise InvalidArgumentError(f"tokens_file ({path}) cannot be read: {error.strerror}") from None
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file. It does not wait for somebody who writes to a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _check_rights(path: Path, found: os.stat_result) -> None:
     """Passes where nobody but the file's owner can make tokens. Who can read it learns names and roles, and no token."""
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidArgumentError(f"tokens_file ({path}) is no regular file")
     if found.st_mode & OTHERS_WRITE:
         raise InvalidArgumentError(f"tokens_file ({path}): other users may write to it, and so make tokens: chmod 600 {path}")
     if found.st_uid not in (0, os.geteuid()) and os.geteuid():

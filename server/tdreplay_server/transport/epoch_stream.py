@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from tdreplay.epoch_messages import progress_to_message
@@ -15,6 +15,7 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.tables.epochs import EpochBatch, EpochBatches
 from tdreplay_server.tables.selection import joined
 from tdreplay_server.tables.table import Table
+from tdreplay_server.transport.call import ClientGoneError
 from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.encoding import Outgoing, in_segment
 from tdreplay_server.transport.shared_memory import Segments
@@ -38,11 +39,13 @@ class EpochStream:
         table: Has the rows.
         batches: Says which they are.
         segments: The shared memory of the call; None: it has none.
+        is_active: Whether the client still waits.
         says_progress: Whether the client wants to know where it stands.
     """
 
-    def __init__(self, table: Table, batches: EpochBatches, segments: Segments | None, *, says_progress: bool) -> None:
-        self._table, self._batches, self._segments, self._says_progress = table, batches, segments, says_progress
+    def __init__(self, table: Table, batches: EpochBatches, segments: Segments | None, is_active: Callable[[], bool], *, says_progress: bool) -> None:
+        self._table, self._batches, self._segments = table, batches, segments
+        self._is_active, self._says_progress = is_active, says_progress
 
     def messages(self, place: EpochPlace, granted: Credits, most: int) -> Iterator[Any]:
         """The batches from `place` on, up to `most` of them in a message. No credit is awaited at the end."""
@@ -81,7 +84,13 @@ class EpochStream:
         return time.monotonic() - self._spoke >= SILENT_SECONDS
 
     def _progress(self, place: EpochPlace) -> Generator[Any, None, EpochPlace]:
-        """Says how far it is, where the client wants to know, and gives the place."""
+        """Says how far it is, where the client wants to know, and gives the place.
+
+        Raises:
+            ClientGoneError: the client is gone. Who is told nothing could be looked for rows for ever.
+        """
+        if not self._is_active():
+            raise ClientGoneError
         if self._says_progress:
             yield pb.EpochResponse(**self._head([place]))
             self._spoke = time.monotonic()

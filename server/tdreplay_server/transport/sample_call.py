@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from tdreplay.limits import check_whole
+from tdreplay.limits import LEAST_SHARED_BYTES, MOST_SHARED_BYTES, check_whole
 from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.durability.insert import Priorities
@@ -21,6 +20,10 @@ from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.encoding import Outgoing
 
 __all__ = ["SampleCall", "draw_head", "read_ahead", "updated"]
+
+MOST_SEGMENTS = MOST_SHARED_BYTES // LEAST_SHARED_BYTES
+"""The most segments of shared memory that a call can have."""
+NOTHING = np.empty(0, np.uint8)
 
 
 class SampleCall:
@@ -95,23 +98,61 @@ def _checked(update: pb.PriorityUpdate) -> tuple[RowIds, Priorities]:
 
 
 def read_ahead(requests: Iterator[Request], note: Callable[[Any], object]) -> Iterator[Request]:
-    """The same requests, which a thread of its own reads as they come, and notes at once.
+    """What the requests say, which a thread of its own reads as they come, and notes at once. Several that came meanwhile are given as one.
 
     So the client is heard while the call waits: what the call waits for may follow from what the client says.
     """
-    heard: queue.SimpleQueue[Request | Exception | None] = queue.SimpleQueue()
+    heard = _Heard()
     threading.Thread(target=_read, args=(requests, note, heard), name="tdreplay-requests", daemon=True).start()
-    while (request := heard.get()) is not None:
-        if isinstance(request, Exception):
-            raise request
-        yield request
+    return iter(heard.next, None)
 
 
-def _read(requests: Iterator[Request], note: Callable[[Any], object], heard: queue.SimpleQueue[Request | Exception | None]) -> None:
+class _Heard:
+    """What a client said that the call did not act on yet. It does not grow, however many messages come."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._said: Request | None = None
+        self._error: Exception | None = None
+        self._over = False
+
+    def add(self, head: Any) -> None:
+        """Adds the credits and the segments of a message.
+
+        Raises:
+            InvalidArgumentError: credits are negative, or there are more segments than a call has.
+        """
+        with self._changed:
+            said = pb.SampleRequest() if self._said is None else self._said.head
+            granted = check_whole(said.credits + check_whole(head.credits, "credits", 0), "credits", 0)
+            check_whole(len(said.released_slots) + len(head.released_slots), "the number of released_slots", 0, MOST_SEGMENTS)
+            said.credits = granted
+            said.released_slots.extend(head.released_slots)
+            self._said = Request(said, NOTHING)
+            self._changed.notify()
+
+    def end(self, error: Exception | None) -> None:
+        """Nothing more comes. `error`: what `next` raises after what came before."""
+        with self._changed:
+            self._error, self._over = error, True
+            self._changed.notify()
+
+    def next(self) -> Request | None:
+        """All that came since the last time, as one message. Waits until there is something; None: the client says no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._said is not None or self._over)
+            said, self._said = self._said, None
+            if said is None and self._error is not None:
+                raise self._error
+            return said
+
+
+def _read(requests: Iterator[Request], note: Callable[[Any], object], heard: _Heard) -> None:
     try:
         for request in requests:
             note(request.head)
-            heard.put(request)
-        heard.put(None)
+            heard.add(request.head)
     except Exception as error:  # noqa: BLE001 - the thread of the call raises it.
-        heard.put(error)
+        heard.end(error)
+    else:
+        heard.end(None)

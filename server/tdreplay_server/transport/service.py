@@ -163,7 +163,8 @@ class ReplayBufferService:
             if query.shared_slots > 0:
                 yield pb.EpochResponse(shared_memory=offer(segments))
             granted = Credits(query.credits, requests, segments)
-            yield from EpochStream(table, batches, segments, says_progress=bool(query.generation_id)).messages(place, granted, most)
+            stream = EpochStream(table, batches, segments, lambda: call.is_active, says_progress=bool(query.generation_id))
+            yield from stream.messages(place, granted, most)
 
     def UpdatePriorities(self, request: Request, call: Call) -> pb.UpdatePrioritiesResponse:
         return pb.UpdatePrioritiesResponse(**updated(self._tables[request.head.table], (request.head.update,))._asdict())

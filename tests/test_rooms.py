@@ -21,6 +21,7 @@ PLANTED = {
         "import tdreplay_server.transport.guards.running",
     ),
     "gRPC is known to these modules alone": ("server/tdreplay_server/transport/service.py", "import grpc"),
+    "Prometheus and OpenTelemetry are known to these modules alone": ("server/tdreplay_server/tables/table.py", "import prometheus_client"),
     "TorchRL is known to its adapters alone": ("server/tdreplay_server/storage/ring.py", "import torchrl.data"),
 }
 """A contract, and an import that breaks it: where, and which."""

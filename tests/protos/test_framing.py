@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import MutableMapping
 
 import numpy as np
 import pytest
@@ -46,7 +47,9 @@ def messages(draw: st.DrawFn, types: list[type[Message]] = WITH_BLOCK) -> Messag
     message = draw(st.sampled_from(types))()
     for descriptor in message.DESCRIPTOR.fields:
         place = getattr(message, descriptor.name)
-        if isinstance(place, Message):
+        if isinstance(place, MutableMapping):
+            place.update(draw(st.dictionaries(st.text(max_size=20), integers, max_size=3)))
+        elif isinstance(place, Message):
             place.CopyFrom(draw(messages([type(place)])))
         elif not hasattr(place, "extend"):
             setattr(message, descriptor.name, draw(values[descriptor.type]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import ssl
 import threading
@@ -96,10 +97,15 @@ def test_an_open_stream_shows_its_messages_and_one_that_its_client_ends_is_cance
     with RemoteReplayBuffer(server.address, table=table, buffer_size=100) as buffer:
         buffer.add_batch(rows(10))
         before = scraped(server)
-        with buffer.stream(4) as batches:
+        requests: queue.SimpleQueue[pb.SampleRequest | None] = queue.SimpleQueue()
+        requests.put(pb.SampleRequest(table=table, batch_size=4, credits=5, batches_per_message=1))
+        with grpc.insecure_channel(server.address) as channel:
+            batches = ReplayBufferServiceStub(channel).Sample(iter(requests.get, None))
             for _ in range(5):
                 next(batches)
             during = scraped(server)
+            batches.cancel()  # The client has not said that it sends no more: then the call would end well.
+            requests.put(None)
         assert growth(before, during, "grpc_server_msg_sent_total", grpc_method="Sample") >= 5
         assert growth(before, during, "tdreplay_open_calls", grpc_method="Sample") == 1
         canceled = value(before, "grpc_server_handled_total", grpc_method="Sample", grpc_code="Canceled")

@@ -58,7 +58,7 @@ def test_a_text_forges_no_line_of_the_log(send, caplog):
     assert line.isprintable()
     assert record.exc_info is None
     entries = dict(entry.split("=", 1) for entry in shlex.split(line))
-    assert set(entries) == {"timestamp", "level", "event", "call", "request_id", "error", "details"}
+    assert set(entries) == {"timestamp", "level", "event", "call", "request_id", "peer", "caller", "error", "details"}
     assert (entries["level"], entries["event"]) == ("info", "call refused")
 
 

@@ -163,6 +163,8 @@ def test_what_is_too_large_or_not_there_is_refused(page):
     assert page.refusal("tables/nothing/rows") == (404, "There is no such table. It may have been dropped.")
     assert page.refusal("tables/odd/episodes") == (404, "The rows of this table are no steps of episodes.")
     assert page.refusal("tables/pixels/episodes/77") == (404, "No step of this episode is stored, or none any more.")
+    for number in ("9" * 30, "9" * 5000, "-1", "x"):
+        assert page.refusal(f"tables/pixels/episodes/{number}")[0] == 400
 
 
 def test_images_are_the_pixels_of_the_rows(page):

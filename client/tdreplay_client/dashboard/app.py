@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from tdreplay.errors import InvalidArgumentError, ReplayError, TableNotFoundError
+from tdreplay.limits import check_whole
 from tdreplay_client.dashboard.episodes import episode_histograms, episode_page, episode_steps, newest_episodes
 from tdreplay_client.dashboard.guard import Guard
 from tdreplay_client.dashboard.kept import KeptAnswers
@@ -85,7 +86,7 @@ class Answers:
 
     def episode(self, request: Request) -> Response:
         """The steps of one episode."""
-        return _json(episode_steps(self._reader, _table(request), request.path_params["episode"]))
+        return _json(episode_steps(self._reader, _table(request), _episode(request)))
 
     def _head(self) -> dict[str, Any]:
         return {"address": self._address, "error": self._observer.error, "now": time.time(), "seconds": HISTORY_SECONDS, "interval": POLL_SECONDS}
@@ -130,7 +131,7 @@ def dashboard_app(address: str, observer: Observer, reader: RowReader, names: Co
         f"{table}/value": answers.value,
         f"{table}/image": answers.image,
         f"{table}/episodes": answers.episodes,
-        f"{table}/episodes/{{episode:int}}": answers.episode,
+        f"{table}/episodes/{{episode}}": answers.episode,
     }
     return Starlette(
         routes=[
@@ -167,8 +168,16 @@ def _whole(request: Request, name: str, default: Any) -> Any:
     return _parsed(request, name, int, default)
 
 
+def _episode(request: Request) -> int:
+    given = str(request.path_params["episode"])
+    return check_whole(_read(given, "episode", int, None), "episode", 0)
+
+
 def _parsed(request: Request, name: str, kind: Callable[[str], Any], default: Any) -> Any:
-    given = request.query_params.get(name, "")
+    return _read(request.query_params.get(name, ""), name, kind, default)
+
+
+def _read(given: str, name: str, kind: Callable[[str], Any], default: Any) -> Any:
     try:
         return kind(given) if given else default
     except ValueError:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tdreplay.command import command_line, failures_in_one_line, one_line, version_option
+from tdreplay.environment import CLIENT_SETTINGS, environment_name
 from tdreplay.errors import ReplayError
 from tdreplay.limits import DEFAULT_TABLE, check_seconds
 from tdreplay_client.commands import files
@@ -24,7 +25,11 @@ __all__ = ["app", "main"]
 
 NAME = "tdreplay"
 
-DESCRIPTION = "The client of a replay buffer server."
+VARIABLES = ", ".join(map(environment_name, CLIENT_SETTINGS))
+DESCRIPTION = f"""The client of a replay buffer server.
+
+Where the server is, and what it is shown, also comes from the environment: {VARIABLES}. 'tdreplay doctor' says what is in the way to a server.
+"""
 
 app = command_line(NAME, DESCRIPTION)
 app.add_typer(table, name="table")

@@ -10,7 +10,7 @@ from tdreplay.errors import InvalidArgumentError
 __all__ = ["CLIENT_SETTINGS", "ENV_PREFIX", "environment_name", "nearest", "unknown_names"]
 
 ENV_PREFIX = "TDREPLAY_"
-OTHERS = {"TDREPLAY_BENCH_ENVS", "TDREPLAY_DOCKER", "TDREPLAY_FAILPOINT", "TDREPLAY_KILLS", "TDREPLAY_LONG"}
+OTHERS = frozenset(map("TDREPLAY_{}".format, ["BENCH_ENVS", "BROWSER", "DOCKER", "FAILPOINT", "FLOODS", "FUZZ", "KILLS", "LONG", "PROMETHEUS"]))
 """Variables of the benchmarks and the tests. They are no settings."""
 
 CLIENT_SETTINGS = (

@@ -100,6 +100,15 @@ def test_certificates_that_cannot_be_used_are_named_before_the_server_listens(au
     assert f"{broken} ({path})" in why_not(**{**authority.mutual, broken: path}) or content is None
 
 
+def test_a_certificate_that_is_a_pipe_is_refused_at_once(tmp_path):
+    authority = Authority(tmp_path)
+    pipe = authority.server_files["cert_file"]
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with pytest.raises(InvalidArgumentError, match="no regular file"):
+        ReplayServer(ServerConfig(address="127.0.0.1:0", **authority.server_files)).start()
+
+
 def test_a_key_of_another_certificate_is_refused(authority, tmp_path):
     other = Authority(tmp_path / "another").server_files["key_file"]
     assert "do not go together: key values mismatch" in why_not(cert_file=authority.server_files["cert_file"], key_file=other)

@@ -16,6 +16,7 @@ from tdreplay.errors import InvalidArgumentError
 from tdreplay_server.access.tokens import Tokens
 from tdreplay_server.system.logs import log
 from tdreplay_server.system.private_files import open_file, sync, write_file
+from tdreplay_server.system.small_files import opened_at_once
 
 __all__ = ["change_tokens", "read_tokens"]
 
@@ -40,7 +41,7 @@ def read_tokens(path: Path) -> Tokens:
 
 def _content(path: Path) -> bytes:
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        with opened_at_once(path) as file:
             _check_rights(path, os.fstat(file.fileno()))
             return file.read(MOST_BYTES)
     except FileNotFoundError:
@@ -49,15 +50,8 @@ def _content(path: Path) -> bytes:
         raise InvalidArgumentError(f"tokens_file ({path}) cannot be read: {error.strerror}") from None
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Opens a file. It does not wait for somebody who writes to a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def _check_rights(path: Path, found: os.stat_result) -> None:
     """Passes where nobody but the file's owner can make tokens. Who can read it learns names and roles, and no token."""
-    if not stat.S_ISREG(found.st_mode):
-        raise InvalidArgumentError(f"tokens_file ({path}) is no regular file")
     if found.st_mode & OTHERS_WRITE:
         raise InvalidArgumentError(f"tokens_file ({path}): other users may write to it, and so make tokens: chmod 600 {path}")
     if found.st_uid not in (0, os.geteuid()) and os.geteuid():

@@ -14,8 +14,12 @@ import grpc
 from tdreplay.errors import InvalidArgumentError
 from tdreplay_server.system.file_changes import signature_of
 from tdreplay_server.system.logs import log
+from tdreplay_server.system.small_files import opened_at_once
 
 __all__ = ["CertificateFiles", "server_credentials"]
+
+MOST_BYTES = 4 << 20
+"""As much is read of a file: certificates of all authorities that a system trusts have a quarter of a MiB."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ def server_credentials(cert_file: Path | None, key_file: Path | None, trusted_ca
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with opened_at_once(path) as file:
+            return file.read(MOST_BYTES)
     except OSError as error:
         raise InvalidArgumentError(f"{path} cannot be read: {error.strerror}") from None
 

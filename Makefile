@@ -107,12 +107,12 @@ browser: ## Install chromium, which the tests of the dashboard drive: on Debian,
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver; } || \
 		echo "There is no chromedriver, and it cannot be installed here: the tests of the dashboard in a browser will fail, or set TDREPLAY_BROWSER=none" >&2
 
-# Four workers for two cores, because many tests wait. What pytest makes of the test files is kept in __pycache__, whatever the environment says.
-test: install browser ## Run the whole test suite: some ten minutes on two cores.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+# Three workers for two cores, because many tests wait; with more, those that have deadlines wait for a core. What pytest makes of the test files is kept in __pycache__, whatever the environment says.
+test: install browser ## Run the whole test suite: some fourteen minutes on two cores.
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 test-long: install browser ## The same, with every combination of the large matrices: some minutes more.
-	PYTHONDONTWRITEBYTECODE= TDREPLAY_LONG=1 $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= TDREPLAY_LONG=1 $(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 floors: install ## Test the client alone, with the oldest and the newest versions of what it needs: two minutes.
 	$(BIN)/python tests/matrix this:oldest:client this:newest:client $(ARGS)

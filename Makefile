@@ -107,7 +107,8 @@ browser: ## Install chromium, which the tests of the dashboard drive: on Debian,
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver; } || \
 		echo "There is no chromedriver, and it cannot be installed here: the tests of the dashboard in a browser will fail, or set TDREPLAY_BROWSER=none" >&2
 
-# Three workers for two cores, because many tests wait; with more, those that have deadlines wait for a core. What pytest makes of the test files is kept in __pycache__, whatever the environment says.
+# Three workers for two cores, because many tests wait; with more, those that have deadlines wait for a core. What pytest makes of the test files is
+# kept in __pycache__, whatever the environment says.
 test: install browser ## Run the whole test suite: some fourteen minutes on two cores.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 

@@ -43,7 +43,7 @@ def test_each_row_of_a_queue_comes_and_twice_only_where_its_lease_was_given_back
     servers = Servers(tmp_path / "data")
     learners = [Worker(servers.address, str(tmp_path), number) for number in range(LEARNERS)]
     writers = [Worker(servers.address, str(tmp_path), LEARNERS + number) for number in range(WRITERS)]
-    kills: dict[int | None, list[float]] = defaultdict(list)  # Of the server, or of the learner of that number -> when.
+    kills: dict[int | None, list[tuple[float, float]]] = defaultdict(list)  # Of the server, or of the learner of that number -> from when to when.
     with ExitStack() as stack:
         server = stack.enter_context(servers.running())
         writing = [stack.enter_context(child_of(write, writer)) for writer in writers]
@@ -52,12 +52,14 @@ def test_each_row_of_a_queue_comes_and_twice_only_where_its_lease_was_given_back
             until_rows_come(learners)
             if kill % 2:
                 number = kill // 2
-                kills[number].append(killed_learner(learners[number], children[number]))
+                moment = killed_learner(learners[number], children[number])
+                kills[number].append((moment, moment))  # It took no more.
                 children[number] = stack.enter_context(child_of(learn, learners[number]))
             else:
-                kills[None].append(time.monotonic())
+                begin = time.monotonic()
                 server.kill()
                 server.wait()
+                kills[None].append((begin, time.monotonic()))  # It may have sent batches until it was dead.
                 server = stack.enter_context(servers.running())
         until_rows_come(learners)
         for writer in writers:
@@ -72,7 +74,7 @@ def test_each_row_of_a_queue_comes_and_twice_only_where_its_lease_was_given_back
     taken = [learner.taken for learner in learners]
     assert {row for batches in taken for batch in batches for row in batch.rows} == every
     repeated = check_repeats(taken, kills)
-    check_order(taken, [writer.number for writer in writers], max(moment for moments in kills.values() for moment in moments))
+    check_order(taken, [writer.number for writer in writers], max(dead for of_one in kills.values() for _, dead in of_one))
     print(f"{len(every)} rows, {2 * KILLS} kills, {repeated} rows came again")
 
 
@@ -89,7 +91,7 @@ def killed_learner(learner: Worker, child: Child) -> float:
     return moment
 
 
-def check_repeats(taken: list[list[Taken]], kills: dict[int | None, list[float]]) -> int:
+def check_repeats(taken: list[list[Taken]], kills: dict[int | None, list[tuple[float, float]]]) -> int:
     """Each time but the last that a row came, it was in one of the last batches that its learner took before a kill. Gives how many came again."""
     last: dict[tuple[int, int], float] = {}
     for batch in (batch for batches in taken for batch in batches):
@@ -97,9 +99,9 @@ def check_repeats(taken: list[list[Taken]], kills: dict[int | None, list[float]]
     repeated = 0
     for number, batches in enumerate(taken):
         at_risk = set()
-        for moment in kills[None] + kills[number]:
-            before = sum(batch.moment <= moment for batch in batches)
-            at_risk |= set(range(before - PREFETCH, before + PREFETCH))  # Some may still be here when the server is gone.
+        for begin, dead in kills[None] + kills[number]:
+            first, last_place = (sum(batch.moment <= moment for batch in batches) for moment in (begin, dead))
+            at_risk |= set(range(first - PREFETCH, last_place + PREFETCH))  # Some may still be here when the server is gone.
         for place, batch in enumerate(batches):
             again = sum(last[row] > batch.moment for row in batch.rows)
             assert not again or place in at_risk, f"batch {place} of learner {number} came again, and its lease was not given back"

@@ -121,7 +121,8 @@ def test_a_stream_is_one_span_and_its_batches_come_as_they_are_asked_for(exporte
 def test_a_server_without_the_setting_makes_no_spans(exporter, address):
     with grpc.insecure_channel(address) as channel:
         ReplayBufferServiceStub(channel).ListTables(pb.ListTablesRequest(), timeout=10)
-    assert not exporter.get_finished_spans()
+    # A stream of a test before this one may end now.
+    assert not [span for span in exporter.get_finished_spans() if span.name.endswith("ListTables")]
 
 
 def test_without_the_package_the_setting_says_what_to_install(monkeypatch):

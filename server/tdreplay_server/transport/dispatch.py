@@ -17,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from tdreplay.errors import InvalidArgumentError, UnauthenticatedError
 from tdreplay.framing import split
 from tdreplay_server.transport.call import Call, Request
+from tdreplay_server.transport.call_threads import CallThreads
 from tdreplay_server.transport.guards.guard import Answer, Answers, Guard, guarded
 
 __all__ = ["Dispatch", "Metadata"]
@@ -67,8 +68,7 @@ class Dispatch(grpc.GenericRpcHandler):
         asks: Sequence[Guard] = (),
     ) -> None:
         self._admit, self._strangers = admit, strangers
-        asking = ThreadPoolExecutor(1, thread_name_prefix="tdreplay-stranger")
-        refusing = ThreadPoolExecutor(REFUSING_THREADS, thread_name_prefix="tdreplay-refusal")
+        asking, refusing = CallThreads(1, "tdreplay-stranger"), CallThreads(REFUSING_THREADS, "tdreplay-refusal")
 
         def ways(method: Any) -> _Ways:
             act = getattr(service, method.name)

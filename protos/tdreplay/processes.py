@@ -8,6 +8,7 @@ fails in a fork. When a fork closes the object, drops it or exits, the parent's 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import weakref
 from typing import Any, Protocol
@@ -91,6 +92,10 @@ _kept: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def _after_fork() -> None:
     _this.pid = os.getpid()
+    if _kept:
+        # What was garbage before the fork is never collected here: calls of gRPC among it would act on threads and locks that the fork lacks, and
+        # gRPC would abort the process. Garbage of its own the fork collects as before.
+        gc.freeze()
     for file in list(_files):
         file.close()
     for thing in list(_kept):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -35,6 +34,7 @@ from tdreplay.trajectories import Trajectories
 from tdreplay.trajectory_state import Episode
 from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay.views import TableView, View
+from tdreplay_server.system.interrupts import Calls
 from tdreplay_server.tables.batches import as_batch, taken_in_parts
 from tdreplay_server.tables.draws import DrawnRows, generators_of
 from tdreplay_server.tables.leases import Drawn, SentBatches
@@ -96,8 +96,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         self._storing_device = where = parse_device(storing_device, "storing_device")
         self._cast = check_flag(cast, "cast")
         self._owner = Owner("the buffer")
-        self._drawing: set[int] = set()  # The threads that draw batches.
-        self._interrupted = False  # Whether one of them was interrupted, and may have left rows that nobody gets.
+        self._draws, self._inserts = Calls(), Calls()  # Where one was interrupted, there may be rows that nobody gets.
         self._own_table = Table(
             TableRequest.of(buffer_size, where, sampler, rate_limiter, max_times_sampled, trajectories).config("cpu"),
             directory=directory,
@@ -120,7 +119,8 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         self.insert(given_rows(batch).prioritized(priorities))
 
     def insert(self, rows: Given, *, writer_id: str = "") -> npt.NDArray[np.int64]:
-        return insert_given(self._table, rows, cast=self._cast)
+        with self._inserts:
+            return insert_given(self._table, rows, cast=self._cast)
 
     def trajectory_writer(self, n_envs: SupportsIndex = 1, *, autoreset: Any = None) -> TrajectoryWriter:
         table = self._table
@@ -142,22 +142,19 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         query = BatchQuery(rows, uniform=only, described=True, windows=seen.windows if seen else None)
         end = now + DEFAULT_TIMEOUT if check_flag(wait, "wait") else 0.0
         self._settle()
-        thread = threading.get_ident()
-        self._drawing.add(thread)
         try:
-            return self._drawn_batch(query, draw, now, end, seen)
-        except BaseException as error:
-            self._interrupted = self._interrupted or not isinstance(error, Exception)
-            raise
+            with self._draws:
+                return self._drawn_batch(query, draw, now, end, seen)
         finally:
-            self._drawing.discard(thread)
             self._settle()
 
     def _settle(self) -> None:
-        """After an interrupt (Ctrl-C): takes back what was drawn for batches that nobody gets, once no thread draws any more."""
-        if self._interrupted and not self._drawing:
+        """After an interrupt (Ctrl-C): counts anew which rows can be drawn, those of batches that nobody got too, once no thread draws any more."""
+        for calls in (self._inserts, self._draws):
+            calls.look()
+        if (self._inserts.interrupted or self._draws.interrupted) and not self._draws.any:
             self._table.forget_leases()
-            self._interrupted = False
+            self._inserts.interrupted = self._draws.interrupted = False
 
     def _drawn_batch(self, query: BatchQuery, draw: tuple[int, int] | None, now: float, end: float, view: TableView | None) -> TensorDict:
         """The next batch. An empty buffer waits for its first row until `end`."""

@@ -148,6 +148,19 @@ def test_no_batch_of_an_interrupted_call_stays_with_a_learner_that_does_not_have
         assert buffer.describe().leased == 0
 
 
+def test_each_row_of_an_interrupted_insert_that_is_stored_can_be_drawn():
+    with ReplayBuffer("cpu", "cpu", SIZE, sampler=Fifo(), max_times_sampled=1) as buffer:
+        for _ in range(5 * INTERRUPTS):
+            with interrupted_often(1) as hits:
+                while not hits[0]:
+                    with suppress(KeyboardInterrupt):
+                        buffer.add_batch(batch(1))
+            buffer.add_batch(batch(2))
+            buffer.sample_batch(1)
+            described = buffer.describe()
+            assert described.available == described.size
+
+
 def test_interrupts_beside_other_threads():
     """The others' rows are all there, whole; of the interrupted thread's, those whose call returned."""
     with ReplayBuffer("cpu", "cpu", 1_000_000) as buffer:

@@ -80,6 +80,7 @@ class EpisodeIndex:
         """These rows are live from now on."""
         if self._oldest == self._end:
             self._oldest = self._end = ids.start
+            self._known_end = -1  # The ids may be lower than those of the rows before: a table without rows can be rewound.
         self._end = max(self._end, ids.stop)
         self._oldest = max(self._oldest, self._end - self._buffer_size)
 

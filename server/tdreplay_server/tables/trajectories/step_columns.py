@@ -57,8 +57,8 @@ class StepColumns(NamedTuple):
 
     @staticmethod
     def owned(columns: Mapping[str, Any]) -> dict[str, Any]:
-        """The same columns, with copies of those of steps: a client that shares their memory could change them meanwhile."""
-        return {**columns, **{field.name: columns[field.name].copy() for field in STEP_FIELDS if isinstance(columns[field.name], np.ndarray)}}
+        """The same columns, with copies of those of steps: whoever gave them, or a client that shares their memory, could change them meanwhile."""
+        return {**columns, **{field.name: _copied(columns[field.name]) for field in STEP_FIELDS}}
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -87,6 +87,10 @@ class StepColumns(NamedTuple):
         known = IS_KIND[self.kinds]
         if not known.all():
             raise EpisodeError(f"step_kind ({self.kinds[~known][0]}) must be one of {np.flatnonzero(IS_KIND).tolist()}")
+
+
+def _copied(column: Any) -> Any:
+    return column.detach().clone() if isinstance(column, torch.Tensor) else column.copy()
 
 
 def _array(column: Any, dtype: Any) -> npt.NDArray[Any]:

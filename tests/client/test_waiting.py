@@ -77,6 +77,15 @@ def test_who_opens_a_stream_of_an_empty_table_may_add_its_first_rows(address, ta
         buffer.stream(3).close()
 
 
+def test_a_stream_goes_on_however_often_its_table_is_emptied(address, table):
+    with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=20) as buffer, buffer.stream(3) as batches:
+        for number in range(150):
+            buffer.add_batch(rows(1, number))
+            while numbers(next(batches)) != [number] * 3:
+                pass  # Those that were on their way.
+            buffer.reset()
+
+
 def test_a_dataset_waits_for_the_first_row(address, table):
     with RemoteReplayBuffer(address, table=table, buffer_size=10, timeout=20) as buffer:
         adding = soon(lambda: buffer.add_batch(rows(1, 7)))

@@ -36,6 +36,8 @@ class EpochStream(BatchStream):
         ReplayError: the server refused the query.
     """
 
+    _DRAWN_ANEW = ()  # Its rows are gone.
+
     def __init__(
         self, connection: Connection, transfer: DeviceTransfer, prefetch: int, sharing: Sharing, plan: EpochPlan, place: EpochPlace = START
     ) -> None:

@@ -24,6 +24,7 @@ from tdreplay.errors import (
     OverwrittenError,
     RateLimitedError,
     ServerUnavailableError,
+    TableChangedError,
     UnauthenticatedError,
 )
 from tdreplay.limits import MAX_INT64
@@ -93,6 +94,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
     """
 
     _instead = "it belongs to a connection of this process. Give the other process the buffer, and open a stream there"
+    _DRAWN_ANEW: tuple[type[BaseException], ...] = (TableChangedError,)  # Between the draw of a batch and its copy: the rows of now are drawn.
 
     def __init__(
         self,
@@ -233,9 +235,12 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
                 if self._over:  # Another thread closed the stream, and with it the call.
                     raise StopIteration
                 self._lost = isinstance(pending, (*MAY_PASS, *((EmptyTableError,) if self._waits else ())))
-                raise pending
+                if not isinstance(pending, self._DRAWN_ANEW):
+                    raise pending
             finally:
                 del pending  # Its traceback holds this frame: together they would keep the shared memory mapped.
+            self._lost = True
+            return self._taken(budget)
         call.take(pending)
         batch, place = pending.take(), self._after(self._place, pending)
         del pending  # With it goes a segment whose batch was copied.

@@ -497,6 +497,7 @@ class SampleRequest(google.protobuf.message.Message):
     TAKEN_FIELD_NUMBER: builtins.int
     UPDATES_FIELD_NUMBER: builtins.int
     WINDOWS_FIELD_NUMBER: builtins.int
+    WANTS_TOTALS_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -537,6 +538,8 @@ class SampleRequest(google.protobuf.message.Message):
     """The number of batches of this call that the learner has taken so far. The rows of a batch count as drawn when it is taken. When the call ends,
     the rows of the batches that were sent and not taken can be drawn again. Not in the first message.
     """
+    wants_totals: builtins.bool
+    """The responses say of what the batches were drawn, in `totals`. First message only."""
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`. First message only."""
@@ -575,9 +578,10 @@ class SampleRequest(google.protobuf.message.Message):
         taken: builtins.int = ...,
         updates: collections.abc.Iterable[global___PriorityUpdate] | None = ...,
         windows: global___WindowQuery | None = ...,
+        wants_totals: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds", "wants_totals", b"wants_totals", "windows", b"windows"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -672,6 +676,7 @@ class SampleResponse(google.protobuf.message.Message):
     MIN_PROBABILITY_FIELD_NUMBER: builtins.int
     UPDATED_FIELD_NUMBER: builtins.int
     STALE_FIELD_NUMBER: builtins.int
+    TOTALS_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
@@ -698,6 +703,10 @@ class SampleResponse(google.protobuf.message.Message):
     def shared_memory(self) -> global___SharedMemory:
         """The server's answer to `shared_slots`. First response only."""
 
+    @property
+    def totals(self) -> global___DrawTotals:
+        """Of what these batches were drawn. Set where the client wants it."""
+
     def __init__(
         self,
         *,
@@ -709,14 +718,39 @@ class SampleResponse(google.protobuf.message.Message):
         min_probability: builtins.float = ...,
         updated: builtins.int = ...,
         stale: builtins.int = ...,
+        totals: global___DrawTotals | None = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_slot", b"_slot", "shared_memory", b"shared_memory", "slot", b"slot"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "min_probability", b"min_probability", "padding", b"padding", "shared_memory", b"shared_memory", "slot", b"slot", "stale", b"stale", "table_size", b"table_size", "updated", b"updated"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_slot", b"_slot", "shared_memory", b"shared_memory", "slot", b"slot", "totals", b"totals"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "min_probability", b"min_probability", "padding", b"padding", "shared_memory", b"shared_memory", "slot", b"slot", "stale", b"stale", "table_size", b"table_size", "totals", b"totals", "updated", b"updated"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_slot", b"_slot"]) -> typing.Literal["slot"] | None: ...
 
 global___SampleResponse = SampleResponse
+
+@typing.final
+class DrawTotals(google.protobuf.message.Message):
+    """Of what random batches are drawn, at the moment of the draw. Whoever draws from several tables draws from each in proportion to its mass."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    MASS_FIELD_NUMBER: builtins.int
+    rows: builtins.int
+    """The rows that can be drawn; with windows, the anchors."""
+    mass: builtins.float
+    """The sum of their weights. The probability of a row is its weight's part of it. Of "prioritized", a weight is the priority to the power `alpha`, as
+    the sampler has it. Of every other sampler each row weighs 1, and this is `rows`.
+    """
+    def __init__(
+        self,
+        *,
+        rows: builtins.int = ...,
+        mass: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["mass", b"mass", "rows", b"rows"]) -> None: ...
+
+global___DrawTotals = DrawTotals
 
 @typing.final
 class SampleBatchRequest(google.protobuf.message.Message):
@@ -733,6 +767,7 @@ class SampleBatchRequest(google.protobuf.message.Message):
     KNOWS_PRIORITIES_FIELD_NUMBER: builtins.int
     WAIT_SECONDS_FIELD_NUMBER: builtins.int
     WINDOWS_FIELD_NUMBER: builtins.int
+    WANTS_TOTALS_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
     batch_size: builtins.int
@@ -746,6 +781,8 @@ class SampleBatchRequest(google.protobuf.message.Message):
     knows_priorities: builtins.bool
     """As in Sample."""
     wait_seconds: builtins.float
+    """As in Sample."""
+    wants_totals: builtins.bool
     """As in Sample."""
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -767,9 +804,10 @@ class SampleBatchRequest(google.protobuf.message.Message):
         knows_priorities: builtins.bool = ...,
         wait_seconds: builtins.float | None = ...,
         windows: global___WindowQuery | None = ...,
+        wants_totals: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch", b"batch", "batch_size", b"batch_size", "fields", b"fields", "knows_priorities", b"knows_priorities", "sampler", b"sampler", "seed", b"seed", "table", b"table", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch", b"batch", "batch_size", b"batch_size", "fields", b"fields", "knows_priorities", b"knows_priorities", "sampler", b"sampler", "seed", b"seed", "table", b"table", "wait_seconds", b"wait_seconds", "wants_totals", b"wants_totals", "windows", b"windows"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -787,6 +825,7 @@ class SampleBatchResponse(google.protobuf.message.Message):
     FIRST_ROW_FIELD_NUMBER: builtins.int
     TABLE_SIZE_FIELD_NUMBER: builtins.int
     MIN_PROBABILITY_FIELD_NUMBER: builtins.int
+    TOTALS_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
@@ -801,6 +840,10 @@ class SampleBatchResponse(google.protobuf.message.Message):
     """Any bytes: aligns the block in memory. Ignore it."""
     block: builtins.bytes
     """Rows of the batch."""
+    @property
+    def totals(self) -> global___DrawTotals:
+        """As in Sample."""
+
     def __init__(
         self,
         *,
@@ -808,10 +851,12 @@ class SampleBatchResponse(google.protobuf.message.Message):
         first_row: builtins.int = ...,
         table_size: builtins.int = ...,
         min_probability: builtins.float = ...,
+        totals: global___DrawTotals | None = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "min_probability", b"min_probability", "padding", b"padding", "table_size", b"table_size"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["totals", b"totals"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "min_probability", b"min_probability", "padding", b"padding", "table_size", b"table_size", "totals", b"totals"]) -> None: ...
 
 global___SampleBatchResponse = SampleBatchResponse
 
@@ -826,12 +871,16 @@ class SampleByIndexRequest(google.protobuf.message.Message):
     FIELDS_FIELD_NUMBER: builtins.int
     WINDOWS_FIELD_NUMBER: builtins.int
     WITH_PRIORITIES_FIELD_NUMBER: builtins.int
+    ROW_IDS_FIELD_NUMBER: builtins.int
+    GENERATION_ID_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
     with_priorities: builtins.bool
     """The block has one more field, `priority`, F64 with one value a row: the priorities that the rows have now. FAILED_PRECONDITION if the rows have
     none. Not together with `windows`.
     """
+    generation_id: builtins.str
+    """The generation of the table to which `row_ids` belong, as Describe says it. ABORTED if the table has another one by now. Empty: any."""
     @property
     def index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """1 to 1048576 slots, each of which holds a live row (OUT_OF_RANGE if one does not). A slot may be named twice."""
@@ -844,6 +893,12 @@ class SampleByIndexRequest(google.protobuf.message.Message):
     def windows(self) -> global___WindowQuery:
         """As in Sample. OUT_OF_RANGE if a slot holds no anchor."""
 
+    @property
+    def row_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The ids of 1 to 1048576 rows, in place of `index`: these rows come, in this order. Those that are not stored any more are left out, and with `windows`
+        those that are no anchors; no id is refused for that. RowIdError's status, OUT_OF_RANGE, if an id was never given.
+        """
+
     def __init__(
         self,
         *,
@@ -852,9 +907,11 @@ class SampleByIndexRequest(google.protobuf.message.Message):
         fields: collections.abc.Iterable[builtins.str] | None = ...,
         windows: global___WindowQuery | None = ...,
         with_priorities: builtins.bool = ...,
+        row_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        generation_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["windows", b"windows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["fields", b"fields", "index", b"index", "table", b"table", "windows", b"windows", "with_priorities", b"with_priorities"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fields", b"fields", "generation_id", b"generation_id", "index", b"index", "row_ids", b"row_ids", "table", b"table", "windows", b"windows", "with_priorities", b"with_priorities"]) -> None: ...
 
 global___SampleByIndexRequest = SampleByIndexRequest
 
@@ -869,7 +926,7 @@ class SampleByIndexResponse(google.protobuf.message.Message):
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
-    """The number of rows of the whole batch."""
+    """The number of rows of the whole batch. 0: none of the rows of `row_ids` came, and there is no block."""
     first_row: builtins.int
     """The place of this block's first row in the batch."""
     padding: builtins.bytes
@@ -1292,14 +1349,29 @@ class DescribeRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TABLE_FIELD_NUMBER: builtins.int
+    WANTS_TOTALS_FIELD_NUMBER: builtins.int
+    SAMPLER_FIELD_NUMBER: builtins.int
+    WINDOWS_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
+    wants_totals: builtins.bool
+    """The response has `totals`."""
+    sampler: builtins.str
+    """Of which draw: as in Sample."""
+    @property
+    def windows(self) -> global___WindowQuery:
+        """As in Sample."""
+
     def __init__(
         self,
         *,
         table: builtins.str = ...,
+        wants_totals: builtins.bool = ...,
+        sampler: builtins.str = ...,
+        windows: global___WindowQuery | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["table", b"table"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["windows", b"windows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["sampler", b"sampler", "table", b"table", "wants_totals", b"wants_totals", "windows", b"windows"]) -> None: ...
 
 global___DescribeRequest = DescribeRequest
 
@@ -1329,6 +1401,9 @@ class DescribeResponse(google.protobuf.message.Message):
     INSERT_RATE_FIELD_NUMBER: builtins.int
     SAMPLE_RATE_FIELD_NUMBER: builtins.int
     TRAJECTORIES_FIELD_NUMBER: builtins.int
+    TOTALS_FIELD_NUMBER: builtins.int
+    CLUSTER_FIELD_NUMBER: builtins.int
+    SHARD_FIELD_NUMBER: builtins.int
     buffer_size: builtins.int
     """The capacity, in rows."""
     size: builtins.int
@@ -1363,6 +1438,10 @@ class DescribeResponse(google.protobuf.message.Message):
     """The rows that were inserted in the last ten seconds, a second."""
     sample_rate: builtins.float
     """The rows that learners took in random batches in the last ten seconds, a second."""
+    cluster: builtins.str
+    """The name of the cluster whose shard the server is, as its setting says. Empty: it is of none."""
+    shard: builtins.int
+    """Which of the cluster's shards it is, from 0 to 16383. Unset: it is none."""
     @property
     def schema(self) -> global___Schema:
         """Unset while no row was ever stored."""
@@ -1382,6 +1461,10 @@ class DescribeResponse(google.protobuf.message.Message):
     @property
     def trajectories(self) -> global___TrajectoryState:
         """Of a table with trajectories: its steps and episodes."""
+
+    @property
+    def totals(self) -> global___DrawTotals:
+        """Of what a batch would be drawn now. Set where the client wants it."""
 
     def __init__(
         self,
@@ -1406,10 +1489,16 @@ class DescribeResponse(google.protobuf.message.Message):
         insert_rate: builtins.float = ...,
         sample_rate: builtins.float = ...,
         trajectories: global___TrajectoryState | None = ...,
+        totals: global___DrawTotals | None = ...,
+        cluster: builtins.str = ...,
+        shard: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "config", b"config", "insert_count", b"insert_count", "inserts", b"inserts", "samples", b"samples", "schema", b"schema", "trajectories", b"trajectories"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "available", b"available", "buffer_size", b"buffer_size", "config", b"config", "durability", b"durability", "generation_id", b"generation_id", "insert_count", b"insert_count", "insert_rate", b"insert_rate", "inserts", b"inserts", "leased", b"leased", "pointer", b"pointer", "sample_count", b"sample_count", "sample_rate", b"sample_rate", "samples", b"samples", "schema", b"schema", "size", b"size", "stale", b"stale", "storing_device", b"storing_device", "trajectories", b"trajectories", "updated", b"updated", "write_count", b"write_count"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "_shard", b"_shard", "config", b"config", "insert_count", b"insert_count", "inserts", b"inserts", "samples", b"samples", "schema", b"schema", "shard", b"shard", "totals", b"totals", "trajectories", b"trajectories"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "_shard", b"_shard", "available", b"available", "buffer_size", b"buffer_size", "cluster", b"cluster", "config", b"config", "durability", b"durability", "generation_id", b"generation_id", "insert_count", b"insert_count", "insert_rate", b"insert_rate", "inserts", b"inserts", "leased", b"leased", "pointer", b"pointer", "sample_count", b"sample_count", "sample_rate", b"sample_rate", "samples", b"samples", "schema", b"schema", "shard", b"shard", "size", b"size", "stale", b"stale", "storing_device", b"storing_device", "totals", b"totals", "trajectories", b"trajectories", "updated", b"updated", "write_count", b"write_count"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_insert_count", b"_insert_count"]) -> typing.Literal["insert_count"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_shard", b"_shard"]) -> typing.Literal["shard"] | None: ...
 
 global___DescribeResponse = DescribeResponse
 

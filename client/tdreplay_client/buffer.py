@@ -115,6 +115,8 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         UnauthenticatedError, PermissionDeniedError: the server does not know the caller, or does not let it use the table.
     """
 
+    _wants_totals = False  # Whether batches say of what they were drawn.
+
     def __init__(
         self,
         address: str | None = None,
@@ -165,11 +167,15 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._asked = False  # Whether the server was asked for it.
         self._storing_device: torch.device | None = None  # Of the table, once it is known.
         self._sharing = Sharing(self.address, wanted=transport != "grpc")
-        self._transfer = DeviceTransfer(self._device)
+        self._transfer = self._made_transfer()
         self._unacknowledged = UnacknowledgedInserts()
         self._known_schema = KnownSchema(self._connection, self._table, cast=check_flag(cast, "cast"))
         self._inserts = SingleInserts(self._connection, self._table, self._sharing, self._unacknowledged)
-        self._single_batches = SingleBatches(self._connection, self._table, self._transfer, self._sharing)
+        self._single_batches = SingleBatches(self._connection, self._table, self._transfer, self._sharing, wants_totals=self._wants_totals)
+
+    def _made_transfer(self) -> DeviceTransfer:
+        """What brings batches to the training device."""
+        return DeviceTransfer(self._device)
 
     def _agree(self, budget: RetryBudget) -> None:
         if self._request.buffer_size is not None:
@@ -312,6 +318,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             knows_priorities=True,
             wait_seconds=budget.server_wait,
             windows=asked.windows,
+            wants_totals=self._wants_totals,
         )
         if draw is not None:
             request.seed, request.batch = draw
@@ -406,6 +413,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             knows_priorities=True,
             says_taken=True,
             windows=asked.windows,
+            wants_totals=self._wants_totals,
         )
         counted = self._counts_draws
         return BatchStream(self._connection, query, self._transfer, ahead, self._sharing, wait=rows, counted=counted, view=asked.view)

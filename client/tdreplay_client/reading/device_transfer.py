@@ -15,7 +15,7 @@ from tdreplay.schema import Columns, DimNames
 from tdreplay.views import TableView
 from tdreplay_client.reading.segment_loans import SegmentLoans
 
-__all__ = ["DeviceTransfer", "PendingBatch"]
+__all__ = ["DeviceTransfer", "MadeBatch", "PendingBatch"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class PendingBatch:
 class MadeBatch(Protocol):
     """Makes a batch of columns, as `to_tensordict` does."""
 
-    def __call__(self, columns: Columns, batch_size: tuple[int, ...], device: torch.device, dim_names: DimNames = ()) -> TensorDict: ...
+    def __call__(self, columns: Columns, batch_size: tuple[int, ...], device: torch.device, dim_names: DimNames = ()) -> TensorDict:
+        """The batch."""
+
 
 
 class DeviceTransfer:

@@ -56,10 +56,12 @@ class SingleBatches:
         table: the table's name.
         transfer: brings batches to the device.
         sharing: whether shared memory is used.
+        wants_totals: whether batches say of what they were drawn.
     """
 
-    def __init__(self, connection: Connection, table: str, transfer: DeviceTransfer, sharing: Sharing) -> None:
+    def __init__(self, connection: Connection, table: str, transfer: DeviceTransfer, sharing: Sharing, *, wants_totals: bool = False) -> None:
         self._connection, self._table, self._transfer, self._sharing = connection, table, transfer, sharing
+        self._wants_totals = wants_totals
         self._lock = threading.Lock()
         self._asked_for: Asked | None = None
         self._not_before = 0.0
@@ -133,6 +135,7 @@ class SingleBatches:
             knows_priorities=True,
             wait_seconds=self._connection.server_wait,
             windows=asked.windows,
+            wants_totals=self._wants_totals,
             **numbers,
         )
         call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, budget))

@@ -1,0 +1,70 @@
+"""Whether servers are the shards of one buffer, by what they say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tdreplay.errors import InvalidArgumentError, SchemaError
+from tdreplay.table_description import TableDescription
+from tdreplay_client.sharding.shard import ShardPlace
+from tdreplay_client.sharding.shares import whole_config
+
+__all__ = ["Member", "check_members"]
+
+
+class Member(NamedTuple):
+    """What a server says of itself as a shard.
+
+    Attributes:
+        place: Where it was found, and which shard it is to be.
+        description: Of its table.
+        cluster: The name of the cluster that it belongs to; '': it does not say.
+        shard: Its number there; None: it does not say.
+    """
+
+    place: ShardPlace
+    description: TableDescription
+    cluster: str = ""
+    shard: int | None = None
+
+
+def check_members(members: Sequence[Member]) -> None:
+    """Passes where these are shards of one buffer.
+
+    Raises:
+        InvalidArgumentError: one is there twice, belongs to another cluster, is another shard than it is to be, or its table has other settings.
+        SchemaError: the rows of two differ in their fields.
+    """
+    first = members[0]
+    for number, member in enumerate(members):
+        _check_identity(first, member)
+        _check_is_alone(member, members[:number])
+    whole_config([member.description.config for member in members])
+    _check_schemas(members)
+
+
+def _check_identity(first: Member, member: Member) -> None:
+    place = member.place
+    if member.cluster != first.cluster:
+        raise InvalidArgumentError(
+            f"the shard at {place.address} is of cluster {member.cluster!r}, and the one at {first.place.address} of cluster {first.cluster!r}"
+        )
+    if member.shard is not None and member.shard != place.number:
+        raise InvalidArgumentError(f"the server at {place.address} is shard {member.shard}, not {place.number}: give the addresses in order")
+
+
+def _check_is_alone(member: Member, others: Sequence[Member]) -> None:
+    for other in others:
+        if member.description.generation_id and member.description.generation_id == other.description.generation_id:
+            raise InvalidArgumentError(f"the addresses {other.place.address} and {member.place.address} lead to one server: each shard is its own")
+
+
+def _check_schemas(members: Sequence[Member]) -> None:
+    known = [member for member in members if member.description.schema is not None]
+    for member in known[1:]:
+        if member.description.schema != known[0].description.schema:
+            raise SchemaError(
+                f"the rows of shard {member.place.number} at {member.place.address} have other fields than those of shard {known[0].place.number} "
+                f"at {known[0].place.address}"
+            )

@@ -1,0 +1,103 @@
+"""One shard of a buffer: where it is, whether it answers, and what is known of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tdreplay.errors import DeadlineError, ReplayError, ServerUnavailableError
+from tdreplay_client.sharding.shard_table import ShardTable
+
+__all__ = ["LOSS_SECONDS", "Shard", "ShardPlace"]
+
+log = logging.getLogger("tdreplay")
+LOSS_SECONDS = 1.0
+"""How long a call to a shard waits for an answer where the buffer goes on without a shard that is lost."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ShardPlace:
+    """A shard, as a directory of shards names it.
+
+    Attributes:
+        number: Its number in the cluster, from 0 to `MAX_SHARDS` - 1. It never changes, and no other shard ever has it.
+        address: Where its server listens.
+    """
+
+    number: int
+    address: str
+
+
+@dataclass(eq=False)
+class Shard:
+    """A shard that a buffer uses.
+
+    Attributes:
+        place: Its number and its address.
+        writes: The table, for calls that wait for a lost server as long as the buffer's `timeout`.
+        reads: The table, for calls that give it up after `LOSS_SECONDS` where the buffer goes on without lost shards; else the same as `writes`.
+        generation_id: Of its table, when it was last seen.
+        lost_since: When it was found lost, as `time.monotonic` says it; None: it is there.
+    """
+
+    place: ShardPlace
+    writes: ShardTable
+    reads: ShardTable
+    generation_id: str = ""
+    lost_since: float | None = None
+    _noting: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def number(self) -> int:
+        """Its number in the cluster."""
+        return self.place.number
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it answered when it was last asked."""
+        return self.lost_since is None
+
+    def asked(self, call: Callable[[ShardTable], T]) -> T:
+        """The answer of its table. Where it does not answer, the shard counts as lost from then on.
+
+        Raises:
+            ServerUnavailableError: it is lost.
+        """
+        try:
+            found = call(self.reads)
+        except ServerUnavailableError as error:
+            self.lose(error)
+            raise
+        except DeadlineError as error:
+            if self.reads is self.writes:
+                raise
+            self.lose(error)
+            raise ServerUnavailableError(str(error)) from None
+        self.find()
+        return found
+
+    def lose(self, error: ReplayError) -> None:
+        """Notes that it does not answer. It is said once in the log."""
+        with self._noting:
+            first, self.lost_since = self.lost_since is None, self.lost_since or time.monotonic()
+        if first:
+            log.warning("shard %d is lost: %s", self.number, error)
+
+    def find(self) -> None:
+        """Notes that it answers. It is said in the log where it was lost."""
+        if self.lost_since is None:
+            return
+        with self._noting:
+            since, self.lost_since = self.lost_since, None
+        if since is not None:
+            log.warning("shard %d at %s is back after %.1f s", self.number, self.place.address, time.monotonic() - since)
+
+    def close(self) -> None:
+        """Closes its connections."""
+        for table in {id(table): table for table in (self.reads, self.writes)}.values():
+            table.close()

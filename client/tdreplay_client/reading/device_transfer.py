@@ -60,7 +60,6 @@ class MadeBatch(Protocol):
         """The batch."""
 
 
-
 class DeviceTransfer:
     """Brings batches to `device`: to CUDA from pinned memory, on a stream of its own, so that copies and training overlap.
 

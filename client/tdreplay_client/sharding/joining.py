@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +14,15 @@ from tdreplay.errors import SchemaError
 from tdreplay.memory import as_rows, rows_of
 from tdreplay.schema import Columns
 from tdreplay.shard_ids import sharded_row_ids
-from tdreplay.system_fields import INDEX, ROW_ID
+from tdreplay.system_fields import INDEX, PROBABILITY, ROW_ID
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.shard_batches import ShardBatch
 from tdreplay_client.sharding.slots import whole_slots
 
-__all__ = ["Part", "joined"]
+__all__ = ["LOST_SHARDS", "Part", "joined"]
+
+LOST_SHARDS = "lost_shards"
+"""The field of a batch that says how many shards were not drawn from, where the buffer goes on without those that are lost."""
 
 
 class Part(NamedTuple):
@@ -31,6 +34,7 @@ class Part(NamedTuple):
         place: Of the shard among those of the buffer, from 0 up.
         start: The first of its rows that belong to this batch.
         stop: The row after the last one of these.
+        share: How probable it was that a row of the batch came from this shard, where it was drawn: its ``probability`` is multiplied by it.
     """
 
     batch: ShardBatch
@@ -38,6 +42,7 @@ class Part(NamedTuple):
     place: int
     start: int
     stop: int
+    share: float = 1.0
 
     @property
     def rows(self) -> int:
@@ -45,29 +50,65 @@ class Part(NamedTuple):
         return self.stop - self.start
 
 
-def joined(parts: Sequence[Part], shards: int, order: npt.NDArray[np.int64] | None, transfer: DeviceTransfer) -> TensorDict:
+def joined(
+    parts: Sequence[Part],
+    shards: int,
+    order: npt.NDArray[np.int64] | None,
+    transfer: DeviceTransfer,
+    drawn: Mapping[str, float] | None = None,
+    lost: int | None = None,
+) -> TensorDict:
     """The batch that the parts make, with the ids and the slots of the whole buffer, on the device of `transfer`, which also makes a view of it.
 
     Args:
-        parts: At least one, each with a row.
+        parts: At least one, each with a row. A single one that is a whole batch is taken over: it is not copied.
         shards: How many shards the buffer has: a slot depends on it.
         order: Where each row goes: row number k of all parts, one after the other, becomes row ``order[k]``. None: they stay as they are.
         transfer: Brings the batch to its device.
+        drawn: What is the same for all rows of the draw: ``table_size`` and ``min_probability`` of the whole buffer. They replace what the parts say,
+            where these say it.
+        lost: How many shards were not drawn from, which the batch says in ``lost_shards``. None: it does not say it.
 
     Raises:
         SchemaError: the parts have other fields.
     """
-    first = parts[0].batch
-    rows = sum(part.rows for part in parts)
-    columns = {name: transfer.memory((rows, *column.shape[1:]), column.dtype) for name, column in first.columns.items()}
+    first, rows = parts[0].batch, sum(part.rows for part in parts)
+    for part in parts[1:]:
+        _check_same(first, part)
+    same = {} if drawn is None else {name: value for name, value in drawn.items() if name in first.columns}
+    whole = _taken_over(parts[0], shards, same) if len(parts) == 1 and order is None else _copied(parts, rows, shards, order, transfer, same)
+    whole |= {name: torch.full((rows,), value, dtype=first.columns[name].dtype, device="cpu") for name, value in same.items()}
+    batch = transfer.bring(whole, (rows, *first.batch_shape), first.dim_names).take()
+    # Only now: a view would take a field that is neither the rows' nor the draw's for one of its steps.
+    return batch if lost is None else batch.set(LOST_SHARDS, torch.full(batch.batch_size, lost, dtype=torch.int64, device=batch.device))
+
+
+def _taken_over(part: Part, shards: int, left_out: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    """The columns of the only part. Rows of a batch that has others too are copied: each batch has memory of its own."""
+    shared = (part.start, part.stop) != (0, part.batch.rows)
+    columns = {name: column[part.start : part.stop] for name, column in part.batch.columns.items() if name not in left_out}
+    found = {name: _of_whole(name, column, part, shards) for name, column in columns.items()}
+    return {name: column.clone() if shared else column for name, column in found.items()}
+
+
+def _copied(
+    parts: Sequence[Part],
+    rows: int,
+    shards: int,
+    order: npt.NDArray[np.int64] | None,
+    transfer: DeviceTransfer,
+    left_out: Mapping[str, float],
+) -> dict[str, torch.Tensor]:
+    """The columns of all parts in new memory, each row at its place."""
+    kinds = {name: column for name, column in parts[0].batch.columns.items() if name not in left_out}
+    columns = {name: transfer.memory((rows, *column.shape[1:]), column.dtype) for name, column in kinds.items()}
     start = 0
     for part in parts:
-        _check_same(first, part)
         places = slice(start, start + part.rows) if order is None else order[start : start + part.rows]
-        for name, column in part.batch.columns.items():
-            _put(columns[name], places, _of_whole(name, column[part.start : part.stop], part, shards))
+        for name, target in columns.items():
+            _put(target, places, _of_whole(name, part.batch.columns[name][part.start : part.stop], part, shards))
         start += part.rows
-    return transfer.bring(columns, (rows, *first.batch_shape), first.dim_names).take()
+    return columns
 
 
 def _check_same(first: ShardBatch, part: Part) -> None:
@@ -87,6 +128,8 @@ def _of_whole(name: str, column: torch.Tensor, part: Part, shards: int) -> torch
         return torch.where(column < 0, column, sharded_row_ids(column, part.number))
     if name == INDEX.name:
         return torch.where(column < 0, column, whole_slots(column, part.place, shards))
+    if name == PROBABILITY.name and part.share != 1.0:
+        return column * part.share
     return column
 
 

@@ -66,6 +66,9 @@ def check_places(places: Sequence[ShardPlace]) -> Sequence[ShardPlace]:
 class ShardSet:
     """The shards that a buffer uses now. Which they are changes when a cluster grows or shrinks.
 
+    Attributes:
+        version: Rises with each such change. Whoever uses shards for longer than a call looks whether it is still the same.
+
     Args:
         directory: Says where they are.
         opened: Makes a shard of its place, its number among them, and how many there are. It does not connect.
@@ -75,6 +78,7 @@ class ShardSet:
         self._directory, self._opened = directory, opened
         self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="tdreplay-shard")
         self._changing = threading.Lock()
+        self.version = 0
         places = directory.places()
         self._shards: tuple[Shard, ...] = tuple(opened(place, number, len(places)) for number, place in enumerate(places))
 

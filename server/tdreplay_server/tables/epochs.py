@@ -12,11 +12,11 @@ import torch
 
 from tdreplay.epochs import START, EpochPlace, EpochPlan, EpochQuery
 from tdreplay.errors import EmptyTableError, OverwrittenError, TableChangedError, TableNotFoundError, TokenError
+from tdreplay.orders import RandomOrder
 from tdreplay.windows import WindowQuery
 from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.system.interrupts import lets_go
-from tdreplay_server.tables.orders import RandomOrder
 from tdreplay_server.tables.reading import taken
 from tdreplay_server.tables.selection import RowFormat, Selection
 

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tdreplay_server.tables.orders import RandomOrder
+from tdreplay.orders import RandomOrder
 
 SIZES = (1, 2, 3, 17, 1000, 1 << 20, (1 << 20) + 1, (3 << 20) + 7, 1 << 22, (1 << 22) + 1)
 

@@ -21,8 +21,7 @@ from benchmarks.fan_out import FanOut, Latencies, asked_shards, predicted, quant
 from benchmarks.machine import machine
 from benchmarks.one_shard import CAPACITY, LEARNER_BATCHES, PHASES, Carried, Turns, carried, check, cores, served, took_turns
 from benchmarks.work import BATCH, Work
-from tdreplay_client import RemoteReplayBuffer
-from tdreplay_client.sharding.buffer import ShardedReplayBuffer
+from tdreplay_client import RemoteReplayBuffer, ShardedReplayBuffer
 
 SIZES = (1, 4, 16, 64, 128, 256)
 SIMULATED = (1, 2, 4, 10, 100, 1000)

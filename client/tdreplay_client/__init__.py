@@ -1,4 +1,4 @@
-"""The client of tdreplay: a replay buffer whose rows are on a server."""
+"""The client of tdreplay: a replay buffer whose rows are on a server, or on several."""
 
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tdreplay_client.buffer import RemoteReplayBuffer
     from tdreplay_client.dataset import ReplayDataset
     from tdreplay_client.reading.stream import BatchStream
+    from tdreplay_client.sharding.buffer import ShardedReplayBuffer
     from tdreplay_client.transport.access import TLS
     from tdreplay_client.writing.writer import Writer
 
@@ -43,6 +44,7 @@ __all__ = [
     "ReplayDataset",
     "SamplesPerInsert",
     "Sequences",
+    "ShardedReplayBuffer",
     "TableConfig",
     "Trajectories",
     "TrajectoryWriter",
@@ -64,6 +66,7 @@ _OWN = {
     "BatchStream": ".reading.stream",
     "RemoteReplayBuffer": ".buffer",
     "ReplayDataset": ".dataset",
+    "ShardedReplayBuffer": ".sharding.buffer",
     "TLS": ".transport.access",
     "Writer": ".writing.writer",
 }

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,15 +58,17 @@ class Stack:
         project: its name.
         environment: of the compose commands: the settings of server and clients.
         healthy_after: seconds that it took to create the server's container, and until that was healthy.
+        files: compose files.
     """
 
     project: str
     environment: dict[str, str] = field(default_factory=dict)
     healthy_after: float = 0.0
+    files: Sequence[Path] = FILES
 
     def compose(self, *arguments: str, timeout: float = 120.0) -> str:
         """What a compose command prints."""
-        files = [word for path in FILES for word in ("--file", str(path))]
+        files = [word for path in self.files for word in ("--file", str(path))]
         return docker("compose", "--project-name", self.project, *files, *arguments, timeout=timeout, **self.environment)
 
     def start(self, service: str, count: int = 1) -> list[str]:
@@ -95,13 +97,13 @@ class Stack:
 
 
 @contextmanager
-def running(name: str, **environment: object) -> Iterator[Stack]:
-    """A stack with a healthy server, and nothing else yet."""
-    stack = Stack(f"tdreplay-{name}", {key: str(value) for key, value in environment.items()})
+def running(name: str, *, files: Sequence[Path] = FILES, servers: Sequence[str] = ("server",), **environment: object) -> Iterator[Stack]:
+    """A stack with healthy servers, and nothing else yet."""
+    stack = Stack(f"tdreplay-{name}", {key: str(value) for key, value in environment.items()}, files=files)
     stack.down()
     try:
         began = time.monotonic()
-        stack.start("server")
+        stack.compose("up", "--detach", "--no-deps", "--wait", *servers)
         stack.healthy_after = time.monotonic() - began
         yield stack
     finally:

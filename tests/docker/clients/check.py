@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 
-from rows import ADDRESS, TABLE, TIMEOUT, wrong
-
-from tdreplay_client import RemoteReplayBuffer
+from rows import opened, wrong
 
 
 def main() -> None:
-    with RemoteReplayBuffer(ADDRESS, table=TABLE, timeout=TIMEOUT) as buffer:
+    with opened() as buffer:
         everything = buffer.sample_all()
     for actor in everything["actor"].unique().tolist():
         own = everything[everything["actor"] == actor]

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from rows import ADDRESS, CAPACITY, PAUSE, TABLE, TIMEOUT, rows
+from rows import CAPACITY, PAUSE, Buffer, opened, rows
 from tally import Tally
 from tensordict import TensorDict
 
 from tdreplay.errors import ReplayError
-from tdreplay_client import RemoteReplayBuffer
 
 ROWS = int(os.environ["ROWS"])
 BATCHES_PER_TURN = 10
@@ -22,7 +21,7 @@ BATCHES_PER_TURN = 10
 class Pusher:
     """Pushes an actor's rows in order."""
 
-    def __init__(self, buffer: RemoteReplayBuffer, tally: Tally) -> None:
+    def __init__(self, buffer: Buffer, tally: Tally) -> None:
         self._buffer, self._tally, self._writer, self._next = buffer, tally, buffer.writer(), 0
 
     def batch(self) -> TensorDict:
@@ -66,11 +65,11 @@ class Pusher:
                 batch = batch if error.rows is None else error.rows
 
 
-def connected(tally: Tally) -> RemoteReplayBuffer:
+def connected(tally: Tally) -> Buffer:
     """The table, once the server is there."""
     while True:
         with suppress(ReplayError), tally.call():
-            return RemoteReplayBuffer(ADDRESS, table=TABLE, buffer_size=CAPACITY, timeout=TIMEOUT)
+            return opened(buffer_size=CAPACITY)
 
 
 def main() -> None:

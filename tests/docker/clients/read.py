@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import time
 
-from rows import ADDRESS, CAPACITY, PAUSE, TABLE, TIMEOUT, wrong
+from rows import ADDRESSES, CAPACITY, PAUSE, Buffer, opened, wrong
 from tally import Tally
+from tensordict import TensorDict
 
 from tdreplay.errors import EmptyTableError, ReplayError
-from tdreplay_client import RemoteReplayBuffer
+from tdreplay.shard_ids import SHARD_ROW_BITS
 
 BATCH_SIZE = 256
 
 
-def read(buffer: RemoteReplayBuffer, tally: Tally) -> None:
+def read(buffer: Buffer, tally: Tally) -> None:
     """Takes batches until the stream fails, or the client is ended."""
     with tally.call():
         batches = buffer.stream(BATCH_SIZE)
@@ -25,12 +26,22 @@ def read(buffer: RemoteReplayBuffer, tally: Tally) -> None:
                 batch = next(batches)
             tally.counts["wrong"] += wrong(batch)
             tally.counts["batches"] += 1
+            if ADDRESSES:
+                look_over_shards(buffer, batch, tally)
             time.sleep(PAUSE)
+
+
+def look_over_shards(buffer: Buffer, batch: TensorDict, tally: Tally) -> None:
+    """Notes how many shards the batch was not drawn from, and draws a single one."""
+    tally.counts["lost"] = int(batch["lost_shards"][0])
+    tally.counts["shards"] = len((batch["row_id"] >> SHARD_ROW_BITS).unique())
+    with tally.call():
+        tally.counts["wrong"] += wrong(buffer.sample_batch(BATCH_SIZE))
 
 
 def main() -> None:
     tally = Tally(batches=0, wrong=0, shared=None)
-    with RemoteReplayBuffer(ADDRESS, table=TABLE, buffer_size=CAPACITY, timeout=TIMEOUT, transport=os.environ["TRANSPORT"]) as buffer:
+    with opened(buffer_size=CAPACITY, transport=os.environ["TRANSPORT"]) as buffer:
         while not tally.ended.is_set():
             try:
                 read(buffer, tally)

@@ -1,18 +1,32 @@
-"""Numbered rows: a reader can tell who pushed them, and whether they are whole."""
+"""Numbered rows: a reader can tell who pushed them, and whether they are whole. And the buffer that they go to."""
 
 from __future__ import annotations
 
 import os
+from typing import Any, TypeAlias
 
 import torch
 from tensordict import TensorDict
+
+from tdreplay_client import RemoteReplayBuffer, ShardedReplayBuffer
+
+Buffer: TypeAlias = RemoteReplayBuffer | ShardedReplayBuffer
 
 WIDTH = int(os.environ["WIDTH"])
 CAPACITY = int(os.environ["CAPACITY"])
 TIMEOUT = float(os.environ["TIMEOUT"])
 PAUSE = float(os.environ["PAUSE"])
 ADDRESS = os.environ["TDREPLAY_ADDRESS"]
+ADDRESSES = os.environ.get("ADDRESSES", "")
+"""Of shards, with commas. Empty: there is one server."""
 TABLE = "numbered"
+
+
+def opened(**arguments: Any) -> Buffer:
+    """The table: of one server, or over the shards. Then it goes on without a shard that is lost."""
+    if ADDRESSES:
+        return ShardedReplayBuffer(ADDRESSES.split(","), table=TABLE, timeout=TIMEOUT, on_loss="degrade", **arguments)
+    return RemoteReplayBuffer(ADDRESS, table=TABLE, timeout=TIMEOUT, **arguments)
 
 
 def rows(actor: int, first: int, count: int) -> TensorDict:

@@ -217,7 +217,7 @@ class ReplayBuffer(OfOneProcess, BaseReplayBuffer):
         """The selected rows, or what `view` makes of them, as a TensorDict on `device`, in memory of its own."""
         columns = self._table.take(selection)
         if isinstance(selection.chosen, DrawnRows) and selection.is_described:
-            columns |= drawn_columns(selection.rows, selection.chosen.size, selection.chosen.min_probability)
+            columns |= drawn_columns(selection.rows, selection.chosen.totals.rows, selection.chosen.min_probability)
         return as_batch(columns, selection, self._device, view)
 
     @property

@@ -284,7 +284,7 @@ def _some(draw: Draw, places: Slots) -> Draw:
 
 
 def _joined(parts: Sequence[Draw]) -> Draw:
-    """Draws as one. The size is the first one's."""
+    """Draws as one. Size and mass are the first one's."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -294,4 +294,5 @@ def _joined(parts: Sequence[Draw]) -> Draw:
         None if first.priorities is None else np.concatenate([part.priorities for part in parts if part.priorities is not None]),
         first.size,
         min(part.min_probability for part in parts),
+        first.mass,
     )

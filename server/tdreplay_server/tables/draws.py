@@ -62,7 +62,7 @@ class DrawnRows:
     took its slot does not take its place. A seed gives the same rows again as long as the same rows are overwritten in between.
 
     Attributes:
-        size: The number of rows among which was drawn.
+        totals: Among what was drawn. Of anchors it is known where it was asked for.
         min_probability: The smallest probability above 0 that a row had.
         moment: What the ids mean: as `Consumption.moment`.
 
@@ -93,7 +93,7 @@ class DrawnRows:
         self._are_lost = are_lost
         drawn = draw(rows, generators, ring)
         self._ids, self._probabilities, self._priorities = drawn.ids, drawn.probabilities, drawn.priorities
-        self.size, self.min_probability, self.moment = drawn.size, drawn.min_probability, moment
+        self.totals, self.min_probability, self.moment = drawn.totals, drawn.min_probability, moment
 
     def batch(self, number: int) -> RowIds:
         """The ids of the rows of one batch, in order."""
@@ -108,7 +108,7 @@ class DrawnRows:
     def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
         """What the draw says of the rows from start to stop: the name of a drawn field -> its values."""
         probabilities = self._probabilities
-        same = np.full(stop - start, 1 / self.size) if probabilities is None else probabilities[start:stop]
+        same = np.full(stop - start, 1 / self.totals.rows) if probabilities is None else probabilities[start:stop]
         return {PROBABILITY.name: same} | ({} if self._priorities is None else {PRIORITY.name: self._priorities[start:stop]})
 
     def _draw_anew(self, places: RowIds, ring: Ring) -> None:

@@ -23,7 +23,7 @@ from tdreplay_server.tables.draws import DrawnRows, DrawRows, overwritten
 from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import Reserved, Supply, UnlimitedLimiter, Wait, made_limiter
 from tdreplay_server.tables.rates import RowRate
-from tdreplay_server.tables.samplers import Sampler, UniformSampler, made_sampler
+from tdreplay_server.tables.samplers import Sampler, Totals, UniformSampler, made_sampler
 from tdreplay_server.tables.selection import BatchQuery, Selection
 from tdreplay_server.tables.trajectories.step_table import StepTable
 
@@ -101,7 +101,13 @@ class Sampling:
     def _drawing(self, query: BatchQuery) -> DrawRows:
         if self.steps is None:
             return self._uniform.draw if query.uniform else self.sampler.draw
-        return self.steps.drawing(query.rule, uniform=query.uniform)
+        return self.steps.drawing(query.rule, uniform=query.uniform, counted=query.counted)
+
+    def totals(self, query: BatchQuery, ring: Ring) -> Totals:
+        """Among what random batches would be drawn now. To be called under the table's shared lock."""
+        if self.steps is not None:
+            return self.steps.totals(query.rule, ring, uniform=query.uniform) if ring.size else Totals.of(0)
+        return (self._uniform if query.uniform else self.sampler).totals(ring)
 
     def _read(self, start: int, stop: int, field: str) -> Rows:
         return self._log().storage.rows(start, stop, field)

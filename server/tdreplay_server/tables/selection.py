@@ -55,6 +55,7 @@ class BatchQuery:
         described: Whether the batches of a table with priorities have the fields `probability` and `priority`, whatever fields are named. Those
             that are `uniform` have not.
         windows: What comes with each row, where the rows are steps; None: the row alone.
+        counted: Whether it is to be known among how many anchors was drawn, where the rows are steps. Of other rows it always is.
     """
 
     rows: int
@@ -62,6 +63,7 @@ class BatchQuery:
     uniform: bool = False
     described: bool = False
     windows: WindowQuery | None = None
+    counted: bool = False
 
     @property
     def rule(self) -> AnchorRule:

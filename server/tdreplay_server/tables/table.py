@@ -38,6 +38,7 @@ from tdreplay_server.tables.epochs import EpochBatches, PinnedRows, plan_of
 from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import AT_ONCE, Wait
 from tdreplay_server.tables.reading import gathered, taken
+from tdreplay_server.tables.samplers import Totals
 from tdreplay_server.tables.sampling import Sampling
 from tdreplay_server.tables.selection import BatchQuery, ChosenRows, PrioritiesInSlots, RowFormat, RowsInSlots, Selection
 from tdreplay_server.tables.step_epochs import StepEpochBatches
@@ -258,6 +259,21 @@ class Table:
         if query.described and not query.uniform and self._has_priorities:
             return replace(found, fields=(*found.fields, PROBABILITY, PRIORITY))
         return found
+
+    @lets_go
+    def totals(self, query: BatchQuery) -> Totals:
+        """Among what random batches would be drawn now. An empty table has 0 rows, and no error.
+
+        Raises:
+            NoTrajectoriesError: windows are asked of rows that are no steps.
+            FailedPreconditionError: uniform batches are asked of a table from which rows leave.
+        """
+        self._sampling.check_query(query)
+        with self._row_log.shared:
+            self._row_log.check_open()
+            if query.windows is not None:
+                self._check_steps()
+            return self._sampling.totals(query, self._row_log.ring)
 
     @lets_go
     def select_slots(self, slots: Slots, fields: Sequence[str] | None = None, windows: WindowQuery | None = None) -> Selection:

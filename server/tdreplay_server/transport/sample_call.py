@@ -64,18 +64,22 @@ class SampleCall:
                 self._sent.all_taken()
 
     def _head(self, selection: Any) -> dict[str, Any]:
-        if not self._query.knows_priorities:
-            return {}
-        return draw_head(selection) | self._updated._asdict()
+        head = draw_head(self._query, selection)
+        return head | self._updated._asdict() if self._query.knows_priorities else head
 
     def close(self) -> None:
         """Gives back what the learner has not taken."""
         self._sent.close()
 
 
-def draw_head(selection: Any) -> dict[str, Any]:
-    """What a message says of the draw of its batches, where these say of each row how it was drawn."""
-    return {} if not selection.is_described else {"table_size": selection.chosen.size, "min_probability": selection.chosen.min_probability}
+def draw_head(query: Any, selection: Any) -> dict[str, Any]:
+    """What a message says of the draw of its batches: what its client wants to know, and what belongs to rows that say how each was drawn."""
+    drawn, head = selection.chosen, dict[str, Any]()
+    if query.knows_priorities and selection.is_described:
+        head |= {"table_size": drawn.totals.rows, "min_probability": drawn.min_probability}
+    if query.wants_totals:
+        head["totals"] = drawn.totals._asdict()
+    return head
 
 
 def updated(table: Table, updates: Sequence[pb.PriorityUpdate]) -> Updated:

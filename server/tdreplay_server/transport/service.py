@@ -112,11 +112,10 @@ class ReplayBufferService:
         draw = _drawing(table, query, query.batch, asked, call)
         with _room_for_others(table, call):
             selection, leases = draw(1)
-        head = draw_head(selection) if query.knows_priorities else {}
         sent = SentBatches()
         sent.sent(leases, 1)
         with closing(sent):
-            yield from messages(table, Outgoing(selection, asked.rows, head), pb.SampleBatchResponse)
+            yield from messages(table, Outgoing(selection, asked.rows, draw_head(query, selection)), pb.SampleBatchResponse)
             sent.all_taken()
 
     def SampleByIndex(self, request: Request, call: Call) -> Iterator[bytes]:
@@ -170,7 +169,11 @@ class ReplayBufferService:
         return pb.UpdatePrioritiesResponse(**updated(self._tables[request.head.table], (request.head.update,))._asdict())
 
     def Describe(self, request: Request, call: Call) -> pb.DescribeResponse:
-        return description_to_message(self._tables[request.head.table].describe())
+        table, query = self._tables[request.head.table], request.head
+        message = description_to_message(table.describe())
+        if query.wants_totals:
+            message.totals.CopyFrom(pb.DrawTotals(**table.totals(_totals_query(query))._asdict()))
+        return message
 
     def Checkpoint(self, request: Request, call: Call) -> Iterator[pb.CheckpointResponse]:
         return checkpointed(self._tables[request.head.table], request.head.name)
@@ -264,10 +267,17 @@ def _wait(query: Any, call: Call) -> Wait:
 
 
 def _batch_query(query: Any, limits: ServerLimits) -> BatchQuery:
-    check_choice(query.sampler, "sampler", ("", UNIFORM))
-    rows, fields = check_batch_size(query.batch_size), _fields(query.fields)
+    uniform, rows, fields = _is_uniform(query), check_batch_size(query.batch_size), _fields(query.fields)
     check_rows(limits, rows)
-    return BatchQuery(rows, fields, query.sampler == UNIFORM, query.knows_priorities, _windows(query))
+    return BatchQuery(rows, fields, uniform, query.knows_priorities, _windows(query), query.wants_totals)
+
+
+def _totals_query(query: Any) -> BatchQuery:
+    return BatchQuery(1, uniform=_is_uniform(query), windows=_windows(query))
+
+
+def _is_uniform(query: Any) -> bool:
+    return check_choice(query.sampler, "sampler", ("", UNIFORM)) == UNIFORM
 
 
 def _windows(query: Any) -> WindowQuery | None:

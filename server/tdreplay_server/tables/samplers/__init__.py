@@ -14,7 +14,7 @@ from tdreplay_server.tables.samplers.lifo import LifoSampler
 from tdreplay_server.tables.samplers.max_heap import MaxHeapSampler
 from tdreplay_server.tables.samplers.min_heap import MinHeapSampler
 from tdreplay_server.tables.samplers.prioritized import PrioritizedSampler
-from tdreplay_server.tables.samplers.sampler import Draw, Sampler
+from tdreplay_server.tables.samplers.sampler import Draw, Sampler, Totals
 from tdreplay_server.tables.samplers.uniform import UniformSampler
 from tdreplay_server.tables.samplers.without_replacement import WithoutReplacementSampler
 
@@ -27,6 +27,7 @@ __all__ = [
     "MinHeapSampler",
     "PrioritizedSampler",
     "Sampler",
+    "Totals",
     "UniformSampler",
     "WithoutReplacementSampler",
     "made_sampler",

@@ -13,7 +13,7 @@ from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
 from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.tables.samplers.drawable_rows import DrawableRows
-from tdreplay_server.tables.samplers.sampler import Draw
+from tdreplay_server.tables.samplers.sampler import Draw, Totals
 
 __all__ = ["OrderSampler", "windows"]
 
@@ -73,6 +73,10 @@ class OrderSampler(ABC):
             size = self._rows.check_any()
             batch = self._first(min(rows, size))
         return Draw(np.tile(np.resize(batch, rows), len(generators)), None, None, size, 1 / size)
+
+    def totals(self, ring: Ring) -> Totals:
+        """As `Sampler.totals`."""
+        return Totals.of(self._rows.size)
 
     def _first(self, rows: int) -> RowIds:
         found: list[RowIds] = []

@@ -12,7 +12,7 @@ from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.tables.samplers.batches import each_batch
 from tdreplay_server.tables.samplers.priority_sampler import PrioritySampler
-from tdreplay_server.tables.samplers.sampler import Draw
+from tdreplay_server.tables.samplers.sampler import Draw, Totals
 from tdreplay_server.tables.samplers.sum_tree import MAX_WEIGHT, SumTree
 
 __all__ = ["PrioritizedSampler"]
@@ -59,11 +59,18 @@ class PrioritizedSampler(PrioritySampler[SumTree]):
             if not total:
                 return self._drawn_evenly(rows, generators)
             slots = tree.draw(each_batch(generators, lambda generator: generator.random(rows)), self._rows.first_slot)
-            return Draw(self._rows.ids(slots), tree.weights[slots] / total, self._priorities[slots], size, max(tree.smallest() / total, SMALLEST))
+            least = max(tree.smallest() / total, SMALLEST)
+            return Draw(self._rows.ids(slots), tree.weights[slots] / total, self._priorities[slots], size, least, total)
+
+    def totals(self, ring: Ring) -> Totals:
+        """As `Sampler.totals`. Rows of priority 0 are among the rows, and weigh nothing."""
+        with self._mutex:
+            size = self._rows.size
+            return Totals(size, self._current().total if size else 0.0)
 
     def _drawn_evenly(self, rows: int, generators: Sequence[np.random.Generator]) -> Draw:
         """The draw where all weights are 0."""
         drawable, size = self._rows, self._rows.size
         ranks = each_batch(generators, lambda generator: generator.integers(0, size, rows))
         ids: RowIds = drawable.oldest + ranks if drawable.withheld is None else drawable.among(range(drawable.oldest, drawable.end))[ranks]
-        return Draw(ids, np.full(len(ids), 1 / size), self._priorities[ids % drawable.buffer_size], size, 1 / size)
+        return Draw(ids, np.full(len(ids), 1 / size), self._priorities[ids % drawable.buffer_size], size, 1 / size, 0.0)

@@ -12,7 +12,24 @@ from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
 from tdreplay_server.storage.ring import Ring, RowIds
 
-__all__ = ["Draw", "Sampler"]
+__all__ = ["Draw", "Sampler", "Totals"]
+
+
+class Totals(NamedTuple):
+    """Of what batches are drawn at one moment.
+
+    Attributes:
+        rows: The rows that can be drawn.
+        mass: The sum of their weights: a row's probability is its part of it. Where rows have no weights of their own, each weighs 1.
+    """
+
+    rows: int
+    mass: float
+
+    @classmethod
+    def of(cls, rows: int) -> Totals:
+        """So many rows that weigh 1 each."""
+        return cls(rows, float(rows))
 
 
 class Draw(NamedTuple):
@@ -24,6 +41,7 @@ class Draw(NamedTuple):
         priorities: The priority of each row, raw: float64 of shape [n]. None: the sampler has no priorities.
         size: The number of rows among which was drawn; 0: they were not counted.
         min_probability: The smallest probability above 0 that a row had; 0: it is not known.
+        mass: The sum of the weights of those among which was drawn; None: each of them weighs 1. 0: all have the priority 0.
     """
 
     ids: RowIds
@@ -31,14 +49,20 @@ class Draw(NamedTuple):
     priorities: Priorities | None
     size: int
     min_probability: float
+    mass: float | None = None
+
+    @property
+    def totals(self) -> Totals:
+        """Among what was drawn."""
+        return Totals(self.size, float(self.size) if self.mass is None else self.mass)
 
 
 class Sampler(Protocol):
     """Chooses the rows of batches. Each table has one of its own.
 
-    `opened`, `written`, `inserted` and `evicted` come from the row log, under the table's exclusive lock: nobody draws meanwhile. `draw`, `update`,
-    `priorities`, `withhold` and `offer` come under its shared lock, from several threads at once. A sampler whose draws or updates share a state has
-    a lock.
+    `opened`, `written`, `inserted` and `evicted` come from the row log, under the table's exclusive lock: nobody draws meanwhile. `draw`, `totals`,
+    `update`, `priorities`, `withhold` and `offer` come under its shared lock, from several threads at once. A sampler whose draws or updates share a
+    state has a lock.
 
     Attributes:
         columns: What is kept of each slot; never changes.
@@ -68,6 +92,9 @@ class Sampler(Protocol):
 
         The same rows and generators in the same state give the same batches, however many are drawn at once.
         """
+
+    def totals(self, ring: Ring) -> Totals:
+        """Among what a batch would be drawn now. There may be no row."""
 
     def check(self, priorities: Priorities) -> None:
         """Passes where rows can have these priorities, which are finite, from 0 up.

@@ -15,6 +15,7 @@ from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
 from tdreplay_server.storage.ring import Ring, RowIds, Slots
 from tdreplay_server.tables.samplers.drawable_rows import DrawableRows
+from tdreplay_server.tables.samplers.sampler import Totals
 
 __all__ = ["LeafTree", "TreeSampler"]
 
@@ -90,6 +91,10 @@ class TreeSampler(ABC, Generic[T]):
         self._rows.evicted(ids)
         if self._tree is not None and self._end > self._rows.end:
             self._current()
+
+    def totals(self, ring: Ring) -> Totals:
+        """As `Sampler.totals`."""
+        return Totals.of(self._rows.size)
 
     def check(self, priorities: Priorities) -> None:
         """No row has a priority."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tdreplay_server.storage.ring import Ring, Slots
 from tdreplay_server.tables.samplers.batches import each_batch
-from tdreplay_server.tables.samplers.sampler import Draw
+from tdreplay_server.tables.samplers.sampler import Draw, Totals
 from tdreplay_server.tables.samplers.sum_tree import SumTree
 from tdreplay_server.tables.samplers.tree_sampler import TreeSampler
 
@@ -42,3 +42,7 @@ class UniformSampler(TreeSampler[SumTree]):
             ranks = each_batch(generators, lambda generator: generator.integers(0, size, rows))
             ids = self._rows.ids(tree.at(ranks, self._rows.first_slot))
         return Draw(ids, None, None, size, 1 / size)
+
+    def totals(self, ring: Ring) -> Totals:
+        """As `Sampler.totals`."""
+        return Totals.of(ring.size if self._rows.withheld is None else self._rows.size)

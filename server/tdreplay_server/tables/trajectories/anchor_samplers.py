@@ -12,7 +12,7 @@ from tdreplay.windows import AnchorRule
 from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.durability.slot_state import SlotColumn, SlotState, StateValue
 from tdreplay_server.storage.ring import Ring, RowIds
-from tdreplay_server.tables.samplers import Draw, Sampler
+from tdreplay_server.tables.samplers import Draw, Sampler, Totals
 from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
 
 __all__ = ["MOST_RULES", "AnchorSamplers"]
@@ -126,6 +126,19 @@ class AnchorSamplers:
             except EmptyTableError:
                 why = f"the table has {ring.size} rows, and no step whose window is there ({_shown(rule)})"
                 raise EmptyTableError(f"no step can be drawn: {why}") from None
+
+    def draw_counted(self, rule: AnchorRule, rows: int, generators: Sequence[np.random.Generator], ring: Ring) -> Draw:
+        """As `draw_anchors`, and the draw says how many anchors there are, and what they weigh."""
+        return self.draw_anchors(rule, rows, generators, ring)
+
+    def totals(self, ring: Ring) -> Totals:
+        """As `Sampler.totals`: of any steps."""
+        return self.totals_of(ANY_STEP, ring)
+
+    def totals_of(self, rule: AnchorRule, ring: Ring) -> Totals:
+        """As `Sampler.totals`, of the anchors of a rule. Where they were drawn or counted before, only rows that came since are looked at."""
+        with self._mutex:
+            return self._followed(rule).sampler.totals(ring)
 
     def _followed(self, rule: AnchorRule) -> _Anchors:
         self._index.current()

@@ -25,7 +25,7 @@ from tdreplay_server.storage.ring import Ring, RowIds, Slots
 from tdreplay_server.storage.rows import RowStorage
 from tdreplay_server.tables.draws import DrawRows
 from tdreplay_server.tables.reading import write_drawn
-from tdreplay_server.tables.samplers import made_sampler
+from tdreplay_server.tables.samplers import Totals, made_sampler
 from tdreplay_server.tables.selection import RowsInSlots, Selection
 from tdreplay_server.tables.trajectories.anchor_samplers import MOST_RULES, AnchorSamplers
 from tdreplay_server.tables.trajectories.connected_writers import ConnectedWriters
@@ -158,11 +158,16 @@ class StepTable:
             raise EmptyTableError("the table has no step: final observations alone are left")
         return steps
 
-    def drawing(self, rule: AnchorRule, *, uniform: bool) -> DrawRows:
-        """What draws anchors of a rule: the table's sampler, or one for which all are equally probable."""
+    def drawing(self, rule: AnchorRule, *, uniform: bool, counted: bool) -> DrawRows:
+        """What draws anchors of a rule: the table's sampler, or one for which all are equally probable. `counted`: the draws say of how many."""
         if rule not in self._lately:
             self._lately = dict.fromkeys((*self._lately, rule)[-MOST_RULES:])
-        return partial((self.uniform if uniform else self.sampler).draw_anchors, rule)
+        sampler = self.uniform if uniform else self.sampler
+        return partial(sampler.draw_counted if counted else sampler.draw_anchors, rule)
+
+    def totals(self, rule: AnchorRule, ring: Ring, *, uniform: bool) -> Totals:
+        """Among what anchors of a rule would be drawn now."""
+        return (self.uniform if uniform else self.sampler).totals_of(rule, ring)
 
     def state(self) -> TrajectoryState:
         """What is known of the steps and episodes."""

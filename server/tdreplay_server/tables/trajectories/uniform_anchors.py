@@ -46,6 +46,10 @@ class UniformAnchors(AnchorSamplers):
             ids[some] = super().draw_anchors(rule, len(some), [generators[batch]], ring).ids
         return Draw(ids, None, None, 0, 0.0)
 
+    def draw_counted(self, rule: AnchorRule, rows: int, generators: Sequence[np.random.Generator], ring: Ring) -> Draw:
+        """As `AnchorSamplers.draw_counted`. To count them takes the memory of a sampler of the rule."""
+        return self.draw_anchors(rule, rows, generators, ring)._replace(size=self.totals_of(rule, ring).rows)
+
     def _drawn_again(
         self,
         ids: RowIds,

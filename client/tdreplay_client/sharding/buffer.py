@@ -13,7 +13,7 @@ from tensordict import TensorDict
 
 from tdreplay.api import BaseReplayBuffer, Checkpoint
 from tdreplay.description_messages import description_from_message
-from tdreplay.epochs import EpochQuery, Epochs
+from tdreplay.epochs import EpochQuery
 from tdreplay.errors import ServerUnavailableError
 from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, check_choice, check_flag, check_seconds
 from tdreplay.metadata import Metadata
@@ -32,6 +32,7 @@ from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView, View
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.description import ShardDescription, ShardedDescription, whole_description, whole_state
+from tdreplay_client.sharding.epochs import ShardedEpochs, plan_over
 from tdreplay_client.sharding.members import Member, check_members
 from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard, ShardPlace
 from tdreplay_client.sharding.shard_set import Directory, FixedDirectory, ShardSet
@@ -190,8 +191,10 @@ class ShardedReplayBuffer(BaseReplayBuffer):
     def _trajectories(self) -> Trajectories | Literal[False]:
         raise NotImplementedError
 
-    def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> Epochs:
-        raise NotImplementedError
+    def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> ShardedEpochs:
+        answers = self._on_those_there(lambda shard: shard.asked(ShardTable.answer))
+        plan = plan_over(query, self.table, answers, seed)
+        return ShardedEpochs(self._shards, plan, self._transfer, self._timeout if self._on_loss == "degrade" else None, view)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 

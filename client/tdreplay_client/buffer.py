@@ -307,7 +307,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         asked, draw = Asked(size, _sampler(uniform), seen), self._next_draw(seed)
         return self._connection.retried(lambda budget: self._random_batch(asked, draw, seed is None, budget), for_rows=rows)
 
-    def _random_batch(self, asked: Asked, draw: Draw, standing: bool, budget: RetryBudget) -> TensorDict:
+    def _random_batch(self, asked: Asked, draw: Draw, standing: bool, budget: RetryBudget, wait: float | None = None) -> TensorDict:
         batch = self._single_batches.take(asked, draw, budget) if standing else None
         if batch is not None:
             return batch
@@ -316,7 +316,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
             batch_size=asked.rows,
             sampler=asked.sampler,
             knows_priorities=True,
-            wait_seconds=budget.server_wait,
+            wait_seconds=budget.server_wait if wait is None else wait,
             windows=asked.windows,
             wants_totals=self._wants_totals,
         )

@@ -301,6 +301,10 @@ class BaseReplayBuffer(ABC):
         """The seed of the next epoch iterator's random orders; None if the buffer has no seed."""
         return None if self._seed is None else derived_seed(self._seed, next(self._orders))
 
+    def _slots_of(self, index: Index) -> tuple[Slots, tuple[int, ...]]:
+        """The slots that an index names, and its shape."""
+        return as_slots(index, self.state)
+
     def _view_of(self, view: View | None) -> TableView | None:
         """The view of this table.
 
@@ -354,7 +358,7 @@ class BaseReplayBuffer(ABC):
         seen, names = self._view_of(view), as_fields(fields)
         if check_flag(priorities, "priorities") and seen is not None:
             raise InvalidArgumentError("priorities do not come with a view")
-        slots, shape = as_slots(index, self.state)
+        slots, shape = self._slots_of(index)
         return shaped(self._by_slots(slots, names, seen, priorities=priorities), shape)
 
     def episode(self, episode_id: SupportsIndex) -> TensorDict:

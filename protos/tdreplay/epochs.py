@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from tensordict import TensorDict
 from typing_extensions import Self
@@ -96,7 +96,6 @@ class EpochPlace:
 
 
 START = EpochPlace()
-P = TypeVar("P", bound=EpochPlace)
 
 
 @dataclass(frozen=True)
@@ -152,20 +151,19 @@ class EpochPlan:
         """Whether no batch comes after `place`."""
         return place.epoch >= self.query.n_epochs or not self.share
 
-    def after(self, place: P, overwritten: int = 0) -> P:
+    def after(self, place: EpochPlace, overwritten: int = 0) -> EpochPlace:
         """The place after `batch_size` places from `place` on, of which so many rows were overwritten."""
         return self.behind(place, self.query.batch_size, overwritten)
 
-    def behind(self, place: P, places: int, overwritten: int = 0) -> P:
+    def behind(self, place: EpochPlace, places: int, overwritten: int = 0) -> EpochPlace:
         """The place after so many places of one epoch from `place` on, of which so many rows were overwritten."""
         position, gone = place.position + places, place.overwritten + overwritten
-        epoch, position = (place.epoch, position) if position < self.share else (place.epoch + 1, 0)
-        return replace(place, epoch=epoch, position=position, overwritten=gone)
+        return EpochPlace(place.epoch, position, gone) if position < self.share else EpochPlace(place.epoch + 1, 0, gone)
 
-    def end(self, place: P) -> P:
+    def end(self, place: EpochPlace) -> EpochPlace:
         """The end, where all rows after `place` were overwritten."""
         left = 0 if self.is_over(place) else (self.query.n_epochs - place.epoch) * self.share - place.position
-        return replace(place, epoch=self.query.n_epochs, position=0, overwritten=min(place.overwritten + left, MAX_INT64))
+        return EpochPlace(self.query.n_epochs, 0, min(place.overwritten + left, MAX_INT64))
 
     def check_place(self, place: EpochPlace) -> None:
         """Passes where a batch of the plan begins at `place`, or the epochs end there.

@@ -56,10 +56,16 @@ class Metadata:
         form = entries.get("format") if isinstance(entries, dict) else None
         if type(form) is not int or form != FORMAT:  # True and 1.0 are equal to 1.
             raise InvalidArgumentError(f"{source} must be a JSON object with format {FORMAT}")
-        return cls._checked(entries, source)
+        return cls.checked(entries, source)
 
     @classmethod
-    def _checked(cls, entries: dict[str, Any], source: Path) -> Metadata:
+    def checked(cls, entries: dict[str, Any], source: object) -> Metadata:
+        """Where a buffer stood, by the entries of a file; errors name it as `source`.
+
+        Raises:
+            InvalidArgumentError: an entry breaks its rule.
+        """
+
         def whole(name: str, least: int) -> int:
             return check_whole(entries.get(name), f"{source}: {name}", least)  # type: ignore[arg-type]
 

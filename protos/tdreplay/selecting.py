@@ -16,7 +16,7 @@ from tdreplay.field_names import field_name
 from tdreplay.limits import MAX_BATCH_SIZE, check_whole, shown
 from tdreplay.state import State
 
-__all__ = ["Fields", "Index", "Slots", "as_fields", "as_slots", "in_slot_order", "shaped"]
+__all__ = ["At", "Fields", "Index", "Slots", "as_fields", "as_slots", "in_slot_order", "shaped"]
 
 Index: TypeAlias = "SupportsIndex | slice | Sequence[Any] | torch.Tensor | npt.NDArray[Any]"
 """Slots: a number, or a list, range, NumPy array or tensor of numbers, of any shape. Or a slice or a mask of the stored rows."""
@@ -27,28 +27,35 @@ Fields: TypeAlias = "str | Iterable[str | tuple[str, ...]]"
 Slots = npt.NDArray[np.int64]
 """Slots, or positions among the stored rows: shape [n]."""
 
+At: TypeAlias = "Callable[[Slots, State], Slots]"
+"""Positions among the stored rows in slot order, and the state to which they refer -> their slots."""
+
 INT64 = np.iinfo(np.int64)
 
 
-def as_slots(index: Index, state: Callable[[], State]) -> tuple[Slots, tuple[int, ...]]:
+def as_slots(index: Index, state: Callable[[], State], at: At | None = None) -> tuple[Slots, tuple[int, ...]]:
     """The slots that `index` names, flat, and the shape of `index`.
 
-    `state` is called only if the index refers to the stored rows: if it is a slice or a mask, or has a negative number.
+    `state` is called only if the index refers to the stored rows: if it is a slice or a mask, or has a negative number. `at` then says which slots
+    these rows lie in; None: those of a ring.
 
     Raises:
         SlotIndexError: a number is beyond all slots, or below minus the number of stored rows; the message names it.
         InvalidArgumentError: the index names no slot or more than `MAX_BATCH_SIZE`, or is not an `Index`.
     """
+    slots_at = _in_ring if at is None else at
     if isinstance(index, slice):
-        slots = _sliced(index, state())
+        stored = state()
+        slots = slots_at(_sliced(index, stored), stored)
         return slots, slots.shape
     values = _of_range(index) if isinstance(index, range) else _array(index)
     if values.dtype == np.bool_:
-        slots = _masked(values, state())
+        stored = state()
+        slots = slots_at(_masked(values, stored), stored)
         return slots, slots.shape
     _check_count(values.size)
     numbers = _whole(values, index)
-    return (numbers if numbers.min() >= 0 else _counted_from_the_end(numbers, state())), values.shape
+    return (numbers if numbers.min() >= 0 else _counted_from_the_end(numbers, state(), slots_at)), values.shape
 
 
 def as_fields(fields: Fields | None) -> tuple[str, ...] | None:
@@ -85,32 +92,34 @@ def shaped(batch: TensorDict, shape: tuple[int, ...]) -> TensorDict:
 
 
 def _sliced(index: slice, state: State) -> Slots:
+    """Positions among the stored rows."""
     try:
         chosen = range(*index.indices(state.size))
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"index ({shown(index)}): {error}") from None
     _check_count(len(chosen))
-    return _at(np.arange(chosen.start, chosen.stop, chosen.step, dtype=np.int64), state)
+    return np.arange(chosen.start, chosen.stop, chosen.step, dtype=np.int64)
 
 
 def _masked(mask: npt.NDArray[np.bool_], state: State) -> Slots:
+    """The same."""
     if mask.shape != (state.size,):
         raise InvalidArgumentError(
             f"index (a mask of shape {list(mask.shape)}) must have shape [{state.size}], a boolean for each stored row; else it must be whole numbers"
         )
     positions = np.flatnonzero(mask)
     _check_count(len(positions))
-    return _at(positions, state)
+    return positions
 
 
-def _counted_from_the_end(numbers: Slots, state: State) -> Slots:
+def _counted_from_the_end(numbers: Slots, state: State, at: At) -> Slots:
     """The slots that `numbers` name. Some are negative: -1 is the last stored row in slot order."""
     if numbers.min() < -state.size:
         raise _no_row(int(numbers[numbers < -state.size][0]), state)
-    return np.where(numbers < 0, _at(np.where(numbers < 0, numbers + state.size, 0), state), numbers)
+    return np.where(numbers < 0, at(np.where(numbers < 0, numbers + state.size, 0), state), numbers)
 
 
-def _at(positions: Slots, state: State) -> Slots:
+def _in_ring(positions: Slots, state: State) -> Slots:
     return in_slot_order(positions, state.buffer_size, state.write_count - state.size, state.size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
@@ -11,36 +12,39 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
-from tdreplay.api import BaseReplayBuffer, Checkpoint
-from tdreplay.description_messages import description_from_message
-from tdreplay.epochs import EpochQuery
-from tdreplay.errors import ServerUnavailableError
-from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, check_choice, check_flag, check_seconds
+from tdreplay.api import BaseReplayBuffer
+from tdreplay.epochs import EpochQuery, Epochs
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, check_batch_size, check_choice, check_flag, check_seconds, check_whole
 from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated
-from tdreplay.progress import Shown
+from tdreplay.progress import Shown, reporting
 from tdreplay.rate_limiters import RateLimiter
 from tdreplay.rows import Given, Row
 from tdreplay.samplers import Sampler
-from tdreplay.selecting import Slots
+from tdreplay.selecting import Index, Slots, as_slots
 from tdreplay.state import State
 from tdreplay.table_config import TableRequest
 from tdreplay.trajectories import Trajectories
 from tdreplay.trajectory_state import Episode
 from tdreplay.trajectory_writer import TrajectoryWriter
-from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView, View
 from tdreplay_client.reading.device_transfer import DeviceTransfer
+from tdreplay_client.sharding.checkpoints import ShardedCheckpoint, checkpoint_shards
 from tdreplay_client.sharding.description import ShardDescription, ShardedDescription, whole_description, whole_state
-from tdreplay_client.sharding.epochs import ShardedEpochs, plan_over
-from tdreplay_client.sharding.members import Member, check_members
-from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard, ShardPlace
-from tdreplay_client.sharding.shard_set import Directory, FixedDirectory, ShardSet
+from tdreplay_client.sharding.directory import Directory, FixedDirectory
+from tdreplay_client.sharding.draws import DrawQuery, Draws
+from tdreplay_client.sharding.lookups import StoredSlots, all_rows, episode_rows, listed_episodes, rows_in_slots
+from tdreplay_client.sharding.opening import Opening, member_of
+from tdreplay_client.sharding.priority_updates import update_shards
+from tdreplay_client.sharding.saved_state import load_shards, save_shards
+from tdreplay_client.sharding.shard import Shard, ShardPlace
+from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.shard_table import ShardTable
 from tdreplay_client.sharding.shares import share_of
 from tdreplay_client.sharding.slots import whole_slots
+from tdreplay_client.sharding.totals import KnownTotals
 from tdreplay_client.transport.access import TLS
-from tdreplay_client.transport.targets import found_access
 
 __all__ = ["ShardedReplayBuffer"]
 
@@ -87,54 +91,32 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         placement: Literal["fill", "hash", "local"] = "fill",
     ) -> None:
         super().__init__(device, seed)
-        self._request = TableRequest.of(buffer_size, storing_device, sampler, rate_limiter, max_times_sampled, trajectories, table)
-        self._on_loss, self._placement = check_choice(on_loss, "on_loss", ON_LOSS), check_choice(placement, "placement", PLACEMENTS)
-        self._timeout = check_seconds(timeout, "timeout")
-        self._transport, self._cast = transport, check_flag(cast, "cast")
-        self._access: dict[str, Any] = {"tls": tls, "token": token, "profile": profile}
-        self._transfer = DeviceTransfer(self._device)
+        request = TableRequest.of(buffer_size, storing_device, sampler, rate_limiter, max_times_sampled, trajectories, table)
+        goes_on = check_choice(on_loss, "on_loss", ON_LOSS) == "degrade"
+        access: dict[str, Any] = {"tls": tls, "token": token, "profile": profile}
+        opening = Opening(request, check_seconds(timeout, "timeout"), transport, check_flag(cast, "cast"), access, goes_on)
         directory = FixedDirectory(addresses) if isinstance(addresses, Iterable) else addresses
-        self._shards = ShardSet(directory, self._opened)
+        self._open(ShardSet(directory, opening), opening, check_choice(placement, "placement", PLACEMENTS))
         try:
-            self._agree()
+            self._shards.agree()
         except BaseException:
             self._shards.close()
             raise
 
-    def _opened(self, place: ShardPlace, position: int, shards: int) -> Shard:
-        request, access = share_of(self._request, position, shards), found_access(place.address, **self._access)
+    def _open(self, shards: ShardSet, opening: Opening, placement: str) -> None:
+        self._shards, self._opening, self._placement = shards, opening, placement
+        self._request, self._timeout, self._cast = opening.request, opening.timeout, opening.cast
+        self._transfer = DeviceTransfer(self._device)
+        self._totals = KnownTotals()
+        self._draws = Draws(shards, self._totals, self._transfer, self._timeout)
 
-        def table(timeout: float) -> ShardTable:
-            return ShardTable.unconnected(place.address, request, timeout, self._transport, self._cast, access)
-
-        writes = table(self._timeout)
-        return Shard(place, writes, table(min(LOSS_SECONDS, self._timeout)) if self._on_loss == "degrade" else writes)
-
-    def _agree(self) -> None:
-        """Connects to all shards, and checks that they are one buffer. Those that are lost are left out where the buffer goes on without them.
-
-        Raises:
-            ServerUnavailableError: none is there, or one is not.
-        """
-        found = self._on_those_there(lambda shard: _member(shard, shard.asked(ShardTable.connect)))
-        check_members([member for _, member in found])
-        for shard, member in found:
-            shard.generation_id = member.description.generation_id
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The shards' places and the other arguments. The copy connects at its first call, and creates no table."""
+        return _copied, (type(self), self._device, self._seed, self._shards.directory, self._opening, self._shards.places, self._placement)
 
     def _on_those_there(self, call: Callable[[Shard], T]) -> list[tuple[Shard, T]]:
-        """What a call gives for each shard that answers.
-
-        Raises:
-            ServerUnavailableError: none of them does, or one does not, and the buffer does not go on without it.
-        """
-        shards = list(self._shards)
-        if self._on_loss == "raise":
-            return list(zip(shards, self._shards.each(call), strict=True))
-        found = list(zip(shards, self._shards.tried(call), strict=True))
-        there = [(shard, answer) for shard, answer in found if not isinstance(answer, ServerUnavailableError)]
-        if not there:
-            raise next(answer for _, answer in found if isinstance(answer, ServerUnavailableError))
-        return there
+        """As `ShardSet.on_those_there`."""
+        return self._shards.on_those_there(call)
 
     @property
     def addresses(self) -> list[str]:
@@ -171,36 +153,46 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         uniform: bool = False,
         view: View | None = None,
     ) -> TensorDict:
-        raise NotImplementedError
+        size, rows, seen = check_batch_size(batch_size), check_flag(wait, "wait"), self._view_of(view)
+        query = DrawQuery(size, check_flag(uniform, "uniform"), seen, self._next_draw(seed), standing=seed is None, wait=rows)
+        return self._draws.batch(query)
 
     def update_priorities(self, row_ids: Any, priorities: Any) -> Updated:
-        raise NotImplementedError
+        """As in `BaseReplayBuffer`, all shards at once; an id that was never given is refused by its shard, and the others change their rows.
+
+        With ``on_loss="degrade"`` the rows of a shard that is lost count as stale: their updates are dropped.
+        """
+        return update_shards(self._shards, self._totals, row_ids, priorities)
+
+    def _slots_of(self, index: Index) -> tuple[Slots, tuple[int, ...]]:
+        stored = StoredSlots(self._states, self._shards)
+        return as_slots(index, stored.state, stored.at)
 
     def _by_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None, *, priorities: bool = False) -> TensorDict:
-        raise NotImplementedError
+        return rows_in_slots(self._shards, self._transfer, slots, fields, view, priorities=priorities, state=self.state)
 
     def sample_all(self, *, progress: Shown = None) -> TensorDict:
-        raise NotImplementedError
+        with reporting(progress, "sample_all") as told:
+            return all_rows(self._shards, self._transfer, told)
 
     def episodes(self) -> list[Episode]:
-        raise NotImplementedError
+        """As in `BaseReplayBuffer`; each shard's are of its own moment."""
+        return listed_episodes(self._shards)
 
     def _episode_rows(self, episode_id: int) -> tuple[TensorDict, bool]:
-        raise NotImplementedError
+        return episode_rows(self._shards, self._transfer, episode_id)
 
     def _trajectories(self) -> Trajectories | Literal[False]:
-        raise NotImplementedError
+        return self._shards.config.trajectories
 
-    def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> ShardedEpochs:
-        answers = self._on_those_there(lambda shard: shard.asked(ShardTable.answer))
-        plan = plan_over(query, self.table, answers, seed)
-        return ShardedEpochs(self._shards, plan, self._transfer, self._timeout if self._on_loss == "degrade" else None, view)
+    def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> Epochs:
+        raise NotImplementedError
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 
     def describe(self) -> ShardedDescription:
         """As in `BaseReplayBuffer`: sums, and by shard. Each shard's part is of its own moment."""
-        found = dict(self._on_those_there(lambda shard: _member(shard, shard.asked(ShardTable.answer)).description))
+        found = dict(self._on_those_there(lambda shard: member_of(shard, shard.asked(ShardTable.answer)).description))
         now = time.monotonic()
         shards = [
             ShardDescription(
@@ -214,8 +206,13 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         return whole_description(shards, self._pointer(list(found.items())))
 
     def state(self) -> State:
+        """As in `BaseReplayBuffer`; each shard's part is of its own moment."""
+        return self._states()[1]
+
+    def _states(self) -> tuple[list[tuple[Shard, State]], State]:
+        """The state of each shard that is there, and that of all of them."""
         found = self._on_those_there(lambda shard: shard.asked(ShardTable.state))
-        return whole_state([state for _, state in found], self._pointer(found))
+        return found, whole_state([state for _, state in found], self._pointer(found))
 
     def _pointer(self, states: Sequence[tuple[Shard, State]]) -> int:
         """The slot of the next row, if it goes where the most room is."""
@@ -233,20 +230,69 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         return self._shards[0].reads.storing_device
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
-        raise NotImplementedError
+        """As in `BaseReplayBuffer`: of a new capacity each shard gets its part. All shards must be there, else none of them is reset."""
+        shards = self._shards.now
+        size = None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)
+        parts = [share_of(TableRequest(buffer_size=size), place, len(shards)).buffer_size for place, _ in enumerate(shards)]
+        self._shards.each(lambda shard: shard.writes.state(), shards)
+        self._shards.each(lambda shard: shard.writes.reset(parts[shards.index(shard)]), shards)
+        self._begin_anew()
 
-    def checkpoint(self, name: str, *, progress: Shown = None) -> Checkpoint:
-        raise NotImplementedError
+    def drop(self) -> None:
+        """Removes the table and its rows from all shards. All must be there, else it is removed from none."""
+        shards = self._shards.now
+        self._shards.each(lambda shard: shard.writes.state(), shards)
+        self._shards.each(lambda shard: shard.writes.drop(), shards)
+        self._begin_anew()
+
+    def checkpoint(self, name: str, *, progress: Shown = None, manifest: str | os.PathLike[str] | None = None) -> ShardedCheckpoint:
+        """As in `BaseReplayBuffer`, on all shards at once; each shows one moment of its shard, and lies on its machine.
+
+        Args:
+            name: as there.
+            progress: as there, with the bytes of all shards.
+            manifest: the path of a file on the caller's disk that says which checkpoints belong together. None: it is not written.
+
+        Raises:
+            ServerUnavailableError: a shard is lost, also with ``on_loss="degrade"``: its rows would be missing.
+        """
+        with reporting(progress, "checkpoint", "bytes") as told:
+            return checkpoint_shards(self._shards, name, told, manifest)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As in `BaseReplayBuffer`, for each shard."""
+        save_shards(self._shards, path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """As in `BaseReplayBuffer`. It looks at all shards before it sets one back; the file must be of the same shards."""
+        load_shards(self._shards, path)
+        self._begin_anew()
 
     def _rewind(self, metadata: Metadata) -> None:
-        raise NotImplementedError
+        raise InvalidArgumentError("the file is of one buffer, and says nothing of several shards")
+
+    def _begin_anew(self) -> None:
+        """Forgets what is known of earlier rows: the shards do not hold them any more."""
+        self._iterator = None
+        self._totals.clear()
 
     def close(self) -> None:
+        """Closes the connections to all shards. Closing twice is allowed. The tables stay."""
         self._iterator = None
         self._shards.close()
 
 
-def _member(shard: Shard, answer: pb.DescribeResponse) -> Member:
-    """What a server says of itself as a shard."""
-    description = description_from_message(answer, shard.writes.table)
-    return Member(shard.place, description, answer.cluster, answer.shard if answer.HasField("shard") else None)
+def _copied(
+    kind: type[ShardedReplayBuffer],
+    device: torch.device,
+    seed: int | None,
+    directory: Directory,
+    opening: Opening,
+    places: Sequence[ShardPlace],
+    placement: str,
+) -> ShardedReplayBuffer:
+    """The copy of a buffer that was pickled or copied."""
+    buffer = kind.__new__(kind)
+    BaseReplayBuffer.__init__(buffer, device, seed)
+    buffer._open(ShardSet(directory, opening, places), opening, placement)
+    return buffer

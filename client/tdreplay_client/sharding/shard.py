@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tdreplay.errors import DeadlineError, ReplayError, ServerUnavailableError
+from tdreplay.errors import DeadlineError, ReplayError, ServerUnavailableError, TableNotFoundError
 from tdreplay_client.sharding.shard_table import ShardTable
 
 __all__ = ["LOSS_SECONDS", "Shard", "ShardPlace"]
@@ -43,6 +43,7 @@ class Shard:
         reads: The table, for calls that give it up after `LOSS_SECONDS` where the buffer goes on without lost shards; else the same as `writes`.
         generation_id: Of its table, when it was last seen.
         lost_since: When it was found lost, as `time.monotonic` says it; None: it is there.
+        when_lost: Called each time that it is found lost. It must not wait.
     """
 
     place: ShardPlace
@@ -50,6 +51,7 @@ class Shard:
     reads: ShardTable
     generation_id: str = ""
     lost_since: float | None = None
+    when_lost: Callable[[], object] = lambda: None
     _noting: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -73,11 +75,11 @@ class Shard:
         except ServerUnavailableError as error:
             self.lose(error)
             raise
-        except DeadlineError as error:
+        except (DeadlineError, TableNotFoundError) as error:  # The latter: it was started again, without the table.
             if self.reads is self.writes:
                 raise
             self.lose(error)
-            raise ServerUnavailableError(str(error)) from None
+            raise ServerUnavailableError(str(error)) from error
         self.find()
         return found
 
@@ -87,6 +89,7 @@ class Shard:
             first, self.lost_since = self.lost_since is None, self.lost_since or time.monotonic()
         if first:
             log.warning("shard %d is lost: %s", self.number, error)
+            self.when_lost()
 
     def find(self) -> None:
         """Notes that it answers. It is said in the log where it was lost."""

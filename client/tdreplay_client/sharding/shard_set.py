@@ -1,86 +1,80 @@
-"""The shards of a buffer: how they are found, and what must hold of them together."""
+"""The shards of a buffer: calls to all of them at once, those that are lost, and those that come and go."""
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from concurrent.futures import Future
+from typing import TypeVar
 
-from tdreplay.errors import InvalidArgumentError, ServerUnavailableError
-from tdreplay.shard_ids import MAX_SHARDS
-from tdreplay_client.sharding.shard import Shard, ShardPlace
-from tdreplay_client.transport.addresses import check_target
+from tdreplay.errors import ClosedError, ReplayError, ServerUnavailableError, TableNotFoundError
+from tdreplay.processes import Owner, keep_in_forks
+from tdreplay.table_config import TableConfig
+from tdreplay_client.sharding.callers import Callers
+from tdreplay_client.sharding.directory import Directory, FixedDirectory, check_places
+from tdreplay_client.sharding.members import Member, check_members
+from tdreplay_client.sharding.opening import Opening, member_of
+from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard, ShardPlace
+from tdreplay_client.sharding.shard_table import ShardTable
+from tdreplay_client.sharding.watch import Watch
 
-__all__ = ["Directory", "FixedDirectory", "ShardSet", "check_places"]
+__all__ = ["Directory", "FixedDirectory", "ShardSet", "check_places", "none_there"]
 
+log = logging.getLogger("tdreplay")
 T = TypeVar("T")
 MOST_THREADS = 64
 """The most shards that are asked at once."""
-
-
-class Directory(Protocol):
-    """Says where the shards of a cluster are."""
-
-    def places(self) -> Sequence[ShardPlace]:
-        """Those that there are now, by number. It may ask others, and takes some seconds at most.
-
-        Raises:
-            ReplayError: they cannot be found out.
-        """
-
-
-class FixedDirectory:
-    """Shards at addresses that never change: the first one is shard 0, and so on.
-
-    Raises:
-        InvalidArgumentError: there is no address, one is there twice, or one is none.
-    """
-
-    def __init__(self, addresses: Iterable[str]) -> None:
-        if isinstance(addresses, str):
-            raise InvalidArgumentError(f"addresses ({addresses!r}) must be a list of addresses, one for each shard")
-        self._places = check_places([ShardPlace(number, check_target(address)) for number, address in enumerate(addresses)])
-
-    def places(self) -> Sequence[ShardPlace]:
-        """Those of the addresses."""
-        return self._places
-
-
-def check_places(places: Sequence[ShardPlace]) -> Sequence[ShardPlace]:
-    """These places, where they can be the shards of one buffer.
-
-    Raises:
-        InvalidArgumentError: there is none or there are too many, or two have the same address or the same number.
-    """
-    if not 1 <= len(places) <= MAX_SHARDS:
-        raise InvalidArgumentError(f"the number of shards ({len(places)}) must be from 1 to {MAX_SHARDS}")
-    for name in ("address", "number"):
-        values: list[Any] = [getattr(place, name) for place in places]
-        twice = next((value for value in values if values.count(value) > 1), None)
-        if twice is not None:
-            raise InvalidArgumentError(f"{name} ({twice}) is there twice: each shard has its own")
-    return sorted(places, key=lambda place: place.number)
+DIRECTORY_SECONDS = 1.0
+"""How often a directory is asked whether shards came or went."""
+RETIREMENT_SECONDS = 60.0
+"""How long the connections to a shard that was removed stay open, for calls that are on their way."""
 
 
 class ShardSet:
     """The shards that a buffer uses now. Which they are changes when a cluster grows or shrinks.
 
     Attributes:
+        owner: The process that may use them.
         version: Rises with each such change. Whoever uses shards for longer than a call looks whether it is still the same.
+        removed: The numbers of shards that were there, and are not any more.
 
     Args:
         directory: Says where they are.
-        opened: Makes a shard of its place, its number among them, and how many there are. It does not connect.
+        opening: How they are opened. Nothing is connected.
+        places: Where they are, if that is known: the directory is not asked at first.
     """
 
-    def __init__(self, directory: Directory, opened: Callable[[ShardPlace, int, int], Shard]) -> None:
-        self._directory, self._opened = directory, opened
-        self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="tdreplay-shard")
-        self._changing = threading.Lock()
-        self.version = 0
-        places = directory.places()
-        self._shards: tuple[Shard, ...] = tuple(opened(place, number, len(places)) for number, place in enumerate(places))
+    def __init__(self, directory: Directory, opening: Opening, places: Sequence[ShardPlace] | None = None) -> None:
+        self._directory, self._opening = directory, opening
+        self._callers = Callers(MOST_THREADS)
+        self._watch = Watch(self)
+        self._changing, self._closed = threading.Lock(), threading.Event()
+        self._members: dict[int, Member] = {}
+        self._retired: list[tuple[Shard, float]] = []
+        self.version, self.removed = 0, set[int]()
+        found = check_places(directory.places() if places is None else places)
+        self._parts = len(found)
+        self._shards: tuple[Shard, ...] = tuple(self._opened(place, position) for position, place in enumerate(found))
+        self.owner = Owner(f"the buffer over the shards at {found[0].address} and others", "gRPC does not survive a fork, so start it by spawn")
+        keep_in_forks(self)
+        self._next_look = time.monotonic() + DIRECTORY_SECONDS
+        if self._can_change:
+            self._watch.wake()
+
+    def _opened(self, place: ShardPlace, position: int) -> Shard:
+        """A shard. One that comes later has as large a part as the last of the first ones: the whole grows."""
+        shard = self._opening.shard(place, min(position, self._parts - 1), self._parts)
+        shard.when_lost = self._watch.wake
+        return shard
+
+    @property
+    def _can_change(self) -> bool:
+        return not isinstance(self._directory, FixedDirectory)
+
+    # -- which they are -----------------------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Shard]:
         return iter(self._shards)
@@ -91,9 +85,41 @@ class ShardSet:
     def __getitem__(self, place: int) -> Shard:
         return self._shards[place]
 
+    @property
+    def now(self) -> tuple[Shard, ...]:
+        """All of them by place, which do not change while they are used."""
+        return self._shards
+
+    @property
+    def places(self) -> tuple[ShardPlace, ...]:
+        """Where they are."""
+        return tuple(shard.place for shard in self._shards)
+
+    @property
+    def directory(self) -> Directory:
+        """What says where they are."""
+        return self._directory
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the buffer goes on without those that are lost."""
+        return self._opening.goes_on
+
     def place_of(self, number: int) -> int | None:
         """The place among the shards of the one with this number; None: there is none."""
         return next((place for place, shard in enumerate(self._shards) if shard.number == number), None)
+
+    # -- calls to them ------------------------------------------------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Passes where calls can be made.
+
+        Raises:
+            ForkedError, ClosedError: where they cannot.
+        """
+        self.owner.check()
+        if self._closed.is_set():
+            raise ClosedError("the buffer is closed")
 
     def each(self, call: Callable[[Shard], T], shards: Iterable[Shard] | None = None) -> list[T]:
         """What a call gives for each of the shards, all of which are asked at once, in their order.
@@ -101,14 +127,19 @@ class ShardSet:
         Raises:
             ReplayError: what the first of them that failed raised, after all have answered.
         """
+        self.check_open()
         chosen = list(self._shards if shards is None else shards)
-        if len(chosen) == 1:
-            return [call(chosen[0])]
-        waiting = [self._threads.submit(call, shard) for shard in chosen]
-        errors = [error for error in (future.exception() for future in waiting) if error is not None]
+        others = [self._callers.call(call, shard) for shard in chosen[1:]]
+        found = [*(_called(call, shard) for shard in chosen[:1]), *others]
+        errors = [error for error in (one.exception() for one in found) if error is not None]
         if errors:
             raise errors[0]
-        return [future.result() for future in waiting]
+        return [one.result() for one in found]
+
+    def started(self, call: Callable[[Shard], T], shards: Iterable[Shard]) -> list[Future[T]]:
+        """The same without waiting for it: what will be its results."""
+        self.check_open()
+        return [self._callers.call(call, shard) for shard in shards]
 
     def tried(self, call: Callable[[Shard], T], shards: Iterable[Shard] | None = None) -> list[T | ServerUnavailableError]:
         """As `each`, but where a shard is lost its error stands in place of what it would give."""
@@ -121,8 +152,151 @@ class ShardSet:
 
         return self.each(safe, shards)
 
+    def on_those_there(self, call: Callable[[Shard], T]) -> list[tuple[Shard, T]]:
+        """What a call gives for each shard that answers.
+
+        Raises:
+            ServerUnavailableError: none of them does, or one does not, and the buffer does not go on without it.
+            TableNotFoundError: the table is on none of them.
+        """
+        shards = self.now
+        if not self.goes_on:
+            return list(zip(shards, self.each(call, shards), strict=True))
+        asked = [shard for shard in shards if shard.is_there] or shards
+        found = list(zip(asked, self.tried(call, asked), strict=True))
+        there = [(shard, answer) for shard, answer in found if not isinstance(answer, ServerUnavailableError)]
+        if not there:
+            raise none_there(answer for _, answer in found)
+        return there
+
+    def agree(self) -> None:
+        """Connects to all shards, and checks that they are one buffer. Those that are lost are left out where the buffer goes on without them.
+
+        Raises:
+            ServerUnavailableError: none is there, or one is not.
+        """
+        found = self.on_those_there(lambda shard: member_of(shard, shard.asked(ShardTable.connect)))
+        check_members([member for _, member in found])
+        for shard, member in found:
+            self._note(shard, member)
+
+    @property
+    def config(self) -> TableConfig:
+        """What the table of a shard is made with, as one of them said. A copy of a buffer asks now."""
+        if not self._members:
+            for shard, member in self.on_those_there(lambda shard: member_of(shard, shard.asked(ShardTable.answer))):
+                self._note(shard, member)
+        return self._config
+
+    def _note(self, shard: Shard, member: Member) -> None:
+        self._members[shard.number] = member
+        self._config = member.description.config
+        shard.generation_id = member.description.generation_id
+
+    # -- those that are lost, and those that come and go ----------------------------------------------------------------------------------------
+
+    def look(self) -> bool:
+        """Asks those that are lost whether they are back, and now and then the directory. Gives whether to look again."""
+        try:
+            self.check_open()
+            lost = [shard for shard in self._shards if not shard.is_there]
+            self.each(self._seek, lost)
+            if self._can_change and time.monotonic() >= self._next_look:
+                self._next_look = time.monotonic() + DIRECTORY_SECONDS
+                self._renew()
+            self._close_retired(time.monotonic())
+        except ClosedError:
+            return False
+        except ReplayError as error:
+            log.warning("the shards of the buffer cannot be found out: %s", error)
+        return self._can_change or bool(self._retired) or any(not shard.is_there for shard in self._shards)
+
+    def _seek(self, shard: Shard) -> None:
+        """Asks a lost shard whether it is back. Where it is another table now, its rows are gone, and it has to be one of this buffer still."""
+        create = any(other.is_there for other in self._shards)  # Else it was not the server that went, but the table.
+        try:
+            member = member_of(shard, shard.reads.look(LOSS_SECONDS, create=create))
+            if member.description.generation_id != shard.generation_id:
+                self._check_joins(member)
+                if shard.generation_id:
+                    log.warning("shard %d at %s came back without the rows that it had", shard.number, shard.place.address)
+        except ClosedError:
+            raise
+        except ReplayError as error:
+            log.debug("shard %d is still lost: %s", shard.number, error)
+            return
+        self._note(shard, member)
+        shard.find()
+
+    def _check_joins(self, member: Member) -> None:
+        """Passes where a shard that was not there before is one of this buffer."""
+        there = {shard.number for shard in self._shards}
+        others = [other for number, other in self._members.items() if number in there and number != member.place.number]
+        check_members([*others, member])
+
+    def _renew(self) -> None:
+        """Takes up the shards that the directory names now. Those that it does not name any more are used no longer."""
+        with self._changing:
+            places = check_places(self._directory.places())
+            if list(self.places) == list(places):
+                return
+            known = {shard.place: shard for shard in self._shards}
+            shards = [known.get(place) or self._joining(place, position) for position, place in enumerate(places)]
+            kept = tuple(shard for shard in shards if shard is not None)
+            if kept and kept != self._shards:
+                self._change(kept)
+
+    def _joining(self, place: ShardPlace, position: int) -> Shard | None:
+        """A new shard, where it is there and is one of this buffer. Else it is tried again at the next look."""
+        shard = self._opened(place, position)
+        try:
+            member = member_of(shard, shard.reads.look(LOSS_SECONDS, create=True))
+            self._check_joins(member)
+        except ReplayError as error:
+            log.warning("shard %d at %s does not join the buffer: %s", place.number, place.address, error)
+            shard.close()
+            return None
+        self._note(shard, member)
+        return shard
+
+    def _change(self, shards: tuple[Shard, ...]) -> None:
+        left = [shard for shard in self._shards if shard not in shards]
+        self._retired += [(shard, time.monotonic() + RETIREMENT_SECONDS) for shard in left]
+        self._shards = shards
+        self.removed = (self.removed | {shard.number for shard in left}) - {shard.number for shard in shards}
+        self.version += 1
+        log.warning("the buffer has the shards %s now", ", ".join(str(shard.number) for shard in shards))
+
+    def _close_retired(self, now: float) -> None:
+        """Closes the connections to shards that were removed, once nobody can be in the middle of a call any more."""
+        over = [shard for shard, until in self._retired if until <= now]
+        self._retired = [(shard, until) for shard, until in self._retired if until > now]
+        for shard in over:
+            shard.close()
+
     def close(self) -> None:
-        """Closes the connections to all."""
+        """Closes the connections to all. Closing twice is allowed; in a fork of the process that opened them nothing happens."""
+        if not self.owner.is_here:
+            return
+        self._closed.set()
+        self._watch.close()
         for shard in self._shards:
             shard.close()
-        self._threads.shutdown(wait=False)
+        self._close_retired(math.inf)
+        self._callers.close()
+
+
+def none_there(answers: Iterable[object]) -> ReplayError:
+    """The error where no shard is there, by what each of them gave."""
+    errors = [answer for answer in answers if isinstance(answer, ServerUnavailableError)]
+    return next((error.__cause__ for error in errors if isinstance(error.__cause__, TableNotFoundError)), errors[0])
+
+
+def _called(call: Callable[[Shard], T], shard: Shard) -> Future[T]:
+    """What a call in this thread gives, or its error, which is raised when the others have answered."""
+    found: Future[T] = Future()
+    try:
+        found.set_result(call(shard))
+    except Exception as error:  # noqa: BLE001 - see above.
+        found.set_exception(error)
+    return found

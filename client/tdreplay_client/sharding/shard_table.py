@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
+from tensordict import TensorDict
 
-from tdreplay.epochs import EpochQuery
-from tdreplay.errors import OverwrittenError, UnimplementedError
+from tdreplay.errors import RateLimitedError, UnimplementedError
+from tdreplay.metadata import Metadata
+from tdreplay.progress import Progress
 from tdreplay.samplers import Uniform
+from tdreplay.selecting import Slots
 from tdreplay.table_config import TableRequest
+from tdreplay.trajectories import Trajectories
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView
 from tdreplay.window_messages import window_query_to_message
+from tdreplay.windows import WindowQuery
 from tdreplay_client.buffer import RemoteReplayBuffer
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
-from tdreplay_client.sharding.epoch_answers import EpochAnswer
-from tdreplay_client.sharding.epoch_plan import ShardWindow
+from tdreplay_client.reading.single_batches import Asked, Draw
 from tdreplay_client.sharding.shard_batches import ColumnTransfer, ShardBatch, Totals
 from tdreplay_client.transport.access import Access
 from tdreplay_client.transport.retry_budget import RetryBudget
@@ -60,19 +65,93 @@ class ShardTable(RemoteReplayBuffer):
         """What the server says of the table now."""
         return cast("pb.DescribeResponse", self._connection.retried(self._answer))
 
-    def totals(self, *, uniform: bool = False, view: TableView | None = None) -> Totals:
+    def totals(self, *, uniform: bool = False, windows: WindowQuery | None = None, counted: bool = False) -> Totals:
         """Of what the table would draw a batch now.
+
+        Args:
+            uniform: Whether all rows are equally probable.
+            windows: What an anchor needs; None: the rows come alone.
+            counted: Whether a row counts as often as it can still be drawn, where rows leave.
 
         Raises:
             UnimplementedError: the server is of an older version, which does not say it.
         """
-        windows = None if view is None else window_query_to_message(view.windows)
-        sampler = Uniform.name if uniform else ""
-        request = pb.DescribeRequest(table=self._table, wants_totals=True, sampler=sampler, windows=windows)
+        around = None if windows is None else window_query_to_message(windows)
+        request = pb.DescribeRequest(table=self._table, wants_totals=True, sampler=Uniform.name if uniform else "", windows=around)
         answer = self._connection.retried(lambda budget: self._connection.unary("Describe", request, budget))
         if not answer.HasField("totals"):
             raise UnimplementedError(f"server {self.address} is of an older version, which cannot be a shard")
-        return Totals.of(answer.totals)
+        return Totals(answer.available, float(answer.available)) if counted else Totals.of(answer.totals)
+
+    def drawn(
+        self, rows: int, draw: Draw, *, uniform: bool, view: TableView | None, seconds: float = math.inf, standing: bool = False, wait: bool = False
+    ) -> ShardBatch:
+        """A random batch, drawn now.
+
+        Args:
+            rows: Its number of rows.
+            draw: Its seed and number, or None.
+            uniform: Whether all rows are equally probable.
+            view: Around which windows are drawn.
+            seconds: The most for which a rate limiter, and rows that leave, are waited for; never longer than the table's `timeout`.
+            standing: Whether such a batch is likely to be asked for again, so that a call is held open for it.
+            wait: Whether an empty table waits for rows, as long as `timeout`.
+
+        Raises:
+            EmptyTableError, RateLimitedError: there is no row, or none may be drawn.
+        """
+        asked = Asked(rows, Uniform.name if uniform else "", view)
+
+        def attempt(budget: RetryBudget) -> TensorDict | RateLimitedError:
+            limited = seconds < budget.server_wait
+            try:
+                return self._random_batch(asked, draw, standing, budget, min(seconds, budget.server_wait))
+            except RateLimitedError as error:  # Else it would be tried again as long as `timeout`.
+                if not limited:
+                    raise
+                return error
+
+        found = self._connection.retried(attempt, for_rows=wait)
+        if isinstance(found, RateLimitedError):
+            raise found
+        return cast("ShardBatch", found)
+
+    def look(self, seconds: float, *, create: bool) -> pb.DescribeResponse:
+        """What the server says of the table, if it answers within so many seconds. It is asked once.
+
+        Args:
+            seconds: How long its answer may take.
+            create: Whether the table is created, where it is not there and its capacity is known.
+
+        Raises:
+            ServerUnavailableError, DeadlineError: it does not answer.
+            TableNotFoundError: the table is not there.
+        """
+        budget = RetryBudget(seconds)
+        if create and self._request.buffer_size is not None:
+            self._agree(budget)
+        return cast("pb.DescribeResponse", self._answer(budget))
+
+    def rows_in_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None, *, priorities: bool) -> ShardBatch:
+        """The rows in these slots; with a view, their windows. Errors: as `sample_by_index_fields`."""
+        return cast("ShardBatch", self._by_slots(slots, fields, view, priorities=priorities))
+
+    def all_rows(self, progress: Progress | None) -> ShardBatch:
+        """Every stored row. Errors: as `sample_all`."""
+        return cast("ShardBatch", self.sample_all(progress=progress))
+
+    def episode_rows(self, episode_id: int) -> tuple[ShardBatch, bool]:
+        """The rows of an episode, and whether the last one is the final observation. Errors: as `episode`."""
+        rows, has_final = self._episode_rows(episode_id)
+        return cast("ShardBatch", rows), has_final
+
+    def known_trajectories(self) -> Trajectories | Literal[False]:
+        """What the table knows of episodes."""
+        return self._trajectories()
+
+    def rewind(self, metadata: Metadata) -> None:
+        """Goes back to where `metadata` was saved. Errors: as `load`."""
+        self._rewind(metadata)
 
     def rows_by_id(
         self, row_ids: npt.NDArray[np.int64], fields: tuple[str, ...] | None, view: TableView | None, generation_id: str = ""
@@ -86,36 +165,6 @@ class ShardTable(RemoteReplayBuffer):
         windows = None if view is None else window_query_to_message(view.windows)
         request = pb.SampleByIndexRequest(table=self._table, row_ids=row_ids.tolist(), fields=fields, windows=windows, generation_id=generation_id)
         return self._connection.retried(partial(self._stored, request))
-
-    def epoch_rows(self, row_ids: npt.NDArray[np.int64], window: ShardWindow, query: EpochQuery) -> EpochAnswer:
-        """Those of these rows of a window that come in an epoch with these arguments, in this order, and what becomes of the others.
-
-        Raises:
-            TableChangedError: the table is of another generation.
-        """
-        request = pb.SampleByIndexRequest(
-            table=self._table,
-            row_ids=row_ids.tolist(),
-            fields=query.fields,
-            windows=None if query.windows is None else window_query_to_message(query.windows),
-            generation_id=window.generation_id,
-            epoch=pb.EpochRows(first_row_id=window.first_row_id, end_row_id=window.end_row_id, replace=query.on_overwrite == "replace"),
-        )
-        while True:
-            try:
-                return self._connection.retried(partial(self._epoch_answer, request))
-            except OverwrittenError:  # Between the server's look and its reading: what comes now?
-                continue
-
-    def _epoch_answer(self, request: pb.SampleByIndexRequest, budget: RetryBudget) -> EpochAnswer:
-        answers, heads, asked = self._connection.stream("SampleByIndex", request, budget), list[Any](), len(request.row_ids)
-        try:
-            found = assemble(answers, pb.SampleByIndexResponse, self._transfer, range(1, asked + 1), without_batch=heads.append)
-            batch = next((cast("ShardBatch", pending.take()) for pending in found), None)
-        finally:
-            answers.close()
-        head = heads[0] if batch is None and heads else batch and batch.head
-        return EpochAnswer.of(head, batch, asked)
 
     def _stored(self, request: pb.SampleByIndexRequest, budget: RetryBudget) -> ShardBatch | None:
         answers = self._connection.stream("SampleByIndex", request, budget)

@@ -6,7 +6,7 @@ one that is no shard. A slot means another row when the number of shards changes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,9 @@ def places_of(slots: Slots, shards: int) -> tuple[Slots, Slots]:
     return slots % shards, slots // shards
 
 
-def stored_slots(states: Sequence[State]) -> Slots:
-    """The slots of all stored rows, ascending, by the states of the shards."""
-    found = [whole_slots(_stored(state), place, len(states)) for place, state in enumerate(states)]
+def stored_slots(states: Iterable[tuple[int, State]], shards: int) -> Slots:
+    """The slots of all stored rows, ascending, by the places and the states of the shards that are there, among so many."""
+    found = [whole_slots(_stored(state), place, shards) for place, state in states]
     return np.sort(np.concatenate(found))
 
 

@@ -41,7 +41,6 @@ from tdreplay_server.transport.call_writers import CallWriters
 from tdreplay_server.transport.checkpoint_progress import checkpointed
 from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.encoding import Outgoing, batches_per_message, messages, streamed
-from tdreplay_server.transport.epoch_rows import epoch_rows
 from tdreplay_server.transport.epoch_stream import EpochStream
 from tdreplay_server.transport.request_limits import check_block, check_rows
 from tdreplay_server.transport.sample_call import SampleCall, draw_head, read_ahead, updated
@@ -121,9 +120,6 @@ class ReplayBufferService:
 
     def SampleByIndex(self, request: Request, call: Call) -> Iterator[bytes]:
         table, query = self._tables[request.head.table], request.head
-        if query.HasField("epoch"):
-            check_rows(self._limits, len(query.row_ids))
-            return epoch_rows(table, query, _fields(query.fields), _windows(query))
         rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
         check_rows(self._limits, rows)
         slots, fields, windows = np.array(query.index, np.int64), _fields(query.fields), _windows(query)

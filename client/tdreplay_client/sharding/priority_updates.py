@@ -1,0 +1,60 @@
+"""Updates of priorities, each sent to the shard that has the row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tdreplay.errors import RowIdError, ServerUnavailableError
+from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
+from tdreplay.shard_ids import local_row_ids, shard_numbers
+from tdreplay_client.sharding.shard import Shard
+from tdreplay_client.sharding.shard_set import ShardSet
+from tdreplay_client.sharding.totals import KnownTotals
+
+__all__ = ["update_shards"]
+
+
+def update_shards(shards: ShardSet, totals: KnownTotals, row_ids: Any, priorities: Any) -> Updated:
+    """Gives rows other priorities: as `BaseReplayBuffer.update_priorities`. All shards that have some are told at once.
+
+    Rows of a shard that is lost are waited for as long as the buffer's `timeout`. Where the buffer goes on without lost shards, their updates are
+    dropped, and they count as stale; so do those of a shard that was removed.
+
+    Raises:
+        RowIdError: an id names a shard that the buffer does not have, and never had. Nothing changes. Or an id was never given: then nothing changes
+            on its shard.
+    """
+    ids = checked_row_ids(row_ids)
+    given = checked_priorities(priorities, len(ids))
+    there = shards.now
+    numbers = shard_numbers(ids)
+    _check_numbers(ids, numbers, {shard.number for shard in there} | shards.removed)
+    of_shard = {shard: np.flatnonzero(numbers == shard.number) for shard in there}
+    asked = [shard for shard in there if len(of_shard[shard])] or there[:1]  # The first one says whether there are priorities at all.
+
+    def update(shard: Shard) -> Updated:
+        rows = of_shard[shard]
+        if shards.goes_on and not shard.is_there:
+            return Updated(0, len(rows))
+        try:
+            return shard.asked(lambda table: table.update_priorities(local_row_ids(ids[rows]), given[rows]))
+        except ServerUnavailableError:
+            if not shards.goes_on:
+                raise
+            return Updated(0, len(rows))
+        finally:
+            totals.changed(shard.number)
+
+    found = shards.each(update, asked)
+    gone = len(ids) - sum(map(len, of_shard.values()))
+    return Updated(sum(one.updated for one in found), sum(one.stale for one in found) + gone)
+
+
+def _check_numbers(ids: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], known: set[int]) -> None:
+    unknown = ~np.isin(numbers, list(known))
+    if unknown.any():
+        first = int(np.flatnonzero(unknown)[0])
+        raise RowIdError(f"row_id {ids[first]} was never given: it is of shard {numbers[first]}, which the buffer does not have")

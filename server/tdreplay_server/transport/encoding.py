@@ -12,7 +12,7 @@ from tdreplay_server.tables.selection import RowFormat, Selection
 from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.shared_memory import Segments, offer
 
-__all__ = ["Outgoing", "batches_per_message", "in_segment", "messages", "streamed"]
+__all__ = ["Outgoing", "batches_per_message", "block_message", "in_segment", "messages", "streamed"]
 
 
 MAX_BATCHES = 1024
@@ -50,11 +50,21 @@ def messages(table: Table, outgoing: Outgoing, response: Any) -> Iterator[bytes]
     rows_per_block = min(rows_per_block, MAX_BATCH_SIZE)  # Rows without bytes would all go into one block.
     for start in range(0, selection.rows, rows_per_block):
         stop = min(start + rows_per_block, selection.rows)
-        block = row.block(stop - start)
-        message, memory = frame(response(batch_rows=batch_rows, first_row=start, **head), block.size)
-        table.read(selection, start, stop, block.write_header(memory))
-        table.note_sent(block.size)
-        yield message
+        yield block_message(table, selection, start, stop, response(batch_rows=batch_rows, first_row=start, **head))
+
+
+def block_message(table: Table, selection: Selection, start: int, stop: int, head: Any) -> bytes:
+    """A message with the fields of `head`, and a block of the selected rows from start to stop, which are gathered now.
+
+    Raises:
+        TableChangedError: as `Table.read`.
+        OverwrittenError: a row that was pinned is not there any more.
+    """
+    block = selection.format.block(stop - start)
+    message, memory = frame(head, block.size)
+    table.read(selection, start, stop, block.write_header(memory))
+    table.note_sent(block.size)
+    return message
 
 
 def streamed(table: Table, sending: Iterator[Outgoing], response: Any, segments: Segments | None, *, offered: bool) -> Iterator[Any]:

@@ -9,7 +9,6 @@ from typing import Any
 from tdreplay.epoch_messages import progress_to_message
 from tdreplay.epochs import EpochPlace
 from tdreplay.errors import OverwrittenError, TableChangedError
-from tdreplay.framing import frame
 from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.tables.epochs import EpochBatch, EpochBatches
@@ -17,7 +16,7 @@ from tdreplay_server.tables.selection import joined
 from tdreplay_server.tables.table import Table
 from tdreplay_server.transport.call import ClientGoneError
 from tdreplay_server.transport.credits import Credits
-from tdreplay_server.transport.encoding import Outgoing, in_segment
+from tdreplay_server.transport.encoding import Outgoing, block_message, in_segment
 from tdreplay_server.transport.shared_memory import Segments
 
 __all__ = ["EpochStream"]
@@ -133,11 +132,7 @@ class EpochStream:
     def _block(self, outgoing: Outgoing, first_row: int) -> bytes:
         """A message with one block of the rows, of which the first has that place in its batch."""
         rows, batch_rows, head = outgoing
-        block = rows.format.block(rows.rows)
-        message, memory = frame(pb.EpochResponse(batch_rows=batch_rows, first_row=first_row, **head), block.size)
-        self._table.read(rows, 0, rows.rows, block.write_header(memory))
-        self._table.note_sent(block.size)
-        return message
+        return block_message(self._table, rows, 0, rows.rows, pb.EpochResponse(batch_rows=batch_rows, first_row=first_row, **head))
 
     def _parts(self, batch: EpochBatch) -> Generator[bytes, None, EpochPlace]:
         """A batch in several blocks. Rows that are overwritten meanwhile are left out of the blocks that were not sent yet."""

@@ -20,7 +20,7 @@ from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated
 from tdreplay.progress import Shown, reporting
 from tdreplay.rate_limiters import RateLimiter
-from tdreplay.rows import Given, Row
+from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.samplers import Sampler
 from tdreplay.selecting import Index, Slots, as_slots
 from tdreplay.state import State
@@ -34,15 +34,16 @@ from tdreplay_client.sharding.checkpoints import ShardedCheckpoint, checkpoint_s
 from tdreplay_client.sharding.description import ShardDescription, ShardedDescription, whole_description, whole_state
 from tdreplay_client.sharding.directory import Directory, FixedDirectory
 from tdreplay_client.sharding.draws import DrawQuery, Draws
+from tdreplay_client.sharding.inserts import ShardedInserts
 from tdreplay_client.sharding.lookups import StoredSlots, all_rows, episode_rows, listed_episodes, rows_in_slots
 from tdreplay_client.sharding.opening import Opening, member_of
+from tdreplay_client.sharding.placement import next_slot
 from tdreplay_client.sharding.priority_updates import update_shards
 from tdreplay_client.sharding.saved_state import load_shards, save_shards
 from tdreplay_client.sharding.shard import Shard, ShardPlace
 from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.shard_table import ShardTable
 from tdreplay_client.sharding.shares import share_of
-from tdreplay_client.sharding.slots import whole_slots
 from tdreplay_client.sharding.totals import KnownTotals
 from tdreplay_client.transport.access import TLS
 
@@ -109,6 +110,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         self._transfer = DeviceTransfer(self._device)
         self._totals = KnownTotals()
         self._draws = Draws(shards, self._totals, self._transfer, self._timeout)
+        self._inserts = ShardedInserts(shards, placement, self._totals, cast=self._cast)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The shards' places and the other arguments. The copy connects at its first call, and creates no table."""
@@ -131,13 +133,15 @@ class ShardedReplayBuffer(BaseReplayBuffer):
     # -- writing ------------------------------------------------------------------------------------------------------------------------------
 
     def add(self, row: Row, *, priority: float | None = None) -> None:
-        raise NotImplementedError
+        self.insert(given_row(row).prioritized(priority))
 
     def add_batch(self, batch: Row, *, priorities: Any = None) -> None:
-        raise NotImplementedError
+        """As in `BaseReplayBuffer`. A small batch goes to one shard, a larger one to all: its rows in turn, or where they are steps, by episodes."""
+        self.insert(given_rows(batch).prioritized(priorities))
 
     def insert(self, rows: Given, *, writer_id: str = "") -> npt.NDArray[np.int64]:
-        raise NotImplementedError
+        """As in `BaseReplayBuffer`. All rows of a writer id go to one shard, which the id says."""
+        return self._inserts.insert(rows, writer_id=writer_id)
 
     def trajectory_writer(self, n_envs: SupportsIndex = 1, *, autoreset: Any = None) -> TrajectoryWriter:
         raise NotImplementedError
@@ -216,11 +220,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
 
     def _pointer(self, states: Sequence[tuple[Shard, State]]) -> int:
         """The slot of the next row, if it goes where the most room is."""
-        shards = len(self._shards)
-        slots: list[tuple[int, int]] = [
-            (state.size // state.buffer_size, whole_slots(state.pointer, self._place(shard), shards)) for shard, state in states
-        ]
-        return min(slots)[1]
+        return next_slot({self._place(shard): state for shard, state in states}, len(self._shards))
 
     def _place(self, shard: Shard) -> int:
         return list(self._shards).index(shard)
@@ -275,11 +275,13 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         """Forgets what is known of earlier rows: the shards do not hold them any more."""
         self._iterator = None
         self._totals.clear()
+        self._inserts.forget()
 
     def close(self) -> None:
         """Closes the connections to all shards. Closing twice is allowed. The tables stay."""
         self._iterator = None
         self._shards.close()
+        self._inserts.close()
 
 
 def _copied(

@@ -1,0 +1,199 @@
+"""Which shards rows and writers go to, with what is known of the shards: which of them are there, and how full they are."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tdreplay.description_messages import description_from_message
+from tdreplay.errors import DeadlineError, OverloadedError, ReplayError, ServerUnavailableError, TableNotFoundError
+from tdreplay.schema import Schema
+from tdreplay.table_config import TableConfig
+from tdreplay.table_description import TableDescription
+from tdreplay_client.sharding.placement import FillLevel, RingPlacement, WriterPlacement, hashed
+from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard
+from tdreplay_client.sharding.shard_set import ShardSet
+from tdreplay_client.transport.addresses import is_here
+from tdreplay_client.transport.threads import start_reader
+
+__all__ = ["ShardChoice", "ShardPart"]
+
+log = logging.getLogger("tdreplay")
+LEARN_SECONDS = 1.0
+"""How often the shards are asked how full they are, while rows are inserted."""
+
+
+class ShardPart(NamedTuple):
+    """The rows of an insert that go to one shard.
+
+    Attributes:
+        number: Of the shard.
+        places: Of the rows among those of the insert, ascending; None: all of them.
+    """
+
+    number: int
+    places: npt.NDArray[np.int64] | None = None
+
+    def rows(self, of: int) -> int:
+        """How many of so many rows."""
+        return of if self.places is None else len(self.places)
+
+
+class ShardChoice:
+    """Chooses shards. While rows come, it asks all shards once a second, in a thread of its own, how full they are.
+
+    Args:
+        shards: The shards.
+        rule: "fill", "hash" or "local"; see `ShardedReplayBuffer`.
+    """
+
+    def __init__(self, shards: ShardSet, rule: str) -> None:
+        self._shards, self._rule = shards, rule
+        self._ring, self._writers, self._lock = RingPlacement(), WriterPlacement(), threading.Lock()
+        self._said: dict[int, TableDescription] = {}  # By the numbers of the shards that answered when they were asked last.
+        self._asked, self._learning, self._version = -np.inf, False, -1
+
+    # -- what is known --------------------------------------------------------------------------------------------------------------------------
+
+    def schema(self) -> Schema | None:
+        """The schema of the rows, as any shard has it that answers now; None: none of them has one.
+
+        Raises:
+            ReplayError: no shard answers.
+        """
+        self.learn()
+        return next((one.schema for one in self._descriptions() if one.schema is not None), None)
+
+    def config(self) -> TableConfig:
+        """What a shard's table was made with. Its sampler and its trajectories are those of all.
+
+        Raises:
+            ReplayError: no shard answers.
+        """
+        self._learn_in_time()
+        return self._descriptions()[0].config
+
+    def _descriptions(self) -> Sequence[TableDescription]:
+        """What the shards said last. Where none did, one is waited for as long as the buffer's `timeout`."""
+        if not self._said:
+            self._shards[0].writes.answer()
+            self.learn()
+        if not self._said:
+            raise ServerUnavailableError(f"none of the {len(self._shards)} shards says what its table is")
+        return list(self._said.values())
+
+    def has_table_elsewhere(self) -> bool:
+        """Whether any shard has its table now: where one has none, that one lost its data, and the tables were not dropped."""
+        self.learn()
+        return bool(self._said)
+
+    def there(self) -> Sequence[Shard]:
+        """The shards that can be written to, as far as is known, in order; all where there is none: they are waited for."""
+        shards = self._shards.now
+        return [shard for shard in shards if shard.is_there] or shards
+
+    def learn(self) -> None:
+        """Asks all shards how full they are. A shard whose table is not there, because it lost its data, gets it again where that can be made."""
+        self._asked, self._version = time.monotonic(), self._shards.version
+        shards = self._shards.now
+        said = dict(zip(shards, self._shards.each(_looked_at, shards), strict=True))
+        found = {shard.number: one for shard, one in said.items() if one is not None}
+        with self._lock:
+            self._said = found
+            self._ring.learn({number: _level(one) for number, one in found.items()}, [shard.number for shard in shards])
+
+    def _learn_in_time(self) -> None:
+        """Sees to it that what is known is not old: at once where nothing is known, and else in a thread."""
+        if self._version != self._shards.version or not self._said:
+            self.learn()
+        elif time.monotonic() - self._asked > LEARN_SECONDS and not self._learning:
+            self._learning = True
+            start_reader(self._learn_aside)
+
+    def _learn_aside(self) -> None:
+        try:
+            self.learn()
+        except (ReplayError, RuntimeError) as error:  # Of a pool of threads that was closed: so was the buffer.
+            log.debug("the shards were not asked how full they are: %s", error)
+        finally:
+            self._learning = False
+
+    def forget(self) -> None:
+        """Forgets what is known: the tables do not hold earlier rows any more."""
+        with self._lock:
+            self._said = {}
+            self._ring.forget()
+
+    # -- rows -----------------------------------------------------------------------------------------------------------------------------------
+
+    def place(self, rows: int) -> list[ShardPart]:
+        """Where so many rows go. They count as being on their way until `settle`."""
+        self._learn_in_time()
+        if len(self._shards) == 1:
+            return [ShardPart(self._shards[0].number)]
+        numbers = [shard.number for shard in self._near(self.there())]
+        with self._lock:
+            known = [number for number in numbers if self._ring.knows([number])]
+            return [ShardPart(*part) for part in self._ring.place(rows, known)] if known else [ShardPart(numbers[0])]
+
+    def by_key(self, key: object) -> int:
+        """The number of the shard for all that has this key, there or not."""
+        return hashed(key, [shard.number for shard in self._shards])
+
+    def by_episode(self, episode_ids: npt.NDArray[np.int64]) -> list[ShardPart]:
+        """Where steps go: those of an episode all to one shard, the same whoever asks."""
+        episodes, episode_of = np.unique(episode_ids, return_inverse=True)
+        shards = np.array([self.by_key(int(episode)) for episode in episodes])[episode_of.reshape(-1)]
+        return [ShardPart(int(number), np.flatnonzero(shards == number)) for number in np.unique(shards)]
+
+    def settle(self, number: int, rows: int, write_count: int | None = None) -> None:
+        """Notes that rows are on their way no more; `write_count` is that of the shard behind them, where they are stored."""
+        with self._lock:
+            self._ring.settle(number, rows, write_count)
+
+    # -- writers --------------------------------------------------------------------------------------------------------------------------------
+
+    def open_writer(self, avoided: Iterable[Shard] = ()) -> Shard:
+        """The shard for a writer, which counts there until `close_writer`.
+
+        Raises:
+            ServerUnavailableError: there is none, or none but those to be `avoided`.
+        """
+        self._learn_in_time()
+        those = [shard for shard in self._near(self.there()) if shard not in avoided] or [shard for shard in self.there() if shard not in avoided]
+        if not those:
+            raise ServerUnavailableError("there is no other shard that answers")
+        with self._lock:
+            number = self._writers.open([shard.number for shard in those], self._ring.fullness)
+        return next(shard for shard in those if shard.number == number)
+
+    def close_writer(self, shard: Shard) -> None:
+        """Notes that a writer left the shard."""
+        with self._lock:
+            self._writers.close(shard.number)
+
+    def _near(self, shards: Sequence[Shard]) -> Sequence[Shard]:
+        """Those on this host, where rows are to stay there and there are any; else all."""
+        here = [shard for shard in shards if is_here(shard.place.address)] if self._rule == "local" else []
+        return here or shards
+
+
+def _looked_at(shard: Shard) -> TableDescription | None:
+    """What a shard says of its table. One that does not counts as lost, and is looked for by a thread of the set of shards."""
+    try:
+        return description_from_message(shard.writes.look(LOSS_SECONDS, create=False), shard.writes.table)
+    except (ServerUnavailableError, DeadlineError, TableNotFoundError) as error:
+        shard.lose(error)
+    except OverloadedError as error:
+        log.debug("shard %d does not say how full it is: %s", shard.number, error)
+    return None
+
+
+def _level(description: TableDescription) -> FillLevel:
+    return FillLevel(description.buffer_size, description.size, description.pointer, description.write_count, description.generation_id)

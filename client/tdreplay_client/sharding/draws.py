@@ -81,6 +81,7 @@ class _Drawing:
         given: The rows that came, with the place of their shard.
         shares: How probable it is that a row comes from each shard, by number.
         rows: Among how many was drawn.
+        min_probability: The smallest probability above 0 that one of them had.
         rounds: How often shards were asked.
         error: Why a shard gave no rows when it was asked last; None: each gave some.
     """
@@ -91,6 +92,7 @@ class _Drawing:
     given: list[tuple[int, ShardBatch]] = field(default_factory=list)
     shares: dict[int, float] = field(default_factory=dict)
     rows: int = 0
+    min_probability: float = 0.0
     rounds: int = 0
     error: ReplayError | None = None
 
@@ -150,7 +152,7 @@ class Draws:
             return ServerUnavailableError("no shard of the buffer is there")
         if len(drawing.shards) == 1:
             return self._asked(drawing, there, [drawing.missing], until)
-        shares = self._known_shares(drawing.query.kind, there)
+        shares = self._known_shares(drawing.query, there)
         there = [shard for shard in there if shard.number in shares.numbers]
         if not shares.rows:  # One of them says what that means: it is an error, or there is something to wait for.
             return self._asked(drawing, there[:1], [min(drawing.missing, part_of(drawing.query.rows, 0, len(there)))], until)
@@ -160,12 +162,12 @@ class Draws:
             return RateLimitedError(f"waiting for {drawing.missing} rows, {shares.rows} are there")
         chosen = (shares.counts_once if rows_leave else shares.counts)(drawing.missing, drawing.generator)
         drawing.shares |= shares.of
-        drawing.rows = shares.rows
+        drawing.rows, drawing.min_probability = shares.rows, shares.min_probability
         some = [(shard, int(count)) for shard, count in zip(there, chosen, strict=True) if count]
         error = self._asked(drawing, [shard for shard, _ in some], [count for _, count in some], until)
         return error if isinstance(error, RateLimitedError) else None
 
-    def _known_shares(self, kind: DrawKind, there: Sequence[Shard]) -> Shares:
+    def _known_shares(self, query: DrawQuery, there: Sequence[Shard]) -> Shares:
         """The shares of these shards, by totals that are fresh. Those that are lost have none.
 
         Raises:
@@ -173,18 +175,18 @@ class Draws:
         """
         numbers = [shard.number for shard in there]
         rows_leave = self._shards.config.max_times_sampled > 0  # Then each batch of somebody else's changes what is there, too.
-        stale = set(numbers) if rows_leave else self._totals.stale(kind, numbers)
+        stale = set(numbers) if rows_leave else self._totals.stale(query.kind, numbers)
         asked = [shard for shard in there if shard.number in stale]
-        found = self._shards.tried(partial(self._ask_totals, kind, counted=rows_leave), asked)
+        found = self._shards.tried(partial(self._ask_totals, query, counted=rows_leave), asked)
         lost = {shard.number for shard, error in zip(asked, found, strict=True) if error is not None}
         if (lost and not self._shards.goes_on) or len(lost) == len(there):
             raise none_there(found)
-        return self._totals.shares(kind, [number for number in numbers if number not in lost])
+        return self._totals.shares(query.kind, [number for number in numbers if number not in lost])
 
-    def _ask_totals(self, kind: DrawKind, shard: Shard, *, counted: bool) -> None:
+    def _ask_totals(self, query: DrawQuery, shard: Shard, *, counted: bool) -> None:
         asked = time.monotonic()
-        totals = shard.asked(lambda table: table.totals(uniform=kind.uniform, windows=kind.windows, counted=counted))
-        self._totals.note(kind, shard.number, totals, asked)
+        totals = shard.asked(lambda table: table.totals(uniform=query.uniform, view=query.view, counted=counted))
+        self._totals.note(query.kind, shard.number, totals, asked)
 
     def _asked(self, drawing: _Drawing, shards: Sequence[Shard], counts: Sequence[int], until: float) -> ReplayError | None:
         """Asks shards for so many rows each, all at once. Gives the error of one of them, if not all gave some."""
@@ -233,9 +235,5 @@ class Draws:
             Part(batch, shards[place].number, place, 0, batch.rows, drawing.shares.get(shards[place].number, 1.0)) for place, batch in drawing.given
         ]
         order = drawing.generator.permutation(drawing.query.rows)
-        return joined(parts, len(shards), order, transfer, self._of_whole(drawing, parts), lost)
-
-    def _of_whole(self, drawing: _Drawing, parts: Sequence[Part]) -> dict[str, float]:
-        """What the batch says of the whole buffer's draw."""
-        least = [part.share * float(part.batch.columns[MIN_PROBABILITY.name][0]) for part in parts if MIN_PROBABILITY.name in part.batch.columns]
-        return {TABLE_SIZE.name: drawing.rows, MIN_PROBABILITY.name: min(least)} if least else {}
+        drawn = {TABLE_SIZE.name: drawing.rows, MIN_PROBABILITY.name: drawing.min_probability}
+        return joined(parts, len(shards), order, transfer, drawn, lost)

@@ -21,15 +21,17 @@ class Totals(NamedTuple):
     Attributes:
         rows: The rows that can be drawn; with a view, the anchors.
         mass: The sum of their weights: how much of the whole buffer's draws falls on this shard, in proportion to the other shards' masses.
+        least: The least of the weights above 0; 0: there is none.
     """
 
     rows: int
     mass: float
+    least: float = 0.0
 
     @classmethod
     def of(cls, message: Any) -> Totals:
         """What a `DrawTotals` says."""
-        return cls(message.rows, message.mass)
+        return cls(message.rows, message.mass, message.least)
 
 
 class ShardBatch(NamedTuple):

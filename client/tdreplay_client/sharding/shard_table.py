@@ -20,7 +20,6 @@ from tdreplay.trajectories import Trajectories
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView
 from tdreplay.window_messages import window_query_to_message
-from tdreplay.windows import WindowQuery
 from tdreplay_client.buffer import RemoteReplayBuffer
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
@@ -65,18 +64,18 @@ class ShardTable(RemoteReplayBuffer):
         """What the server says of the table now."""
         return cast("pb.DescribeResponse", self._connection.retried(self._answer))
 
-    def totals(self, *, uniform: bool = False, windows: WindowQuery | None = None, counted: bool = False) -> Totals:
+    def totals(self, *, uniform: bool = False, view: TableView | None = None, counted: bool = False) -> Totals:
         """Of what the table would draw a batch now.
 
         Args:
             uniform: Whether all rows are equally probable.
-            windows: What an anchor needs; None: the rows come alone.
+            view: Whose anchors are drawn; None: any rows.
             counted: Whether a row counts as often as it can still be drawn, where rows leave.
 
         Raises:
             UnimplementedError: the server is of an older version, which does not say it.
         """
-        around = None if windows is None else window_query_to_message(windows)
+        around = None if view is None else window_query_to_message(view.windows)
         request = pb.DescribeRequest(table=self._table, wants_totals=True, sampler=Uniform.name if uniform else "", windows=around)
         answer = self._connection.retried(lambda budget: self._connection.unary("Describe", request, budget))
         if not answer.HasField("totals"):

@@ -82,6 +82,13 @@ class Shares:
         """The same where no more can be drawn from a shard than its `rows`: drawn without replacement. There must be so many together."""
         return generator.multivariate_hypergeometric([one.rows for one in self.totals], rows, method="marginals")
 
+    @property
+    def min_probability(self) -> float:
+        """The smallest probability above 0 that a row has."""
+        parts = self._parts()
+        least = [one.least if one.mass else 1.0 for one, part in zip(self.totals, parts, strict=True) if part]
+        return float(min(least) / parts.sum()) if least else 0.0
+
     def _parts(self) -> npt.NDArray[np.float64]:
         """The masses. If none has any, all rows are equally probable, as inside a shard whose rows have priority 0."""
         masses = np.array([one.mass if one.rows else 0.0 for one in self.totals], np.float64)

@@ -736,19 +736,23 @@ class DrawTotals(google.protobuf.message.Message):
 
     ROWS_FIELD_NUMBER: builtins.int
     MASS_FIELD_NUMBER: builtins.int
+    LEAST_FIELD_NUMBER: builtins.int
     rows: builtins.int
     """The rows that can be drawn; with windows, the anchors."""
     mass: builtins.float
     """The sum of their weights. The probability of a row is its weight's part of it. Of "prioritized", a weight is the priority to the power `alpha`, as
     the sampler has it. Of every other sampler each row weighs 1, and this is `rows`.
     """
+    least: builtins.float
+    """The least of these weights above 0. 0: all are 0, or there is no row."""
     def __init__(
         self,
         *,
         rows: builtins.int = ...,
         mass: builtins.float = ...,
+        least: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["mass", b"mass", "rows", b"rows"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["least", b"least", "mass", b"mass", "rows", b"rows"]) -> None: ...
 
 global___DrawTotals = DrawTotals
 

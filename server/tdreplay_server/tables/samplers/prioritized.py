@@ -66,7 +66,7 @@ class PrioritizedSampler(PrioritySampler[SumTree]):
         """As `Sampler.totals`. Rows of priority 0 are among the rows, and weigh nothing."""
         with self._mutex:
             size = self._rows.size
-            return Totals(size, self._current().total if size else 0.0)
+            return Totals(size, self._current().total, self._current().smallest()) if size else Totals.of(0)
 
     def _drawn_evenly(self, rows: int, generators: Sequence[np.random.Generator]) -> Draw:
         """The draw where all weights are 0."""

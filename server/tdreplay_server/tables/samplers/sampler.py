@@ -21,15 +21,17 @@ class Totals(NamedTuple):
     Attributes:
         rows: The rows that can be drawn.
         mass: The sum of their weights: a row's probability is its part of it. Where rows have no weights of their own, each weighs 1.
+        least: The least of the weights above 0; 0: there is none.
     """
 
     rows: int
     mass: float
+    least: float
 
     @classmethod
     def of(cls, rows: int) -> Totals:
         """So many rows that weigh 1 each."""
-        return cls(rows, float(rows))
+        return cls(rows, float(rows), 1.0 if rows else 0.0)
 
 
 class Draw(NamedTuple):
@@ -54,7 +56,7 @@ class Draw(NamedTuple):
     @property
     def totals(self) -> Totals:
         """Among what was drawn."""
-        return Totals(self.size, float(self.size) if self.mass is None else self.mass)
+        return Totals.of(self.size) if self.mass is None else Totals(self.size, self.mass, self.min_probability * self.mass)
 
 
 class Sampler(Protocol):

@@ -25,9 +25,11 @@ from typing_extensions import Self
 from tdreplay.addresses import check_address
 from tdreplay.environment import ENV_PREFIX, environment_name, unknown_names
 from tdreplay.limits import DEFAULT_TABLE, MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
+from tdreplay.shard_ids import MAX_SHARDS
 from tdreplay.table_config import TableRequest
 from tdreplay_server.access_settings import check_access, check_reach
 from tdreplay_server.durability.levels import Durability
+from tdreplay_server.durability.shard_mark import ShardName
 from tdreplay_server.settings_file import read_settings
 from tdreplay_server.system.logs import log
 from tdreplay_server.table_settings import tables_of, tables_to_json
@@ -114,6 +116,22 @@ class ServerConfig(BaseSettings):
     ] = False
     data_dir: Annotated[
         SettingPath | None, Field(description="The directory that keeps the rows. Without one, the rows are lost when the server ends.")
+    ] = None
+    cluster: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+            description="The name of the cluster of which the server is a shard: 1 to 64 letters, digits, '_', '-' or '.'. Clients refuse shards of"
+            " different clusters, and a server refuses a data_dir of another one.",
+        ),
+    ] = None
+    shard: Annotated[
+        Whole | None,
+        Field(
+            ge=0,
+            lt=MAX_SHARDS,
+            description="Which shard of one buffer over several servers this one is, from 0 on. A data_dir is of that shard from then on.",
+        ),
     ] = None
     buffer_size: Annotated[
         Whole | None, Field(ge=1, lt=1 << 63, description="Creates the table 'default' at the start, with room for so many rows.")
@@ -262,6 +280,11 @@ class ServerConfig(BaseSettings):
     def max_standing(self) -> int:
         """Calls that clients may hold open between single inserts and batches: half of the workers that streams leave."""
         return (self.max_workers - self.max_streams) // 2
+
+    @property
+    def shard_name(self) -> ShardName:
+        """Which shard it makes of the server."""
+        return ShardName(self.cluster or "", self.shard)
 
     @property
     def limits(self) -> ServerLimits:

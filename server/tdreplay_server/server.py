@@ -103,6 +103,7 @@ class ReplayServer:
             durability=config.durability,
             on_failure=self._failed,
             wanted=tuple((config.tables or {}).values()),
+            shard=config.shard_name,
         )
         shared_memory = SharedMemory(config.shared_memory_dir and config.shared_memory_dir.resolve())
         shared_memory.sweep()

@@ -17,6 +17,7 @@ from tdreplay.table_config import TableConfig, TableRequest
 from tdreplay_server.access.tokens_file import read_tokens
 from tdreplay_server.config import ServerConfig
 from tdreplay_server.durability.data_directory import TABLES
+from tdreplay_server.durability.shard_mark import agreed
 from tdreplay_server.durability.table_directory import read_table
 from tdreplay_server.storage.device import check_device
 from tdreplay_server.system.certificate_dates import validity
@@ -149,6 +150,8 @@ def _table_findings(path: Path, config: ServerConfig) -> Iterator[Finding]:
         try:
             with suppress(FileNotFoundError), disk_errors(str(path)):  # No server has used it yet.
                 held.enter_context(DirectoryLock(path, reading=True))
+            with disk_errors(str(path)):
+                agreed(path, config.shard_name)
         except DirectoryInUseError as error:
             yield Finding(("data_dir",), f"{error}. Its tables are not looked at", prevents=False)
             return

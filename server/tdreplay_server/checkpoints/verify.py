@@ -14,6 +14,7 @@ from tdreplay_server.checkpoints.checkpoint import verify_checkpoint
 from tdreplay_server.checkpoints.manifest import MANIFEST
 from tdreplay_server.durability.data_directory import CHECKPOINTS, TABLES
 from tdreplay_server.durability.journal_format import JOURNAL
+from tdreplay_server.durability.shard_mark import NO_SHARD, read_mark
 from tdreplay_server.durability.table_directory import read_table
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.system.directory_lock import LOCK, DirectoryLock
@@ -53,7 +54,8 @@ def _data_directory(directory: Path, progress: Progress | None) -> Iterator[str]
     with ExitStack() as held:
         yield from _held(directory, held)
         tables = [path for path in sorted((directory / TABLES).iterdir()) if not path.name.startswith(".")]
-        yield f"data directory {directory}, tables: {len(tables)}"
+        mark = read_mark(directory)
+        yield f"data directory {directory}, {'' if mark == NO_SHARD else f'{mark}, '}tables: {len(tables)}"
         for path in tables:
             yield from _table(path)
         for path in sorted((directory / CHECKPOINTS).glob("[!.]*/[!.]*")):

@@ -28,6 +28,7 @@ from tdreplay.table_description import TableDescription
 from tdreplay_server.durability.data_directory import CHECKPOINTS, TABLES, table_directory
 from tdreplay_server.durability.journal_state import JournalState
 from tdreplay_server.durability.levels import NO_DURABILITY, Durability
+from tdreplay_server.durability.shard_mark import NO_SHARD, ShardName, agreed, write_mark
 from tdreplay_server.durability.table_directory import read_table
 from tdreplay_server.system.descriptors import TABLE_DESCRIPTORS, check_descriptors
 from tdreplay_server.system.directory_lock import DirectoryLock
@@ -63,11 +64,15 @@ class Tables:
         durability: What acknowledged rows survive, given a data_dir.
         on_failure: Called when the disk failed.
         wanted: Tables that are there from the start: those that are not are made.
+        shard: Which shard the server is to be.
+
+    Attributes:
+        shard: Which shard the server is, also where the data directory alone says so.
 
     Raises:
         OtherSettingsError: a table has other settings than it is wanted with. Nothing in the directory changes.
-        FailedPreconditionError: the table 'default' has another capacity, a newer version wrote the directory, or links are in it. Nothing in it
-            changes.
+        FailedPreconditionError: the table 'default' has another capacity, the directory is of another shard, a newer version wrote it, or links are
+            in it. Nothing in it changes.
         DirectoryInUseError: another server has the directory.
         CorruptDataError: what is in it is not what was written. Nothing in it changes.
         ResourceExhaustedError: it has more tables than this process may have files open, or its disk has no room for the journals.
@@ -82,6 +87,7 @@ class Tables:
         durability: str = "process",
         on_failure: Callable[[StorageError], object] | None = None,
         wanted: Sequence[TableRequest] = (),
+        shard: ShardName = NO_SHARD,
     ) -> None:
         self._storing_device, self._max_tables = storing_device, max_tables
         self._durability, self._on_failure = durability, on_failure
@@ -89,7 +95,7 @@ class Tables:
         self._places = 0  # One for each table, those that are being made included.
         self._lock = threading.Lock()
         self._names = BusyNames()
-        self._data_dir = data_dir
+        self._data_dir, self.shard = data_dir, shard
         self._held: DirectoryLock | None = None
         self._unmade = self._stand_in()
         try:
@@ -110,6 +116,7 @@ class Tables:
         make_directories(data_dir)
         warn_of_others(data_dir)
         self._held = DirectoryLock(data_dir)
+        self.shard = agreed(data_dir, self.shard)
         for path in (data_dir / TABLES, data_dir / CHECKPOINTS, *_visible(data_dir / TABLES)):
             check_directory(path)
         for path in _visible(data_dir / CHECKPOINTS):
@@ -119,6 +126,7 @@ class Tables:
         check_wanted(data_dir, {name: state.settings.config for name, state in found.items()}, wanted)
         check_descriptors(sum(map(_descriptors, found.values())), f"{data_dir}, with {len(found)} tables,")
         self._held.sign()
+        write_mark(data_dir, self.shard)
         for parent in (data_dir / TABLES, *_visible(data_dir / CHECKPOINTS), data_dir / CHECKPOINTS):
             remove_leftovers(parent)
         for name, state in found.items():

@@ -177,7 +177,10 @@ class ReplayBufferService:
 
     def Describe(self, request: Request, call: Call) -> pb.DescribeResponse:
         table, query = self._tables[request.head.table], request.head
-        message = description_to_message(table.describe())
+        message, shard = description_to_message(table.describe()), self._tables.shard
+        message.cluster = shard.cluster
+        if shard.number is not None:
+            message.shard = shard.number
         if query.wants_totals:
             message.totals.CopyFrom(pb.DrawTotals(**table.totals(_totals_query(query))._asdict()))
         return message

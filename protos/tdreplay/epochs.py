@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from tensordict import TensorDict
 from typing_extensions import Self
@@ -96,6 +96,7 @@ class EpochPlace:
 
 
 START = EpochPlace()
+P = TypeVar("P", bound=EpochPlace)
 
 
 @dataclass(frozen=True)
@@ -151,19 +152,20 @@ class EpochPlan:
         """Whether no batch comes after `place`."""
         return place.epoch >= self.query.n_epochs or not self.share
 
-    def after(self, place: EpochPlace, overwritten: int = 0) -> EpochPlace:
+    def after(self, place: P, overwritten: int = 0) -> P:
         """The place after `batch_size` places from `place` on, of which so many rows were overwritten."""
         return self.behind(place, self.query.batch_size, overwritten)
 
-    def behind(self, place: EpochPlace, places: int, overwritten: int = 0) -> EpochPlace:
+    def behind(self, place: P, places: int, overwritten: int = 0) -> P:
         """The place after so many places of one epoch from `place` on, of which so many rows were overwritten."""
         position, gone = place.position + places, place.overwritten + overwritten
-        return EpochPlace(place.epoch, position, gone) if position < self.share else EpochPlace(place.epoch + 1, 0, gone)
+        epoch, position = (place.epoch, position) if position < self.share else (place.epoch + 1, 0)
+        return replace(place, epoch=epoch, position=position, overwritten=gone)
 
-    def end(self, place: EpochPlace) -> EpochPlace:
+    def end(self, place: P) -> P:
         """The end, where all rows after `place` were overwritten."""
         left = 0 if self.is_over(place) else (self.query.n_epochs - place.epoch) * self.share - place.position
-        return EpochPlace(self.query.n_epochs, 0, min(place.overwritten + left, MAX_INT64))
+        return replace(place, epoch=self.query.n_epochs, position=0, overwritten=min(place.overwritten + left, MAX_INT64))
 
     def check_place(self, place: EpochPlace) -> None:
         """Passes where a batch of the plan begins at `place`, or the epochs end there.
@@ -193,9 +195,7 @@ class EpochPlan:
         Raises:
             TokenError: it is no token, or one of another table, or of epochs with other arguments.
         """
-        entries = check_keys(token, self.token(START))
-        seed = {} if self.query.seed is None else {"seed": self.query.seed}
-        check_same(entries, {"version": VERSION, "table": self.table, **self.query.settings(), **seed})
+        entries = self._entries(token)
         first = whole_of(entries, "first_row_id", 0, MAX_INT64 - 1)
         end = whole_of(entries, "end_row_id", first + 1, MAX_INT64)
         found = replace(
@@ -208,6 +208,17 @@ class EpochPlan:
         place = EpochPlace(*(whole_of(entries, name, 0, MAX_INT64) for name in ("epoch", "position", "overwritten")))
         found.check_place(place)
         return found, place
+
+    def _entries(self, token: object) -> dict[str, Any]:
+        """The entries of a token of epochs with these arguments.
+
+        Raises:
+            TokenError: it is none.
+        """
+        entries = check_keys(token, self.token(START))
+        seed = {} if self.query.seed is None else {"seed": self.query.seed}
+        check_same(entries, {"version": VERSION, "table": self.table, **self.query.settings(), **seed})
+        return entries
 
 
 class Epochs(OfOneProcess, Iterator[TensorDict]):

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 
 from tdreplay.api import BaseReplayBuffer
-from tdreplay.epochs import EpochQuery, Epochs
+from tdreplay.epochs import EpochQuery
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, check_batch_size, check_choice, check_flag, check_seconds, check_whole
 from tdreplay.metadata import Metadata
@@ -34,6 +34,7 @@ from tdreplay_client.sharding.checkpoints import ShardedCheckpoint, checkpoint_s
 from tdreplay_client.sharding.description import ShardDescription, ShardedDescription, whole_description, whole_state
 from tdreplay_client.sharding.directory import Directory, FixedDirectory
 from tdreplay_client.sharding.draws import DrawQuery, Draws
+from tdreplay_client.sharding.epochs import ShardedEpochs, plan_over
 from tdreplay_client.sharding.inserts import ShardedInserts
 from tdreplay_client.sharding.lookups import StoredSlots, all_rows, episode_rows, listed_episodes, rows_in_slots
 from tdreplay_client.sharding.opening import Opening, member_of
@@ -189,8 +190,10 @@ class ShardedReplayBuffer(BaseReplayBuffer):
     def _trajectories(self) -> Trajectories | Literal[False]:
         return self._shards.config.trajectories
 
-    def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> Epochs:
-        raise NotImplementedError
+    def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> ShardedEpochs:
+        answers = self._on_those_there(lambda shard: shard.asked(ShardTable.answer))
+        plan = plan_over(query, self.table, answers, seed)
+        return ShardedEpochs(self._shards, plan, self._transfer, self._timeout if self._shards.goes_on else None, view)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 

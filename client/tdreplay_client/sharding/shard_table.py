@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 from tensordict import TensorDict
 
-from tdreplay.errors import RateLimitedError, UnimplementedError
+from tdreplay.epochs import EpochQuery
+from tdreplay.errors import OverwrittenError, RateLimitedError, UnimplementedError
 from tdreplay.metadata import Metadata
 from tdreplay.progress import Progress
 from tdreplay.samplers import Uniform
@@ -24,6 +25,8 @@ from tdreplay_client.buffer import RemoteReplayBuffer
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.reading.single_batches import Asked, Draw
+from tdreplay_client.sharding.epoch_answers import EpochAnswer
+from tdreplay_client.sharding.epoch_plan import ShardWindow
 from tdreplay_client.sharding.shard_batches import ColumnTransfer, ShardBatch, Totals
 from tdreplay_client.transport.access import Access
 from tdreplay_client.transport.retry_budget import RetryBudget
@@ -164,6 +167,36 @@ class ShardTable(RemoteReplayBuffer):
         windows = None if view is None else window_query_to_message(view.windows)
         request = pb.SampleByIndexRequest(table=self._table, row_ids=row_ids.tolist(), fields=fields, windows=windows, generation_id=generation_id)
         return self._connection.retried(partial(self._stored, request))
+
+    def epoch_rows(self, row_ids: npt.NDArray[np.int64], window: ShardWindow, query: EpochQuery) -> EpochAnswer:
+        """Those of these rows of a window that come in an epoch with these arguments, in this order, and what becomes of the others.
+
+        Raises:
+            TableChangedError: the table is of another generation.
+        """
+        request = pb.SampleByIndexRequest(
+            table=self._table,
+            row_ids=row_ids.tolist(),
+            fields=query.fields,
+            windows=None if query.windows is None else window_query_to_message(query.windows),
+            generation_id=window.generation_id,
+            epoch=pb.EpochRows(first_row_id=window.first_row_id, end_row_id=window.end_row_id, replace=query.on_overwrite == "replace"),
+        )
+        while True:
+            try:
+                return self._connection.retried(partial(self._epoch_answer, request))
+            except OverwrittenError:  # Between the server's look and its reading: what comes now?
+                continue
+
+    def _epoch_answer(self, request: pb.SampleByIndexRequest, budget: RetryBudget) -> EpochAnswer:
+        answers, heads, asked = self._connection.stream("SampleByIndex", request, budget), list[Any](), len(request.row_ids)
+        try:
+            found = assemble(answers, pb.SampleByIndexResponse, self._transfer, range(1, asked + 1), without_batch=heads.append)
+            batch = next((cast("ShardBatch", pending.take()) for pending in found), None)
+        finally:
+            answers.close()
+        head = heads[0] if batch is None and heads else batch and batch.head
+        return EpochAnswer.of(head, batch, asked)
 
     def _stored(self, request: pb.SampleByIndexRequest, budget: RetryBudget) -> ShardBatch | None:
         answers = self._connection.stream("SampleByIndex", request, budget)

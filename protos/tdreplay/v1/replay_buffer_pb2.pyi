@@ -877,6 +877,7 @@ class SampleByIndexRequest(google.protobuf.message.Message):
     WITH_PRIORITIES_FIELD_NUMBER: builtins.int
     ROW_IDS_FIELD_NUMBER: builtins.int
     GENERATION_ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name."""
     with_priorities: builtins.bool
@@ -903,6 +904,10 @@ class SampleByIndexRequest(google.protobuf.message.Message):
         those that are no anchors; no id is refused for that. RowIdError's status, OUT_OF_RANGE, if an id was never given.
         """
 
+    @property
+    def epoch(self) -> global___EpochRows:
+        """The rows of `row_ids` are to come as rows of an epoch, and `generation_id` must be there. The responses then have `outcomes`."""
+
     def __init__(
         self,
         *,
@@ -913,11 +918,40 @@ class SampleByIndexRequest(google.protobuf.message.Message):
         with_priorities: builtins.bool = ...,
         row_ids: collections.abc.Iterable[builtins.int] | None = ...,
         generation_id: builtins.str = ...,
+        epoch: global___EpochRows | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["windows", b"windows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["fields", b"fields", "generation_id", b"generation_id", "index", b"index", "row_ids", b"row_ids", "table", b"table", "windows", b"windows", "with_priorities", b"with_priorities"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["epoch", b"epoch", "windows", b"windows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "fields", b"fields", "generation_id", b"generation_id", "index", b"index", "row_ids", b"row_ids", "table", b"table", "windows", b"windows", "with_priorities", b"with_priorities"]) -> None: ...
 
 global___SampleByIndexRequest = SampleByIndexRequest
+
+@typing.final
+class EpochRows(google.protobuf.message.Message):
+    """An epoch whose order is not the server's: it goes over several tables, and a client knows it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIRST_ROW_ID_FIELD_NUMBER: builtins.int
+    END_ROW_ID_FIELD_NUMBER: builtins.int
+    REPLACE_FIELD_NUMBER: builtins.int
+    first_row_id: builtins.int
+    """The window: the row ids `[first_row_id, end_row_id)` over which the epoch goes in this table. All of `row_ids` must be among them. Of a table with
+    trajectories only the steps or anchors come whose windows lie in it, as in an epoch of the server.
+    """
+    end_row_id: builtins.int
+    """As above."""
+    replace: builtins.bool
+    """The newer row of its slot comes in place of a row that is not stored any more, if there is one. False: it is left out."""
+    def __init__(
+        self,
+        *,
+        first_row_id: builtins.int = ...,
+        end_row_id: builtins.int = ...,
+        replace: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["end_row_id", b"end_row_id", "first_row_id", b"first_row_id", "replace", b"replace"]) -> None: ...
+
+global___EpochRows = EpochRows
 
 @typing.final
 class SampleByIndexResponse(google.protobuf.message.Message):
@@ -927,12 +961,20 @@ class SampleByIndexResponse(google.protobuf.message.Message):
 
     BATCH_ROWS_FIELD_NUMBER: builtins.int
     FIRST_ROW_FIELD_NUMBER: builtins.int
+    OUTCOMES_FIELD_NUMBER: builtins.int
+    OLDEST_ROW_ID_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
     """The number of rows of the whole batch. 0: none of the rows of `row_ids` came, and there is no block."""
     first_row: builtins.int
     """The place of this block's first row in the batch."""
+    outcomes: builtins.bytes
+    """Where `epoch` was asked for, a byte for each of `row_ids`, in each message: 0: the row comes. 1: it is no anchor, or no step. 2: it is not stored
+    any more, and is left out. 3: it is not stored any more, and a newer one comes.
+    """
+    oldest_row_id: builtins.int
+    """With `outcomes`: the id of the oldest row that was stored then."""
     padding: builtins.bytes
     """Any bytes: aligns the block in memory. Ignore it."""
     block: builtins.bytes
@@ -942,10 +984,12 @@ class SampleByIndexResponse(google.protobuf.message.Message):
         *,
         batch_rows: builtins.int = ...,
         first_row: builtins.int = ...,
+        outcomes: builtins.bytes = ...,
+        oldest_row_id: builtins.int = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "padding", b"padding"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "oldest_row_id", b"oldest_row_id", "outcomes", b"outcomes", "padding", b"padding"]) -> None: ...
 
 global___SampleByIndexResponse = SampleByIndexResponse
 

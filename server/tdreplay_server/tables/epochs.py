@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from tdreplay_server.system.interrupts import lets_go
 from tdreplay_server.tables.reading import taken
 from tdreplay_server.tables.selection import RowFormat, Selection
 
-__all__ = ["PLACES", "EpochBatch", "EpochBatches", "EpochPart", "FormatOf", "PinnedRows", "plan_of"]
+__all__ = ["PLACES", "EpochBatch", "EpochBatches", "EpochPart", "FormatOf", "Looked", "Outcome", "PinnedRows", "plan_of"]
 
 PLACES = 1 << 12
 """So many places of an order are computed at once: enough that one costs little, and few enough that the first batch comes at once."""
@@ -71,6 +72,37 @@ class EpochBatch:
     place: EpochPlace
     after: EpochPlace
     rows: Selection
+
+
+class Outcome(IntEnum):
+    """What becomes of a row that is to come in an epoch."""
+
+    COMES = 0
+    NO_ANCHOR = 1
+    OVERWRITTEN = 2
+    REPLACED = 3
+
+
+class Looked(NamedTuple):
+    """What lies where some rows are to come: arrays of shape [n].
+
+    Attributes:
+        ids: The row that may come.
+        come: Whether it does.
+        gone: Whether the row that was to come was overwritten, or one that it needs.
+        oldest: The id of the oldest row that was stored.
+    """
+
+    ids: RowIds
+    come: npt.NDArray[np.bool_]
+    gone: npt.NDArray[np.bool_]
+    oldest: int
+
+    @property
+    def outcomes(self) -> npt.NDArray[np.uint8]:
+        """What became of each, as `Outcome` numbers it."""
+        left_out = np.where(self.gone, Outcome.OVERWRITTEN, Outcome.NO_ANCHOR)
+        return np.where(self.come, np.where(self.gone, Outcome.REPLACED, Outcome.COMES), left_out).astype(np.uint8)
 
 
 class EpochPart(NamedTuple):
@@ -164,6 +196,26 @@ class EpochBatches:
             batch = self._batch(ids, place)
             found = batch.rows
             return batch, taken(log.storage, found.chosen.ids(log.ring, 0, found.rows), {}, self.format.fields) if found.rows else {}
+
+    @lets_go
+    def look(self, ids: RowIds) -> tuple[Selection, Looked]:
+        """Those of some rows of the window that come, at this moment, and what becomes of each. It is as if on_overwrite were skip where it is raise.
+
+        Raises:
+            TableChangedError: the table was reset, rewound or dropped.
+        """
+        with self._log.shared:
+            self._check_generation()
+            looked = self._at_places(ids)
+            return self._selection(looked.ids[looked.come]), looked
+
+    def _at_places(self, ids: RowIds) -> Looked:
+        """What comes where these rows are to come."""
+        ring = self._log.ring
+        gone = ids < ring.oldest
+        if self.plan.query.on_overwrite == "replace" and gone.any():
+            ids = np.where(gone, ring.row_ids(ids % ring.buffer_size), ids)
+        return Looked(ids, ids >= ring.oldest, gone, ring.oldest)
 
     def places(self, batch: EpochBatch) -> int:
         """How many rows a batch has where none is overwritten."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tdreplay.epochs import START, EpochPlace, EpochPlan
@@ -16,7 +15,7 @@ from tdreplay.windows import AnchorRule
 from tdreplay_server.durability.row_log import RowLog
 from tdreplay_server.storage.ring import RowIds
 from tdreplay_server.system.interrupts import lets_go
-from tdreplay_server.tables.epochs import PLACES, EpochBatch, EpochBatches, EpochPart, FormatOf, PinnedRows
+from tdreplay_server.tables.epochs import PLACES, EpochBatch, EpochBatches, EpochPart, FormatOf, Looked, PinnedRows
 from tdreplay_server.tables.selection import Selection
 from tdreplay_server.tables.trajectories.episode_index import EpisodeIndex
 from tdreplay_server.tables.trajectories.epoch_anchors import EpochAnchors
@@ -41,20 +40,6 @@ class _Anchors(NamedTuple):
 
     ids: RowIds
     first_rows: RowIds
-
-
-class _Looked(NamedTuple):
-    """What lies at some places of an order: arrays of shape [n].
-
-    Attributes:
-        ids: The row that may come.
-        come: Whether it does.
-        gone: Whether the row of the place was overwritten, or one that it needs.
-    """
-
-    ids: RowIds
-    come: npt.NDArray[np.bool_]
-    gone: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -140,6 +125,18 @@ class StepEpochBatches(EpochBatches):
             except (OverwrittenError, TableChangedError):
                 continue  # It comes as it is now, or the next try says why it cannot.
 
+    @lets_go
+    def look(self, ids: RowIds) -> tuple[Selection, Looked]:
+        """As `EpochBatches.look`."""
+        while True:
+            with self._log.shared:
+                self._check_generation()
+                if not self._anchors.follow():
+                    continue  # Others have the lock in between.
+                looked = self._at_places(ids)
+                come = looked.ids[looked.come]
+                return self._selected(_Anchors(come, self._anchors.first_rows(come))), looked
+
     def sought(self, place: EpochPlace) -> Iterator[EpochBatch | None]:
         """As `EpochBatches.sought`. A batch without rows comes where nothing was found yet, and there is more to be looked at."""
         filling = _Filling(place, self.plan.query.batch_size)
@@ -167,7 +164,7 @@ class StepEpochBatches(EpochBatches):
             self._take_in(self._at_places(ids), filling)
         return self._batch_of(filling) if filling.is_ready else None
 
-    def _take_in(self, looked: _Looked, filling: _Filling) -> None:
+    def _take_in(self, looked: Looked, filling: _Filling) -> None:
         """Adds what comes to a batch, up to the place at which the next batch is to begin."""
         places, missing = np.flatnonzero(looked.come), filling.missing
         self._places_of_one = max(1.0, len(looked.ids) / max(1, len(places)))
@@ -185,7 +182,7 @@ class StepEpochBatches(EpochBatches):
         filling.is_cut = stop < len(looked.ids)
         filling.now = self.plan.behind(filling.now, stop, int(np.count_nonzero(looked.gone[:stop])))
 
-    def _at_places(self, ids: RowIds) -> _Looked:
+    def _at_places(self, ids: RowIds) -> Looked:
         """What comes where these rows are to come."""
         live = ids >= self._log.ring.oldest
         come, gone = np.zeros(len(ids), np.bool_), ~live
@@ -194,7 +191,7 @@ class StepEpochBatches(EpochBatches):
         if self.plan.query.on_overwrite == "replace" and gone.any():
             ids, newer = ids.copy(), self._replaced(ids[gone])
             ids[gone], come[gone] = newer, newer >= 0
-        return _Looked(ids, come, gone)
+        return Looked(ids, come, gone, self._log.ring.oldest)
 
     def _replaced(self, ids: RowIds) -> RowIds:
         """The anchors that lie in the slots of some rows now; -1 where there is none."""

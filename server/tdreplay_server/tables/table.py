@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tdreplay.api import Checkpoint, Progress, State
-from tdreplay.epochs import EpochPlace, EpochPlan, EpochQuery
+from tdreplay.epochs import START, EpochPlace, EpochPlan, EpochQuery
 from tdreplay.errors import (
     EmptyTableError,
     FailedPreconditionError,
@@ -44,7 +44,7 @@ from tdreplay_server.system.interrupts import lets_go
 from tdreplay_server.tables.counts import TableCounts, counted
 from tdreplay_server.tables.description import described
 from tdreplay_server.tables.draws import DrawnRows, Generators
-from tdreplay_server.tables.epochs import EpochBatches, PinnedRows, plan_of
+from tdreplay_server.tables.epochs import EpochBatches, Looked, PinnedRows, plan_of
 from tdreplay_server.tables.leases import Drawn
 from tdreplay_server.tables.limiters import AT_ONCE, Wait
 from tdreplay_server.tables.reading import gathered, taken
@@ -60,6 +60,9 @@ from tdreplay_server.tables.trajectories.step_table import StepTable
 from tdreplay_server.tables.trajectories.window_format import WindowFormat
 
 __all__ = ["Table"]
+
+MOST_PLANS = 8
+"""Epochs of clients of which a table remembers what it found out."""
 
 
 class Table:
@@ -86,6 +89,7 @@ class Table:
         self._steps = self._sampling.steps
         self._writers = ConnectedWriters() if self._steps is None else self._steps.writers
         self._has_priorities = config.sampler.has_priorities
+        self._looking: dict[EpochPlan, EpochBatches] = {}
         self._generator = np.random.default_rng()  # Its methods lock it: readers may share it.
         self._checkpointing = threading.Lock()
         self._checkpoints = checkpoints or (None if directory is None else directory / CHECKPOINTS)
@@ -439,6 +443,16 @@ class Table:
         if self._steps is None:
             return EpochBatches(self._row_log, self._epoch_format, plan, place)
         return StepEpochBatches(self._row_log, self._epoch_format, self._steps.index, self.take, plan, place)
+
+    def look_up(self, plan: EpochPlan, ids: RowIds) -> tuple[Selection, Looked]:
+        """Those of some rows of the window of `plan` that come in an epoch of it now, and what becomes of each. Errors: as `EpochBatches`."""
+        known = self._looking.get(plan)
+        if known is None:
+            known = self.epochs(plan, START)
+            while len(self._looking) >= MOST_PLANS:
+                self._looking.pop(next(iter(self._looking), plan), None)
+            self._looking[plan] = known
+        return known.look(ids)
 
     def _epoch_format(self, fields: Sequence[str] | None, windows: WindowQuery | None) -> RowFormat:
         return self._format(fields, windows, or_empty=True)

@@ -41,6 +41,7 @@ from tdreplay_server.transport.call_writers import CallWriters
 from tdreplay_server.transport.checkpoint_progress import checkpointed
 from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.encoding import Outgoing, batches_per_message, messages, streamed
+from tdreplay_server.transport.epoch_rows import epoch_rows
 from tdreplay_server.transport.epoch_stream import EpochStream
 from tdreplay_server.transport.request_limits import check_block, check_rows
 from tdreplay_server.transport.rows_by_id import stored_messages
@@ -121,6 +122,9 @@ class ReplayBufferService:
 
     def SampleByIndex(self, request: Request, call: Call) -> Iterator[Any]:
         table, query = self._tables[request.head.table], request.head
+        if query.HasField("epoch"):
+            check_rows(self._limits, len(query.row_ids))
+            return epoch_rows(table, query, _fields(query.fields), _windows(query))
         by_id = _is_by_id(query)
         rows = check_whole(
             len(query.row_ids if by_id else query.index), "the number of " + ("row_ids" if by_id else "slots in index"), 1, MAX_BATCH_SIZE

@@ -32,7 +32,7 @@ from tdreplay.views import TableView, View
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.checkpoints import ShardedCheckpoint, checkpoint_shards
 from tdreplay_client.sharding.description import ShardDescription, ShardedDescription, whole_description, whole_state
-from tdreplay_client.sharding.directory import Directory, FixedDirectory
+from tdreplay_client.sharding.directory import Directory, as_directory
 from tdreplay_client.sharding.draws import DrawQuery, Draws
 from tdreplay_client.sharding.epochs import ShardedEpochs, plan_over
 from tdreplay_client.sharding.inserts import ShardedInserts
@@ -97,8 +97,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         goes_on = check_choice(on_loss, "on_loss", ON_LOSS) == "degrade"
         access: dict[str, Any] = {"tls": tls, "token": token, "profile": profile}
         opening = Opening(request, check_seconds(timeout, "timeout"), transport, check_flag(cast, "cast"), access, goes_on)
-        directory = FixedDirectory(addresses) if isinstance(addresses, Iterable) else addresses
-        self._open(ShardSet(directory, opening), opening, check_choice(placement, "placement", PLACEMENTS))
+        self._open(ShardSet(as_directory(addresses), opening), opening, check_choice(placement, "placement", PLACEMENTS))
         try:
             self._shards.agree()
         except BaseException:

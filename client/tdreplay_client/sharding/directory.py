@@ -10,7 +10,7 @@ from tdreplay.shard_ids import MAX_SHARDS
 from tdreplay_client.sharding.shard import ShardPlace
 from tdreplay_client.transport.addresses import check_target
 
-__all__ = ["Directory", "FixedDirectory", "check_places"]
+__all__ = ["Directory", "FixedDirectory", "as_directory", "check_places"]
 
 
 class Directory(Protocol):
@@ -39,6 +39,19 @@ class FixedDirectory:
     def places(self) -> Sequence[ShardPlace]:
         """Those of the addresses."""
         return self._places
+
+
+def as_directory(addresses: Iterable[str] | Directory) -> Directory:
+    """What says where the shards are: the addresses, or the directory that was given.
+
+    Raises:
+        InvalidArgumentError: it is neither.
+    """
+    if isinstance(addresses, Iterable):
+        return FixedDirectory(addresses)
+    if not callable(getattr(addresses, "places", None)):
+        raise InvalidArgumentError(f"addresses ({addresses!r}) must be a list of addresses, or a directory of shards")
+    return addresses
 
 
 def check_places(places: Sequence[ShardPlace]) -> Sequence[ShardPlace]:

@@ -10,7 +10,7 @@ from tdreplay.table_description import TableDescription
 from tdreplay_client.sharding.shard import ShardPlace
 from tdreplay_client.sharding.shares import whole_config
 
-__all__ = ["Member", "check_members"]
+__all__ = ["Member", "check_identities", "check_members"]
 
 
 class Member(NamedTuple):
@@ -36,12 +36,20 @@ def check_members(members: Sequence[Member]) -> None:
         InvalidArgumentError: one is there twice, belongs to another cluster, is another shard than it is to be, or its table has other settings.
         SchemaError: the rows of two differ in their fields.
     """
-    first = members[0]
-    for number, member in enumerate(members):
-        _check_identity(first, member)
-        _check_is_alone(member, members[:number])
+    check_identities(members)
     whole_config([member.description.config for member in members])
     _check_schemas(members)
+
+
+def check_identities(members: Sequence[Member]) -> None:
+    """Passes where these servers may be the shards of one buffer, whatever their tables are: the descriptions may be of other tables of theirs.
+
+    Raises:
+        InvalidArgumentError: one is there twice, belongs to another cluster, or is another shard than it is to be.
+    """
+    for number, member in enumerate(members):
+        _check_identity(members[0], member)
+        _check_is_alone(member, members[:number])
 
 
 def _check_identity(first: Member, member: Member) -> None:

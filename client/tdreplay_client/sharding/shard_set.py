@@ -15,7 +15,7 @@ from tdreplay.processes import Owner, keep_in_forks
 from tdreplay.table_config import TableConfig
 from tdreplay_client.sharding.callers import Callers
 from tdreplay_client.sharding.directory import Directory, FixedDirectory, check_places
-from tdreplay_client.sharding.members import Member, check_members
+from tdreplay_client.sharding.members import Member, check_identities, check_members
 from tdreplay_client.sharding.opening import Opening, member_of
 from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard, ShardPlace
 from tdreplay_client.sharding.shard_table import ShardTable
@@ -175,10 +175,20 @@ class ShardSet:
         Raises:
             ServerUnavailableError: none is there, or one is not.
         """
+        if self._opening.request.buffer_size is not None:
+            self._look_before()
         found = self.on_those_there(lambda shard: member_of(shard, shard.asked(ShardTable.connect)))
         check_members([member for _, member in found])
         for shard, member in found:
             self._note(shard, member)
+
+    def _look_before(self) -> None:
+        """Passes where the table can be made on all shards: what one of them refuses is then made on none."""
+        seen = [(member_of(shard, answer), there) for shard, (answer, there) in self.on_those_there(lambda one: one.asked(ShardTable.look_before))]
+        check_identities([member for member, _ in seen])
+        tables = [member for member, there in seen if there]
+        if tables:
+            check_members(tables)
 
     @property
     def config(self) -> TableConfig:

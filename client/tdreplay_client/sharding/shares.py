@@ -67,5 +67,8 @@ def _whole_limiter(limiters: Sequence[RateLimiter]) -> RateLimiter:
     first = limiters[0]
     if {type(limiter) for limiter in limiters} != {type(first)}:
         raise InvalidArgumentError(f"the shards are no one buffer: their rate_limiters are {', '.join(sorted({one.name for one in limiters}))}")
+    ratios = sorted({limiter.samples_per_insert for limiter in limiters if isinstance(limiter, SamplesPerInsert)})
+    if len(ratios) > 1:
+        raise InvalidArgumentError(f"the shards are no one buffer: their samples_per_insert are {ratios}")
     sums = {name: sum(getattr(limiter, name) for limiter in limiters) for name in ("min_size", "max_size", "error_buffer") if hasattr(first, name)}
     return replace(first, **sums) if sums else first

@@ -83,6 +83,7 @@ class _Drawing:
         rows: Among how many was drawn.
         min_probability: The smallest probability above 0 that one of them had.
         rounds: How often shards were asked.
+        is_sure: Whether no shard had a row, and all are asked anew for that reason.
         error: Why a shard gave no rows when it was asked last; None: each gave some.
     """
 
@@ -94,6 +95,7 @@ class _Drawing:
     rows: int = 0
     min_probability: float = 0.0
     rounds: int = 0
+    is_sure: bool = False
     error: ReplayError | None = None
 
     @property
@@ -154,18 +156,27 @@ class Draws:
             return self._asked(drawing, there, [drawing.missing], until)
         shares = self._known_shares(drawing.query, there)
         there = [shard for shard in there if shard.number in shares.numbers]
-        if not shares.rows:  # One of them says what that means: it is an error, or there is something to wait for.
-            return self._asked(drawing, there[:1], [min(drawing.missing, part_of(drawing.query.rows, 0, len(there)))], until)
         rows_leave = self._shards.config.max_times_sampled > 0
         if rows_leave and shares.rows < drawing.missing:
             time.sleep(PAUSE_SECONDS)
-            return RateLimitedError(f"waiting for {drawing.missing} rows, {shares.rows} are there")
+            return RateLimitedError(f"sampling needs {drawing.missing} rows, {shares.rows} are there")
+        if not shares.rows:
+            return self._none_stored(drawing, there, until)
         chosen = (shares.counts_once if rows_leave else shares.counts)(drawing.missing, drawing.generator)
         drawing.shares |= shares.of
         drawing.rows, drawing.min_probability = shares.rows, shares.min_probability
         some = [(shard, int(count)) for shard, count in zip(there, chosen, strict=True) if count]
         error = self._asked(drawing, [shard for shard, _ in some], [count for _, count in some], until)
         return error if isinstance(error, RateLimitedError) else None
+
+    def _none_stored(self, drawing: _Drawing, there: Sequence[Shard], until: float) -> ReplayError | None:
+        """What it means that no shard has a row: once all were asked at this moment, one of them says it. It is an error, or there is a wait."""
+        drawing.is_sure = not drawing.is_sure
+        if not drawing.is_sure:
+            return self._asked(drawing, there[:1], [min(drawing.missing, part_of(drawing.query.rows, 0, len(there)))], until)
+        for shard in there:
+            self._totals.forget(shard.number)
+        return None
 
     def _known_shares(self, query: DrawQuery, there: Sequence[Shard]) -> Shares:
         """The shares of these shards, by totals that are fresh. Those that are lost have none.

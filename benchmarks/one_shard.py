@@ -16,7 +16,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from benchmarks.work import BATCH, Live, Work
-from tdreplay.api import BaseReplayBuffer
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ServerConfig, ServerProcess, spawn_server
 
@@ -189,25 +188,25 @@ class Turns:
         return statistics.median(self.seconds[name])
 
 
-def took_turns(calls: Mapping[str, tuple[BaseReplayBuffer, int]], servers: list[ServerProcess], turns: int, calls_a_turn: int = 20) -> Turns:
-    """Single batches of some buffers, each so many calls in turn, so that what else the machine does hits all of them.
+def took_turns(calls: Mapping[str, Callable[[], object]], servers: list[ServerProcess], turns: int, calls_a_turn: int = 20) -> Turns:
+    """Calls of several kinds, each kind so many times in turn, so that what else the machine does hits all of them.
 
     Args:
-        calls: name -> a buffer, and the rows of a batch.
+        calls: name -> the call.
         servers: the processes that answer.
-        turns: of each buffer.
+        turns: of each kind.
         calls_a_turn: that are measured. One before them is not.
     """
     processes = [psutil.Process(server.pid) for server in servers]
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     client, spent = dict.fromkeys(calls, 0.0), dict.fromkeys(calls, 0.0)
     for _ in range(turns):
-        for name, (buffer, rows) in calls.items():
-            buffer.sample_batch(rows)
+        for name, call in calls.items():
+            call()
             before = sum(map(seconds_of, processes)), time.process_time()
             for _ in range(calls_a_turn):
                 begin = time.perf_counter()
-                buffer.sample_batch(rows)
+                call()
                 seconds[name].append(time.perf_counter() - begin)
             client[name] += time.process_time() - before[1]
             spent[name] += sum(map(seconds_of, processes)) - before[0]

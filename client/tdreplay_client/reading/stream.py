@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tensordict import TensorDict, TensorDictBase
 from typing_extensions import Self
@@ -41,7 +42,7 @@ from tdreplay_client.transport.retry_budget import GRACE_SECONDS, RetryBudget
 from tdreplay_client.transport.shared_memory import Sharing
 from tdreplay_client.transport.threads import start_reader
 
-__all__ = ["BatchStream"]
+__all__ = ["BatchStream", "new_priorities"]
 
 JOIN_SECONDS = 5.0
 LAST_WORDS_SECONDS = 0.5
@@ -308,8 +309,10 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         What the server refuses, such as priorities for a table that has none, ends the stream: the next batch raises it.
         """
         self._connection.owner.check()
-        row_ids = row_ids_of(batch)
-        priorities = checked_priorities(_magnitudes(td_error), len(row_ids))
+        self.send_priorities(*new_priorities(batch, td_error))
+
+    def send_priorities(self, row_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
+        """As `update_priorities`, of checked values, one for each row id."""
         call = self._call
         if self._over:
             raise ClosedError("the stream is closed")
@@ -358,6 +361,12 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
 def _note(ready: Ready, head: Any) -> None:
     """Notes that a message came without a batch."""
     ready.put(_Progress(head))
+
+
+def new_priorities(batch: TensorDictBase, td_error: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The row ids of a batch, and the priorities that errors make of it: see `BatchStream.update_priorities`."""
+    row_ids = row_ids_of(batch)
+    return row_ids, checked_priorities(_magnitudes(td_error), len(row_ids))
 
 
 def _magnitudes(td_error: Any) -> Any:

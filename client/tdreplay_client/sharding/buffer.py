@@ -19,32 +19,38 @@ from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, check_batch_size, ch
 from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated
 from tdreplay.progress import Shown, reporting
-from tdreplay.rate_limiters import RateLimiter
+from tdreplay.rate_limiters import RateLimiter, Unlimited
 from tdreplay.rows import Given, Row, given_row, given_rows
-from tdreplay.samplers import Sampler
-from tdreplay.selecting import Index, Slots, as_slots
+from tdreplay.samplers import Sampler, Uniform
+from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots
 from tdreplay.state import State
 from tdreplay.table_config import TableRequest
 from tdreplay.trajectories import Trajectories
 from tdreplay.trajectory_state import Episode
 from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay.views import TableView, View
+from tdreplay_client.buffer import MAX_PREFETCH
 from tdreplay_client.reading.device_transfer import DeviceTransfer
+from tdreplay_client.reading.single_batches import Asked
 from tdreplay_client.sharding.checkpoints import ShardedCheckpoint, checkpoint_shards
 from tdreplay_client.sharding.description import ShardDescription, ShardedDescription, whole_description, whole_state
 from tdreplay_client.sharding.directory import Directory, as_directory
+from tdreplay_client.sharding.drawn_stream import DrawnStream
 from tdreplay_client.sharding.draws import DrawQuery, Draws
 from tdreplay_client.sharding.epochs import ShardedEpochs, plan_over
 from tdreplay_client.sharding.inserts import ShardedInserts
+from tdreplay_client.sharding.keeper import Keeper
 from tdreplay_client.sharding.lookups import StoredSlots, all_rows, episode_rows, listed_episodes, rows_in_slots
 from tdreplay_client.sharding.opening import Opening, member_of
 from tdreplay_client.sharding.placement import next_slot
 from tdreplay_client.sharding.priority_updates import update_shards
+from tdreplay_client.sharding.pull_streams import PullStreams
 from tdreplay_client.sharding.saved_state import load_shards, save_shards
 from tdreplay_client.sharding.shard import Shard, ShardPlace
 from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.shard_table import ShardTable
 from tdreplay_client.sharding.shares import share_of
+from tdreplay_client.sharding.stream import ShardedStream, StreamPlan
 from tdreplay_client.sharding.totals import KnownTotals
 from tdreplay_client.transport.access import TLS
 
@@ -160,6 +166,40 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         size, rows, seen = check_batch_size(batch_size), check_flag(wait, "wait"), self._view_of(view)
         query = DrawQuery(size, check_flag(uniform, "uniform"), seen, self._next_draw(seed), standing=seed is None, wait=rows)
         return self._draws.batch(query)
+
+    def stream(
+        self,
+        batch_size: SupportsIndex,
+        *,
+        prefetch: SupportsIndex = 2,
+        fields: Fields | None = None,
+        seed: SupportsIndex | None = None,
+        wait: bool = True,
+        uniform: bool = False,
+        view: View | None = None,
+    ) -> ShardedStream | DrawnStream:
+        """As `RemoteReplayBuffer.stream`, over all shards: see `ShardedStream`. Where rows leave when they were drawn, nothing is drawn ahead.
+
+        Args:
+            batch_size: Rows per batch.
+            prefetch: About so many batches are drawn ahead of the one that is taken. Of small rows it is up to four times as many, and each shard
+                draws 128 rows ahead at least.
+            fields: As in `RemoteReplayBuffer.stream`, as the rest is.
+            seed: The same seed gives the same batches as long as the shards are the same, and each holds the same rows.
+            wait: Whether the first batch waits while all shards are empty.
+            uniform: Whether all rows are equally probable.
+            view: What the batches are made of.
+        """
+        asked = Asked(check_batch_size(batch_size), Uniform.name if check_flag(uniform, "uniform") else "", self._view_of(view))
+        ahead, names, waits = check_whole(prefetch, "prefetch", 1, MAX_PREFETCH), as_fields(fields), check_flag(wait, "wait")
+        number = self._next_order() if seed is None else check_whole(seed, "seed", 0)
+        config, shards = self._shards.config, self._shards
+        plan = StreamPlan(self.table, asked.rows, asked.view, waits, shards.goes_on, self._timeout)
+        if config.max_times_sampled:
+            return DrawnStream(self._draws, shards, self._totals, asked, plan, names, number)
+        counted = config.rate_limiter != Unlimited()
+        streams = PullStreams(asked, len(shards), ahead, fields=names, seed=number, counted=counted)
+        return ShardedStream(plan, self._transfer, streams, Keeper(shards, streams))
 
     def update_priorities(self, row_ids: Any, priorities: Any) -> Updated:
         """As in `BaseReplayBuffer`, all shards at once; an id that was never given is refused by its shard, and the others change their rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -42,12 +43,14 @@ class ShardBatch(NamedTuple):
         batch_shape: The batch dimensions after the first, of a row that is itself a batch.
         dim_names: The names of the batch dimensions, as `to_tensordict` takes them.
         head: The fields of the message that completed the batch.
+        came: When it came, as `time.monotonic` says it.
     """
 
     columns: Columns
     batch_shape: tuple[int, ...]
     dim_names: DimNames
     head: Any = None
+    came: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -89,4 +92,4 @@ class ColumnTransfer(DeviceTransfer):
 
 def _columns(columns: Columns, batch_size: tuple[int, ...], _device: torch.device, dim_names: DimNames = ()) -> TensorDict:
     """A batch that is made later. Its type is that of a finished batch for the sake of `DeviceTransfer`, which only passes it on."""
-    return cast("TensorDict", ShardBatch(columns, batch_size[1:], dim_names))
+    return cast("TensorDict", ShardBatch(columns, batch_size[1:], dim_names, came=time.monotonic()))

@@ -1,0 +1,209 @@
+"""What one shard gives to the batches of a stream: draws that wait in a queue."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from tdreplay.errors import ReplayError, ServerUnavailableError
+from tdreplay.memory import Rows, rows_of
+from tdreplay.priorities import Updated
+from tdreplay.system_fields import MIN_PROBABILITY, TABLE_SIZE
+from tdreplay_client.reading.stream import BatchStream
+from tdreplay_client.sharding.shard import Shard
+from tdreplay_client.sharding.shard_batches import ShardBatch, Totals
+
+__all__ = ["Pull", "Run", "Supply"]
+
+OF_THE_DRAW = frozenset({TABLE_SIZE.name, MIN_PROBABILITY.name})
+"""Fields that are the same in all rows of a batch: they are made for the whole, and not put together."""
+NOTHING = Totals(0, 0.0)
+
+
+class Pull:
+    """A batch of a shard's stream: some of its draws.
+
+    Attributes:
+        batch: The rows.
+        columns: The same as rows of bytes, by field; without those that are the same in all rows.
+        rows: How many there are.
+        is_weighed: Whether the rows say how probable they were.
+        of_draw: The fields that are the same in all rows.
+    """
+
+    def __init__(self, batch: ShardBatch) -> None:
+        self.batch, self.rows = batch, batch.rows
+        self.is_weighed = getattr(batch.head, TABLE_SIZE.name, 0) > 0  # A user's fields may have the same names where rows have no priorities.
+        self.of_draw = OF_THE_DRAW if self.is_weighed else frozenset()
+        own = {name: column for name, column in batch.columns.items() if name not in self.of_draw and column.nbytes}
+        self.columns: dict[str, Rows] = {name: rows_of(column) for name, column in own.items()}
+
+
+class Run(NamedTuple):
+    """Draws of a shard that lie one after the other in a pull.
+
+    Attributes:
+        pull: Where they are.
+        start: The first of them.
+        stop: The one after the last.
+    """
+
+    pull: Pull
+    start: int
+    stop: int
+
+
+class Supply:
+    """The draws of one shard, in the order in which the shard made them. One thread takes them; another one opens and ends the stream.
+
+    Attributes:
+        shard: Whose they are.
+        place: Of the shard among those of the buffer.
+        totals: Of what the shard drew, or would draw, when it was last heard of.
+        heard: When that was, as `time.monotonic` says it.
+        taken: How many rows were taken since the stream began.
+        error: Why there is no stream, where that is neither a loss nor a lack of rows.
+
+    Args:
+        shard: Whose draws these are.
+        place: Of the shard among those of the buffer.
+        opened: Opens a stream of the shard that begins with this pull.
+    """
+
+    def __init__(self, shard: Shard, place: int, opened: Callable[[Shard, int], tuple[BatchStream, int]]) -> None:
+        self.shard, self.place, self._opened = shard, place, opened
+        self.totals, self.heard = NOTHING, 0.0
+        self.taken, self.waiting = 0, 0
+        self.error: ReplayError | None = None
+        self._stream: BatchStream | None = None
+        self._source: BatchStream | None = None  # Of the draws that wait.
+        self._pulls: deque[Pull] = deque()
+        self._start = 0  # Of the first pull's rows, those before it were taken.
+        self._skip = 0  # Rows of the next pull that were taken from another stream.
+        self._updated = Updated(0, 0)  # By the streams before this one.
+        self._opening, self._changing = threading.Lock(), threading.Lock()
+
+    # -- what is known of the shard -----------------------------------------------------------------------------------------------------------
+
+    def note(self, totals: Totals, when: float) -> None:
+        """Notes of what the shard draws, unless something newer is known."""
+        if when >= self.heard:
+            self.totals, self.heard = totals, when
+
+    @property
+    def is_open(self) -> bool:
+        """Whether draws can be taken."""
+        return self._stream is not None
+
+    @property
+    def shared(self) -> bool:
+        """Whether they come through memory that is shared with the server."""
+        stream = self._stream
+        return stream is not None and stream.shared
+
+    @property
+    def updated(self) -> Updated:
+        """What became of the rows of updates, as far as the server has said."""
+        stream, before = self._stream, self._updated
+        now = Updated(0, 0) if stream is None else stream.updated
+        return Updated(before.updated + now.updated, before.stale + now.stale)
+
+    # -- its stream ---------------------------------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Opens the stream where there is none.
+
+        Raises:
+            ReplayError: it cannot be opened.
+        """
+        with self._opening:
+            if self._stream is not None:
+                return
+            stream, rows = self._opened(self.shard, self.taken)
+            with self._changing:
+                self._skip, self._stream, self.error = rows, stream, None
+
+    def drop(self) -> None:
+        """Ends the stream. Draws that were not taken are forgotten: they will be drawn again, where the shard is still the same."""
+        with self._changing:
+            stream, self._stream = self._stream, None
+            if stream is not None:
+                self._updated = Updated(*map(sum, zip(self._updated, stream.updated, strict=True)))
+        if stream is not None:
+            stream.close()
+
+    def empty(self) -> None:
+        """Notes that the shard has no row to draw from, and ends the stream."""
+        self.note(NOTHING, time.monotonic())
+        self.drop()
+
+    def begin_at(self, taken: int) -> None:
+        """Ends the stream. The next one begins after so many rows of the seed."""
+        with self._opening:
+            self.drop()
+            self.taken = taken
+
+    def send_priorities(self, row_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
+        """Sends new priorities of rows, by the shard's own ids. Where there is no stream they are forgotten."""
+        stream = self._stream
+        if stream is not None:
+            stream.send_priorities(row_ids, priorities)
+
+    # -- its draws ----------------------------------------------------------------------------------------------------------------------------
+
+    def has(self, rows: int) -> bool:
+        """Whether so many draws are here."""
+        return self.waiting >= rows and self._source is self._stream
+
+    def ensure(self, rows: int) -> None:
+        """Waits until so many draws are here.
+
+        Raises:
+            ServerUnavailableError, DeadlineError: the shard is lost.
+            EmptyTableError: it has no row.
+            ReplayError: as the stream of a table.
+        """
+        stream = self._stream
+        if stream is not self._source:
+            self._forget()
+            self._source = stream
+        while self.waiting < rows:
+            batch = None if stream is None else next(stream, None)
+            if batch is None:
+                raise self.error or ServerUnavailableError(f"shard {self.shard.number} at {self.shard.place.address} is lost")
+            self._take_in(cast("ShardBatch", batch))
+
+    def _take_in(self, batch: ShardBatch) -> None:
+        self._pulls.append(Pull(batch))
+        self.waiting += batch.rows
+        if batch.totals is not None:
+            self.note(batch.totals, batch.came)
+        skipped, self._skip = min(self._skip, batch.rows), 0
+        if skipped:
+            self._start, self.waiting = skipped, self.waiting - skipped
+
+    def _forget(self) -> None:
+        self._pulls.clear()
+        self._start = self.waiting = 0
+
+    def take(self, rows: int) -> list[Run]:
+        """So many draws, which are here."""
+        runs: list[Run] = []
+        self.taken += rows
+        self.waiting -= rows
+        while rows:
+            pull = self._pulls[0]
+            stop = min(self._start + rows, pull.rows)
+            runs.append(Run(pull, self._start, stop))
+            rows -= stop - self._start
+            self._start = stop
+            if stop == pull.rows:
+                self._pulls.popleft()
+                self._start = 0
+        return runs

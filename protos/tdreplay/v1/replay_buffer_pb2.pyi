@@ -900,8 +900,8 @@ class SampleByIndexRequest(google.protobuf.message.Message):
 
     @property
     def row_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The ids of 1 to 1048576 rows, in place of `index`: these rows come, in this order. Those that are not stored any more are left out, and with `windows`
-        those that are no anchors; no id is refused for that. RowIdError's status, OUT_OF_RANGE, if an id was never given.
+        """The ids of 1 to 1048576 rows, in place of `index`: these rows come, in this order. Those that are not stored any more are left out, of a table with
+        trajectories those that are no steps, and with `windows` those that are no anchors; no id is refused for that. RowIdError's status, OUT_OF_RANGE, if an id was never given.
         """
 
     @property

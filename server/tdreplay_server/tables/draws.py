@@ -17,7 +17,7 @@ from tdreplay.limits import check_whole
 from tdreplay.system_fields import PRIORITY, PROBABILITY
 from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.tables.consumption import TooFewDrawsError
-from tdreplay_server.tables.samplers import Draw
+from tdreplay_server.tables.samplers import Draw, Totals
 
 __all__ = ["DrawRows", "DrawnRows", "Generators", "generators_of"]
 
@@ -62,7 +62,6 @@ class DrawnRows:
     took its slot does not take its place. A seed gives the same rows again as long as the same rows are overwritten in between.
 
     Attributes:
-        totals: Among what was drawn. Of anchors it is known where it was asked for.
         min_probability: The smallest probability above 0 that a row had.
         moment: What the ids mean: as `Consumption.moment`.
 
@@ -93,7 +92,12 @@ class DrawnRows:
         self._are_lost = are_lost
         drawn = draw(rows, generators, ring)
         self._ids, self._probabilities, self._priorities = drawn.ids, drawn.probabilities, drawn.priorities
-        self.totals, self.min_probability, self.moment = drawn.totals, drawn.min_probability, moment
+        self._first, self.min_probability, self.moment = drawn, drawn.min_probability, moment
+
+    @property
+    def totals(self) -> Totals:
+        """Among what was drawn. Of anchors it is known where it was asked for."""
+        return self._first.totals
 
     def batch(self, number: int) -> RowIds:
         """The ids of the rows of one batch, in order."""
@@ -108,7 +112,7 @@ class DrawnRows:
     def drawn(self, start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
         """What the draw says of the rows from start to stop: the name of a drawn field -> its values."""
         probabilities = self._probabilities
-        same = np.full(stop - start, 1 / self.totals.rows) if probabilities is None else probabilities[start:stop]
+        same = np.full(stop - start, 1 / self._first.size) if probabilities is None else probabilities[start:stop]
         return {PROBABILITY.name: same} | ({} if self._priorities is None else {PRIORITY.name: self._priorities[start:stop]})
 
     def _draw_anew(self, places: RowIds, ring: Ring) -> None:

@@ -154,7 +154,12 @@ class Draws:
             return ServerUnavailableError("no shard of the buffer is there")
         if len(drawing.shards) == 1:
             return self._asked(drawing, there, [drawing.missing], until)
-        shares = self._known_shares(drawing.query, there)
+        try:
+            shares = self._known_shares(drawing.query, there)
+        except ServerUnavailableError as error:
+            if not self._shards.goes_on:
+                raise
+            return error
         there = [shard for shard in there if shard.number in shares.numbers]
         rows_leave = self._shards.config.max_times_sampled > 0
         if rows_leave and shares.rows < drawing.missing:

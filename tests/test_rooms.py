@@ -23,6 +23,7 @@ PLANTED = {
     "gRPC is known to these modules alone": ("server/tdreplay_server/transport/service.py", "import grpc"),
     "Prometheus and OpenTelemetry are known to these modules alone": ("server/tdreplay_server/tables/table.py", "import prometheus_client"),
     "TorchRL is known to its adapters alone": ("server/tdreplay_server/storage/ring.py", "import torchrl.data"),
+    "Ray is known to the room ray alone": ("client/tdreplay_client/sharding/slots.py", "import ray"),
 }
 """A contract, and an import that breaks it: where, and which."""
 

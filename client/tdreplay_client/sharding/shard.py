@@ -27,10 +27,12 @@ class ShardPlace:
     Attributes:
         number: Its number in the cluster, from 0 to `MAX_SHARDS` - 1. It never changes, and no other shard ever has it.
         address: Where its server listens.
+        draining: Whether it takes no more rows, and only gives those that it has, until it leaves.
     """
 
     number: int
     address: str
+    draining: bool = False
 
 
 @dataclass(eq=False)

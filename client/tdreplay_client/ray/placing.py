@@ -1,0 +1,125 @@
+"""On which nodes the actors of shards run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ray
+from ray.util import get_placement_group, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from tdreplay.errors import ResourceExhaustedError
+from tdreplay_client.ray.calls import answer_of
+from tdreplay_client.ray.settings import NAMESPACE, ClusterSettings, shard_name
+from tdreplay_client.ray.shard_actor import ShardActor
+from tdreplay_client.ray.shard_record import ShardRecord, cluster_directory, records_under
+
+__all__ = ["Kept", "kept_shards", "remove_group", "started_shards"]
+
+log = logging.getLogger("tdreplay")
+STRATEGIES = {"spread": "SPREAD", "pack": "PACK"}
+
+
+class Kept(NamedTuple):
+    """A shard whose rows are on a disk.
+
+    Attributes:
+        record: What is kept of it.
+        node: The id of the node; '': all nodes have this disk.
+    """
+
+    record: ShardRecord
+    node: str
+
+
+def kept_shards(settings: ClusterSettings, seconds: float) -> dict[int, Kept]:
+    """The shards of a cluster that lie on the disks of the nodes, by number. Of two with one number it is the one that was begun last.
+
+    Raises:
+        ReplayError: a node does not answer in time, or what is there is broken, or `data_dir` is no path there.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    asking = [_looking.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(settings) for node in nodes]
+    found: dict[int, list[Kept]] = {}
+    for node, reference in zip(nodes, asking, strict=True):
+        for record in answer_of(reference, seconds, f"node {node[:8]}"):
+            found.setdefault(record.number, []).append(Kept(record, node))
+    return {number: _chosen(kept, len(nodes)) for number, kept in found.items()}
+
+
+def _chosen(kept: Sequence[Kept], nodes: int) -> Kept:
+    last = max(kept, key=lambda one: one.record.begun)
+    if len(kept) == nodes:
+        return last._replace(node="")
+    if len(kept) > 1:
+        log.warning("shard %d lies on %d nodes: the one that was begun last counts, on node %s", last.record.number, len(kept), last.node[:8])
+    return last
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def _looking(settings: ClusterSettings) -> list[ShardRecord]:
+    return records_under(cluster_directory(settings.data_dir, settings.name))
+
+
+def started_shards(settings: ClusterSettings, numbers: Sequence[int], kept: Mapping[int, Kept], next_number: int, seconds: float) -> dict[int, Any]:
+    """The actors of shards, by number. Those whose rows are on one node's disk are placed there, the others as the cluster says.
+
+    Raises:
+        ResourceExhaustedError: there is no room for them on the nodes.
+    """
+    at_data = {number: kept[number].node for number in numbers if number in kept and kept[number].node}
+    places = {number: _Place(NodeAffinitySchedulingStrategy(node, soft=True), "") for number, node in at_data.items()}
+    free = [number for number in numbers if number not in places]
+    if settings.placement == "with_learner":
+        places.update({number: _Place(NodeAffinitySchedulingStrategy(settings.learner_node, soft=True), "") for number in free})
+    elif free:
+        name = f"tdreplay:{settings.name}:group:{free[0]}"
+        group = _group(settings, name, len(free), seconds)
+        places.update({number: _Place(PlacementGroupSchedulingStrategy(group, bundle), name) for bundle, number in enumerate(free)})
+    return {number: _actor(settings, number, places[number], next_number, has_data=number in kept) for number in numbers}
+
+
+class _Place(NamedTuple):
+    """Where Ray is to place an actor, and the name of the placement group that has the place; '': none."""
+
+    strategy: Any
+    group: str
+
+
+def _group(settings: ClusterSettings, name: str, shards: int, seconds: float) -> Any:
+    group = placement_group([dict(settings.resources)] * shards, STRATEGIES[settings.placement], name=name, lifetime="detached")
+    if not group.wait(seconds):
+        remove_placement_group(group)
+        raise ResourceExhaustedError(
+            f"there is no room on the nodes for {shards} shards with {dict(settings.resources)} each, within {seconds:.0f} s: "
+            f"{ray.available_resources()} is free"
+        )
+    return group
+
+
+def remove_group(name: str) -> None:
+    """Gives back what a placement group reserved, where it is there."""
+    try:
+        remove_placement_group(get_placement_group(name))
+    except ValueError:
+        log.info("placement group %s is gone already", name)
+
+
+def _actor(settings: ClusterSettings, number: int, place: _Place, next_number: int, *, has_data: bool) -> Any:
+    resources = dict(settings.resources)
+    options: dict[str, Any] = {"num_cpus": resources.pop("CPU", 0), "num_gpus": resources.pop("GPU", 0)}
+    if "memory" in resources:
+        options["memory"] = resources.pop("memory")
+    made = ray.remote(ShardActor).options(
+        name=shard_name(settings.name, number),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        max_restarts=-1,
+        max_concurrency=8,
+        scheduling_strategy=place.strategy,
+        resources=resources,
+        **options,
+    )
+    return made.remote(settings, number, next_number, has_data, place.group)

@@ -1,0 +1,187 @@
+"""The actor of one shard: it runs the shard's server, on the disk of its node."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import ray
+from ray.util import get_node_ip_address
+
+from tdreplay.environment import environment_name
+from tdreplay.errors import FailedPreconditionError
+from tdreplay_client.ray.calls import is_restarted
+from tdreplay_client.ray.server_process import SupervisedServer, free_port, server_options
+from tdreplay_client.ray.settings import ClusterSettings
+from tdreplay_client.ray.shard_record import ShardRecord, shard_directory
+from tdreplay_client.ray.status import DRAINING, LEAVING, STARTING, ShardStatus, Target
+
+__all__ = ["ShardActor"]
+
+log = logging.getLogger("tdreplay")
+PUBLIC_ONLY = ("cert_file", "key_file", "trusted_ca_file", "client_cert_auth", "tokens_file", "metrics_address", "insecure")
+"""Settings of a server that a shard does not need while this host alone reaches it."""
+START_SECONDS = 60.0
+
+
+class ShardActor:
+    """Runs the server of a shard, and starts it again when it ends. The server ends with this process, which Ray starts again.
+
+    Its state is in `ShardRecord`, on the disk of the node: whoever is started there goes on with it. On a node that has nothing of the shard it
+    begins without rows, and says so.
+
+    Args:
+        settings: Of the cluster.
+        number: Of the shard.
+        next_number: The number of the next shard that the cluster gets, where this one is new.
+        has_data: Whether the shard is no new one.
+        group: The name of the placement group that has its place; '': none.
+    """
+
+    def __init__(self, settings: ClusterSettings, number: int, next_number: int, has_data: bool, group: str) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        self._settings, self._number, self._group = settings, number, group
+        self._directory = shard_directory(settings.data_dir, settings.name, number)
+        self._node = ray.get_runtime_context().get_node_id()
+        self._address = ""
+        self._writing = threading.RLock()
+        self._record = ShardRecord.read(self._directory) or self._begun(next_number, has_data or is_restarted())
+        self._server: SupervisedServer | None = None if self._record.state == LEAVING else self._supervised()
+
+    def _begun(self, next_number: int, had_data: bool) -> ShardRecord:
+        """The record of a shard of which this node has nothing."""
+        if had_data:
+            log.warning("shard %d of cluster %s begins empty: its rows are not on this node", self._number, self._settings.name)
+        record = ShardRecord(self._number, time.time(), next_number, began_empty=had_data)
+        record.write(self._directory)
+        return record
+
+    def _change(self, **changes: object) -> None:
+        with self._writing:
+            self._record = replace(self._record, **changes)  # type: ignore[arg-type]  # Each is a field of it.
+            self._record.write(self._directory)
+
+    # -- its server ---------------------------------------------------------------------------------------------------------------------------
+
+    def _supervised(self) -> SupervisedServer:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return SupervisedServer(self._arguments, self._directory / "server.log", self._ready_at)
+
+    def _arguments(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        """What the server is started with. It has the same port each time, while nobody else takes it."""
+        settings = self._settings
+        host = settings.host or get_node_ip_address()
+        port = free_port(host, self._record.port)
+        self._change(port=port)
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        options = self._options() | {"address": self._address, "durability": settings.durability, "insecure": settings.insecure}
+        said = {environment_name("cluster"): settings.name, environment_name("shard"): str(self._number)}
+        return server_options(options), said if self._record.starts else said | self._first_table()
+
+    def _options(self) -> dict[str, object]:
+        return {**self._settings.server, "data_dir": str(self._directory / "data")}
+
+    def _first_table(self) -> dict[str, str]:
+        """A server that never ran makes the table. Later a client may have given it another capacity."""
+        return {environment_name("tables"): json.dumps({self._settings.table.name: self._settings.table.to_json()})}
+
+    def _ready_at(self, _address: str) -> None:
+        self._change(starts=self._record.starts + 1)
+        log.info("shard %d of cluster %s listens at %s", self._number, self._settings.name, self._address)
+
+    # -- what the directory asks --------------------------------------------------------------------------------------------------------------
+
+    def ready(self, seconds: float) -> ShardStatus:
+        """The shard, once its server is ready.
+
+        Raises:
+            FailedPreconditionError: it does not start. The message has the end of its log.
+            ServerUnavailableError: it is not ready in time.
+        """
+        if self._server is not None:
+            self._server.wait(seconds)
+        return self.status()
+
+    def status(self) -> ShardStatus:
+        """The shard now."""
+        record, server = self._record, self._server
+        there = server is not None and server.is_ready
+        state = record.state if there or record.state == LEAVING else STARTING
+        pid, error = (None, "") if server is None else (server.pid, server.error)
+        return ShardStatus(self._number, self._address, self._node, state, max(0, record.starts - 1), record.began_empty, error, pid)
+
+    def kept(self) -> tuple[ShardRecord, str]:
+        """What it keeps on its disk, and the name of its placement group."""
+        return self._record, self._group
+
+    def keep_next_number(self, number: int) -> None:
+        """Keeps the number of the next shard that the cluster gets: no number is given twice."""
+        self._change(next_number=max(number, self._record.next_number))
+
+    def drain(self, mode: str, leaves_at: float) -> None:
+        """Says that it takes no more rows, and when it leaves and how; '': it stays."""
+        if self._record.state != LEAVING:
+            self._change(state=DRAINING, mode=mode, leaves_at=leaves_at)
+
+    def leave(self, targets: Sequence[int]) -> None:
+        """Says that clients do not use it any more. Its rows go to the shards of these numbers, where they are to be moved."""
+        if self._record.state != LEAVING:
+            self._change(state=LEAVING, targets=tuple(targets))
+
+    def empty(self, targets: Sequence[Target], seconds: float) -> tuple[int, int]:
+        """Gives its rows to others, or drops them, and keeps nothing on its disk. How many rows were moved, and how many were dropped.
+
+        Its server is started anew where this user of this host alone reaches it: whatever it acknowledged to clients is stored by then, and nothing
+        comes after that. An actor that was restarted meanwhile goes on with the rows that were not moved yet.
+        """
+        self.stop()
+        with tempfile.TemporaryDirectory(prefix="tdreplay-") as scratch:
+            address = f"unix:{scratch}/shard.sock"
+            options = {name: value for name, value in self._options().items() if name not in PUBLIC_ONLY} | {"address": address}
+            server = SupervisedServer(lambda: (server_options(options), {}), self._directory / "server.log", lambda _: None)
+            try:
+                server.wait(START_SECONDS)
+                moved, dropped = self._emptied(address, targets, seconds)
+            finally:
+                server.stop()
+        shutil.rmtree(self._directory)
+        log.info("shard %d of cluster %s left: %d rows moved, %d dropped", self._number, self._settings.name, moved, dropped)
+        return moved, dropped
+
+    def _emptied(self, address: str, targets: Sequence[Target], seconds: float) -> tuple[int, int]:
+        from tdreplay_client.ray.moving import (  # Here: torch takes seconds, and the actor of a shard that stays needs none.
+            move_tables,
+            rows_of_server,
+        )
+
+        if self._record.mode != "move":
+            return 0, rows_of_server(address)
+        if tuple(target.number for target in targets) != self._record.targets:
+            raise FailedPreconditionError(f"the rows of shard {self._number} go to the shards {list(self._record.targets)}, which are not all there")
+        move_tables(address, targets, self._settings.tls, self._settings.token, seconds, self)
+        return self._record.moved_rows, 0
+
+    def moved_until(self, table: str) -> int:
+        """As in `Notes`."""
+        return self._record.moved.get(table, 0)
+
+    def note(self, table: str, until: int, rows: int) -> None:
+        """As in `Notes`."""
+        self._change(moved={**self._record.moved, table: until}, moved_rows=self._record.moved_rows + rows)
+
+    def stop(self) -> None:
+        """Ends its server, as after SIGTERM. What was acknowledged is on the disk."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+
+    def discard(self) -> None:
+        """Ends its server, and keeps nothing on its disk."""
+        self.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)

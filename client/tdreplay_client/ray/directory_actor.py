@@ -26,6 +26,8 @@ REFRESH_SECONDS = 3.0
 """Within this time clients know that a shard is not used any more: they ask once a second."""
 ANSWER_SECONDS = 15.0
 """How long an actor may take for what it does at once."""
+LOOK_SECONDS = 30.0
+"""How long a node may take to look at its disk, where Ray first has to start a process."""
 STOP_SECONDS = 75.0
 PAUSE_SECONDS = 0.5
 
@@ -76,7 +78,7 @@ class DirectoryActor:
         """
         until = time.monotonic() + seconds
         with self._change():
-            kept = kept_shards(self._settings, seconds)
+            kept = kept_shards(self._settings, max(seconds, LOOK_SECONDS))
             if len(kept) > shards:
                 raise FailedPreconditionError(
                     f"shards ({shards}) must be at least {len(kept)}: {self._settings.data_dir} has so many shards of cluster "

@@ -32,7 +32,7 @@ class ShardPlace:
 
     number: int
     address: str
-    draining: bool = False
+    draining: bool = field(default=False, compare=False)
 
 
 @dataclass(eq=False)

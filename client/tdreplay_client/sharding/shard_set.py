@@ -248,9 +248,12 @@ class ShardSet:
         """Takes up the shards that the directory names now. Those that it does not name any more are used no longer."""
         with self._changing:
             places = check_places(self._directory.places())
+            known = {shard.place: shard for shard in self._shards}
+            for place in places:
+                if place in known:
+                    known[place].place = place  # It may be draining by now.
             if list(self.places) == list(places):
                 return
-            known = {shard.place: shard for shard in self._shards}
             shards = [known.get(place) or self._joining(place, position) for position, place in enumerate(places)]
             kept = tuple(shard for shard in shards if shard is not None)
             if kept and kept != self._shards:

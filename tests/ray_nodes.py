@@ -34,7 +34,7 @@ class Machines:
 
     def __init__(self, disks: Path) -> None:
         self._disks = disks
-        self._cluster = Cluster(initialize_head=True, head_node_args={**self._of_a_node(0), "include_dashboard": False})
+        self._cluster = Cluster(initialize_head=True, head_node_args={**self._of_a_node(4), "include_dashboard": False})
         self.address: str = self._cluster.address
 
     def _of_a_node(self, cpus: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Machines:
 
 @contextmanager
 def ray_of_two_nodes() -> Iterator[Machines]:
-    """For ``with``: this process is a driver of a Ray of two nodes, the first of which has no CPU to give."""
+    """For ``with``: this process is a driver of a Ray of two nodes."""
     disks = Path(tempfile.mkdtemp(prefix="tdreplay-ray-"))
     machines = Machines(disks)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ReplayError
+from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ReplayError, ServerUnavailableError
 from tdreplay.shard_ids import MAX_SHARDS
 from tdreplay_client.ray.calls import answer_of, answers_of, is_restarted
 from tdreplay_client.ray.placing import kept_shards, remove_group, started_shards
@@ -30,6 +30,8 @@ LOOK_SECONDS = 30.0
 """How long a node may take to look at its disk, where Ray first has to start a process."""
 STOP_SECONDS = 75.0
 PAUSE_SECONDS = 0.5
+MOVE_SECONDS = 30.0
+"""How long a shard that does not answer is waited for, before it is looked for at another address."""
 
 
 class DirectoryActor:
@@ -173,32 +175,54 @@ class DirectoryActor:
         return self._let_go(numbers, mode, drain_seconds, until)
 
     def _let_go(self, numbers: Sequence[int], mode: str, drain_seconds: float, until: float) -> Resized:
-        """Lets shards that are draining go."""
-        time.sleep(drain_seconds)
+        """Lets shards that are draining go.
+
+        Before clients go on without one, its server is there for a while, so that whoever does not know whether rows were stored can ask again.
+        """
+        pause, before = drain_seconds, self._restarts(numbers, until)
+        time.sleep(pause)
+        while before != (now := self._restarts(numbers, until)):
+            before = now
+            time.sleep(REFRESH_SECONDS)
         targets = [number for number in self._shards.staying() if number not in numbers]
-        answers_of([self._shards.actor(number).leave.remote(targets) for number in numbers], ANSWER_SECONDS, "a shard")
+        for number in numbers:
+            self._asked(number, "leave", until, targets)
         self._ask_all()
         time.sleep(REFRESH_SECONDS)
-        moved, dropped = zip(*(self._emptied(number, until) for number in numbers), strict=True)
-        return Resized(removed=tuple(numbers), moved_rows=sum(moved), dropped_rows=sum(dropped))
+        emptied = [self._emptied(number, until) for number in numbers]
+        return Resized(removed=tuple(numbers), moved_rows=sum(moved for moved, _ in emptied), dropped_rows=sum(dropped for _, dropped in emptied))
+
+    def _restarts(self, numbers: Sequence[int], until: float) -> list[int]:
+        """How often servers were started again, all of which are ready now."""
+        return [self._asked(number, "ready", until, _left(until)).restarts for number in numbers]
 
     def _emptied(self, number: int, until: float) -> tuple[int, int]:
-        """Empties a shard that leaves, and ends it. Where its actor or a target is restarted meanwhile, it goes on after that."""
-        actor = self._shards.actor(number)
+        """Empties a shard that leaves, and ends it. Where a target is restarted meanwhile, and has another address then, it goes on with that."""
         while True:
+            record, _ = self._asked(number, "kept", until)
+            addresses = {status.number: status.address for status in self._shards.statuses()}
+            targets = [Target(each, addresses[each]) for each in record.targets if each in addresses]
             try:
-                record, _ = answer_of(actor.kept.remote(), ANSWER_SECONDS, f"shard {number}")
-                addresses = {status.number: status.address for status in self._shards.statuses()}
-                targets = [Target(each, addresses[each]) for each in record.targets if each in addresses]
-                found: tuple[int, int] = answer_of(actor.empty.remote(targets, _left(until)), _left(until), f"shard {number}")
-            except ReplayError as error:
-                if time.monotonic() > until or isinstance(error, (FailedPreconditionError, InvalidArgumentError)):
+                emptying = self._shards.actor(number).empty.remote(targets, min(MOVE_SECONDS, _left(until)))
+                found: tuple[int, int] = answer_of(emptying, _left(until), f"shard {number}")
+            except ServerUnavailableError as error:
+                if time.monotonic() > until:
                     raise
                 log.warning("shard %d is not empty yet: %s", number, error)
                 time.sleep(PAUSE_SECONDS)
             else:
-                self._end(number, actor)
+                self._end(number, self._shards.actor(number))
                 return found
+
+    def _asked(self, number: int, method: str, until: float, *arguments: Any) -> Any:
+        """What a shard answers. While its actor is being restarted, it is asked again."""
+        while True:
+            try:
+                return answer_of(getattr(self._shards.actor(number), method).remote(*arguments), _left(until), f"shard {number}")
+            except ServerUnavailableError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(PAUSE_SECONDS)
 
     def _end(self, number: int, actor: Any) -> None:
         ray.kill(actor, no_restart=True)

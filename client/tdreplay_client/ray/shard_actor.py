@@ -81,11 +81,11 @@ class ShardActor:
         self._change(port=port)
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         options = self._options() | {"address": self._address, "durability": settings.durability, "insecure": settings.insecure}
-        said = {environment_name("cluster"): settings.name, environment_name("shard"): str(self._number)}
-        return server_options(options), said if self._record.starts else said | self._first_table()
+        return server_options(options), {} if self._record.starts else self._first_table()
 
     def _options(self) -> dict[str, object]:
-        return {**self._settings.server, "data_dir": str(self._directory / "data")}
+        own = {"data_dir": str(self._directory / "data"), "cluster": self._settings.name, "shard": self._number}
+        return {**self._settings.server, **own}
 
     def _first_table(self) -> dict[str, str]:
         """A server that never ran makes the table. Later a client may have given it another capacity."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tdreplay.description_messages import description_from_message
-from tdreplay.errors import DeadlineError, OverloadedError, ReplayError, ServerUnavailableError, TableNotFoundError
+from tdreplay.errors import DeadlineError, FailedPreconditionError, OverloadedError, ReplayError, ServerUnavailableError, TableNotFoundError
 from tdreplay.schema import Schema
 from tdreplay.table_config import TableConfig
 from tdreplay.table_description import TableDescription
@@ -94,9 +94,19 @@ class ShardChoice:
         return bool(self._said)
 
     def there(self) -> Sequence[Shard]:
-        """The shards that can be written to, as far as is known, in order; all where there is none: they are waited for."""
-        shards = self._shards.now
+        """The shards that can be written to, as far as is known, in order; all that take rows where there is none: they are waited for.
+
+        Raises:
+            FailedPreconditionError: none of them takes rows.
+        """
+        shards = self._taking()
         return [shard for shard in shards if shard.is_there] or shards
+
+    def _taking(self) -> Sequence[Shard]:
+        shards = [shard for shard in self._shards.now if not shard.place.draining]
+        if not shards:
+            raise FailedPreconditionError(f"none of the {len(self._shards)} shards takes rows: they are being drained")
+        return shards
 
     def learn(self) -> None:
         """Asks all shards how full they are. A shard whose table is not there, because it lost its data, gets it again where that can be made."""
@@ -136,7 +146,7 @@ class ShardChoice:
         """Where so many rows go. They count as being on their way until `settle`."""
         self._learn_in_time()
         if len(self._shards) == 1:
-            return [ShardPart(self._shards[0].number)]
+            return [ShardPart(self._taking()[0].number)]
         numbers = [shard.number for shard in self._near(self.there())]
         with self._lock:
             known = [number for number in numbers if self._ring.knows([number])]
@@ -144,7 +154,7 @@ class ShardChoice:
 
     def by_key(self, key: object) -> int:
         """The number of the shard for all that has this key, there or not."""
-        return hashed(key, [shard.number for shard in self._shards])
+        return hashed(key, [shard.number for shard in self._taking()])
 
     def by_episode(self, episode_ids: npt.NDArray[np.int64]) -> list[ShardPart]:
         """Where steps go: those of an episode all to one shard, the same whoever asks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tdreplay.errors import ServerUnavailableError
 from tdreplay_client.ray.calls import answer_of, found_directory
 from tdreplay_client.ray.settings import check_name
 from tdreplay_client.ray.status import DRAINING, ShardStatus
@@ -47,6 +48,8 @@ class RayDirectory:
         self._actor = None
         found: Sequence[ShardStatus] = answer_of(actor.places.remote(), PLACES_SECONDS, f"the directory of cluster {self._name!r}")
         self._actor = actor
+        if not found:
+            raise ServerUnavailableError(f"cluster {self._name!r} does not know the addresses of its shards yet")
         return [ShardPlace(shard.number, shard.address, draining=shard.state == DRAINING) for shard in found]
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -56,10 +56,8 @@ class DirectoryActor:
     # -- what clients ask ---------------------------------------------------------------------------------------------------------------------
 
     def places(self) -> Sequence[ShardStatus]:
-        """The shards that clients use."""
-        if not self._found.is_set():
-            raise FailedPreconditionError(f"cluster {self._settings.name!r} is finding its shards again")
-        return self._shards.places()
+        """The shards that clients use; empty where their addresses are not known yet. Ray's log would show an error that nobody waits for."""
+        return self._shards.places() if self._found.is_set() else ()
 
     def status(self) -> ClusterStatus:
         """The cluster now."""

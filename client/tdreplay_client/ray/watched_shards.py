@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from tdreplay.errors import ReplayError, ServerUnavailableError
+from tdreplay.errors import ReplayError
 from tdreplay_client.ray.calls import answer_of
 from tdreplay_client.ray.status import LEAVING, RESTARTING, STARTING, ShardStatus
 
@@ -91,18 +91,11 @@ class WatchedShards:
         return [status.number for status in self.statuses() if status.state != LEAVING]
 
     def places(self) -> Sequence[ShardStatus]:
-        """What those said last that clients use: all but those that leave.
-
-        Raises:
-            ServerUnavailableError: a shard did not say its address yet.
-        """
+        """What those said last that clients use: all but those that leave. Empty where one did not say its address yet."""
         with self._changed:
-            self._changed.wait_for(lambda: self._shards and all(shard.status.address for shard in self._shards.values()), FIRST_SECONDS)
+            self._changed.wait_for(lambda: all(shard.status.address for shard in self._shards.values()), FIRST_SECONDS)
             using = [self._shards[number].status for number in sorted(self._shards) if self._shards[number].status.state != LEAVING]
-        silent = [status.number for status in using if not status.address]
-        if silent or not using:
-            raise ServerUnavailableError(f"the shards {silent} did not say their addresses yet")
-        return using
+        return using if all(status.address for status in using) else ()
 
     def end(self) -> None:
         """Asks no more."""

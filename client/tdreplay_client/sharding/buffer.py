@@ -52,7 +52,9 @@ from tdreplay_client.sharding.shard_table import ShardTable
 from tdreplay_client.sharding.shares import share_of
 from tdreplay_client.sharding.stream import ShardedStream, StreamPlan
 from tdreplay_client.sharding.totals import KnownTotals
+from tdreplay_client.sharding.writer import ShardedWriter, checked_settings
 from tdreplay_client.transport.access import TLS
+from tdreplay_client.writing.trajectory_sink import WriterSink
 
 __all__ = ["ShardedReplayBuffer"]
 
@@ -149,8 +151,27 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         """As in `BaseReplayBuffer`. All rows of a writer id go to one shard, which the id says."""
         return self._inserts.insert(rows, writer_id=writer_id)
 
-    def trajectory_writer(self, n_envs: SupportsIndex = 1, *, autoreset: Any = None) -> TrajectoryWriter:
-        raise NotImplementedError
+    def writer(self, *, flush_rows: SupportsIndex = 64, flush_seconds: float = 0.1, max_in_flight: SupportsIndex = 16) -> ShardedWriter:
+        """As `RemoteReplayBuffer.writer`. Its rows stay on one shard, and move to another one when that is lost."""
+        return ShardedWriter(self._inserts, checked_settings(flush_rows, flush_seconds, max_in_flight))
+
+    def trajectory_writer(
+        self,
+        n_envs: SupportsIndex = 1,
+        *,
+        autoreset: Any = None,
+        flush_rows: SupportsIndex = 64,
+        flush_seconds: float = 0.1,
+        max_in_flight: SupportsIndex = 16,
+    ) -> TrajectoryWriter:
+        """As `RemoteReplayBuffer.trajectory_writer`. All steps go to one shard; when it is lost, the running episode waits for it.
+
+        The next episode goes on with another shard: that of the one environment, or, where there are several, when all begin one.
+        """
+        settings = checked_settings(flush_rows, flush_seconds, max_in_flight)
+        config = self._inserts.choice.config()
+        writer = ShardedWriter(self._inserts, settings, for_episodes=True)
+        return TrajectoryWriter(WriterSink(writer, cast=self._cast), config, n_envs, autoreset)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class ShardedInserts:
         except SchemaError:  # A shard has another schema by now.
             self.schema.forget()
             raise
-        self.schema.fix(fitted.schema)
+        self.schema.confirm(fitted.schema)
         return row_ids
 
     def _as_sent(self, rows: Given, fitted: Fitted | None = None) -> Given:
@@ -141,6 +141,24 @@ class ShardedInserts:
     def _shard(self, number: int) -> Shard:
         place = self._shards.place_of(number)
         return self._shards[0 if place is None else place]
+
+    def fit(self, rows: Given) -> None:
+        """Checks the first rows of a writer. If no shard has a schema, theirs is that of all from now on.
+
+        Raises:
+            SchemaError, CodecError: they do not fit, or cannot be stored.
+        """
+        with self.schema.fixing:
+            self.schema.promise(self.schema.fitted(rows).schema)
+
+    def is_removed(self, shard: Shard) -> bool:
+        """Whether it is none of the buffer's shards any more."""
+        return shard.number in self._shards.removed
+
+    def note_stored(self, shard: Shard) -> None:
+        """Notes that a writer stored rows there."""
+        self.schema.confirm()
+        self._totals.changed(shard.number)
 
     def close(self) -> None:
         """Takes no rows any more. Those that are on their way go on."""

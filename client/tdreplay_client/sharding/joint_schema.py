@@ -42,6 +42,7 @@ class JointSchema:
     def __init__(self, ask: Callable[[], Schema | None], *, cast: bool) -> None:
         self._ask, self.cast, self.fixing = ask, cast, threading.RLock()
         self._known: Schema | None = None
+        self._promised = False  # It is that of rows that are not known to be stored.
 
     def fitted(self, rows: Given) -> Fitted:
         """The rows as columns. Where they do not fit the known schema, the shards are asked: they may have another one by now.
@@ -57,11 +58,11 @@ class JointSchema:
                 return self._of(rows, known)
             except SchemaError:
                 now = self._ask()
-                if now == known:
+                if now == known or (now is None and self._promised):
                     raise
         else:
             now = self._ask()
-        self._known = now
+        self._known, self._promised = now, False
         return self._of(rows, now)
 
     def _of(self, rows: Given, schema: Schema | None) -> Fitted:
@@ -71,10 +72,14 @@ class JointSchema:
             schema.check(stored)
         return Fitted(columns, stored, schema is None)
 
-    def fix(self, schema: Schema) -> None:
-        """Notes that the shards have this schema, or will have before another one gets rows."""
+    def promise(self, schema: Schema) -> None:
+        """Notes that rows of this schema are about to be sent: where no shard has another one, no other rows are to come before them."""
         if self._known is None:
-            self._known = schema
+            self._known, self._promised = schema, True
+
+    def confirm(self, schema: Schema | None = None) -> None:
+        """Notes that rows are stored, of this schema or of the promised one."""
+        self._known, self._promised = self._known or schema, False
 
     def for_first(self, rows: Given) -> Schema | None:
         """The schema for the first rows of a writer, which were `fitted` before: what `KnownSchema` says of one table."""
@@ -82,4 +87,4 @@ class JointSchema:
 
     def forget(self) -> None:
         """Forgets what is known: the tables do not hold earlier rows any more."""
-        self._known = None
+        self._known, self._promised = None, False

@@ -63,9 +63,19 @@ class Routes:
         with self._lock:
             self._routes.append(_Route(rows.number, schema, digest, parts))
 
+    def knows(self, rows: Given) -> bool:
+        """Whether these rows were given before, and failed."""
+        if not self._may_know(rows):
+            return False
+        schema, digest = _known_by(rows)
+        return any((route.rows, route.schema, route.digest) == (rows.number, schema, digest) for route in tuple(self._routes))
+
+    def _may_know(self, rows: Given) -> bool:
+        return bool(self._routes) and any(route.rows == rows.number for route in tuple(self._routes))
+
     def claim(self, rows: Given) -> Sequence[SentPart] | None:
         """Where the parts of these rows went, if they were given before, and failed. None: they were not."""
-        if not self._routes or not any(route.rows == rows.number for route in tuple(self._routes)):
+        if not self._may_know(rows):
             return None
         schema, digest = _known_by(rows)
         with self._lock:

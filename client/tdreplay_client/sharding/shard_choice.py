@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -169,14 +169,15 @@ class ShardChoice:
 
     # -- writers --------------------------------------------------------------------------------------------------------------------------------
 
-    def open_writer(self, avoided: Iterable[Shard] = ()) -> Shard:
+    def open_writer(self, avoided: Collection[Shard] = ()) -> Shard:
         """The shard for a writer, which counts there until `close_writer`.
 
         Raises:
             ServerUnavailableError: there is none, or none but those to be `avoided`.
         """
         self._learn_in_time()
-        those = [shard for shard in self._near(self.there()) if shard not in avoided] or [shard for shard in self.there() if shard not in avoided]
+        there = [shard for shard in self.there() if shard not in avoided and (shard.is_there or not avoided)]
+        those = self._near(there)
         if not those:
             raise ServerUnavailableError("there is no other shard that answers")
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -32,6 +33,8 @@ from tdreplay_client.sharding.epoch_plan import ShardWindow
 from tdreplay_client.sharding.shard_batches import ColumnTransfer, ShardBatch, Totals
 from tdreplay_client.transport.access import Access
 from tdreplay_client.transport.retry_budget import RetryBudget
+from tdreplay_client.writing.known_schema import WriterSchema
+from tdreplay_client.writing.leaving_writer import LeavingWriter
 
 __all__ = ["ShardTable"]
 
@@ -156,6 +159,14 @@ class ShardTable(RemoteReplayBuffer):
         if create and self._request.buffer_size is not None:
             self._agree(budget)
         return cast("pb.DescribeResponse", self._answer(budget))
+
+    def leaving_writer(
+        self, known_schema: WriterSchema, gives_up: Callable[[float], bool], flush_rows: int, flush_seconds: float, max_in_flight: int
+    ) -> LeavingWriter:
+        """A writer that does not wait for a server that is given up; see `LeavingWriter`."""
+        self._learn_config()
+        settings = (known_schema, flush_rows, flush_seconds, max_in_flight)
+        return LeavingWriter(self._connection, self._table, self._sharing, self._unacknowledged, *settings, gives_up)
 
     def rows_in_slots(self, slots: Slots, fields: tuple[str, ...] | None, view: TableView | None, *, priorities: bool) -> ShardBatch:
         """The rows in these slots; with a view, their windows. Errors: as `sample_by_index_fields`."""

@@ -40,6 +40,9 @@ class Sending(Generic[B]):
         if self._engine.sending is not self or not 0 <= at < len(state.blocks):
             return None
         self.position += 1  # Before it goes out: its acknowledgement may come at once.
+        self._engine.handed = max(self._engine.handed, self.position)
+        if self._engine.sending is not self:  # Looked at again behind `handed`: either `withdraw` knows of this block, or it is not sent.
+            return None
         block: B = state.blocks[at]
         return block
 
@@ -52,6 +55,7 @@ class InsertEngine(Generic[B]):
     Attributes:
         state: the rows.
         sending: what went out over the call that is open; None: none is.
+        handed: the number of blocks, the acknowledged ones among them, that any call was given: others were never sent.
 
     Args:
         insert_ids: the ids for new blocks.
@@ -59,6 +63,7 @@ class InsertEngine(Generic[B]):
 
     def __init__(self, insert_ids: InsertIds) -> None:
         self.insert_ids = insert_ids
+        self.handed = 0
         self.state = InsertState()
         self.sending: Sending[B] | None = None
 
@@ -189,6 +194,14 @@ class WriterEngine(InsertEngine[InsertMessage]):
             block = replace(staging.message(), units=max(1, staging.units))
             self.state = self.state.with_staged_block(block)
             staging.release_unless(block)
+
+    def withdraw(self) -> list[InsertMessage]:
+        """Takes back what was never sent, as blocks: while a call is open only the rows that were staged."""
+        state, staging = self.state, self.staging
+        kept = len(state.blocks) if self.sending is not None else max(0, self.handed - state.acknowledged)
+        withdrawn = [*state.blocks[kept:], *([staging.message()] if staging is not None and staging.rows else [])]
+        self.state = InsertState(state.blocks[:kept], state.acknowledged, state.batch)
+        return withdrawn
 
     def drop_staging(self) -> None:
         """Forgets the block that is being filled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tdreplay.errors import SchemaError
 from tdreplay.messages import schema_from_message
@@ -12,9 +12,20 @@ from tdreplay.schema import Columns, Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.connection import Connection
 
-__all__ = ["KnownSchema"]
+__all__ = ["KnownSchema", "WriterSchema"]
 
 T = TypeVar("T")
+
+
+class WriterSchema(Protocol):
+    """What a writer has to know of the schema of its table."""
+
+    @property
+    def cast(self) -> bool:
+        """Whether values of other dtypes are converted."""
+
+    def for_first(self, rows: Given) -> Schema | None:
+        """The schema for the first rows of a writer; None: they have one of their own."""
 
 
 class KnownSchema:

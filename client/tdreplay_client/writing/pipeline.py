@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
-from tdreplay.errors import ClosedError, InternalError, RateLimitedError, ReplayError
+from tdreplay.errors import ClosedError, InternalError, RateLimitedError, ReplayError, ServerUnavailableError
 from tdreplay.limits import MAX_BATCH_SIZE
 from tdreplay.schema import Schema
 from tdreplay.system_fields import EPISODE_ID
@@ -33,6 +33,8 @@ __all__ = ["Pipeline", "finish_all"]
 log = logging.getLogger("tdreplay")
 T = TypeVar("T")
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 0.1
+"""How often a thread that waits looks whether the server is given up."""
 EXIT_SECONDS = 1.0
 
 
@@ -49,6 +51,7 @@ class Pipeline(GuardedEngine):
     Attributes:
         name: the name of the writer in messages.
         connection: the connection to the server.
+        gives_up: whether waits end that have lasted so many seconds because the server is away; None: they do not end for that. See `is_lost`.
 
     Args:
         connection: the connection to the server.
@@ -58,12 +61,15 @@ class Pipeline(GuardedEngine):
         policy: when rows are sent.
     """
 
+    gives_up: Callable[[float], bool] | None = None
+
     def __init__(self, connection: Connection, table: str, sharing: Sharing, unacknowledged: UnacknowledgedInserts, policy: FlushPolicy) -> None:
         super().__init__(unacknowledged, policy)
         self.connection, self._table, self._sharing = connection, table, sharing
         self.name = f"the writer of table {table!r} at {connection.address}"
         self._first: _First | None = None
         self._following = False
+        self._away_since: float | None = None  # Since when something is due, and the server is not there.
         self._steady = True  # The call that is open now was acknowledged something, or is the first one.
         self._until: float | None = None  # When those that are there must be stored, once nobody waits for them.
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -82,6 +88,8 @@ class Pipeline(GuardedEngine):
         while self.call is None and self.error is None:
             self.check_open()
             self.connection.check_open()
+            if self.is_lost:
+                raise self.connection.gone_error()
             if not self._following:
                 _live.add(self)
                 start_reader(self._follow)
@@ -104,8 +112,30 @@ class Pipeline(GuardedEngine):
         return cast("T", answer)
 
     def await_room(self) -> None:
-        """Waits while too much is in flight. Raises as `check` does."""
-        self._wait(lambda: not self.engine.is_full, None)
+        """Waits while too much is in flight, unless it is given up. Raises as `check` does."""
+        self._wait(lambda: not self.engine.is_full or self.is_lost, None)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody waits for the server any more, because it is away."""
+        return self.gives_up is not None and self.gives_up(self.away_seconds)
+
+    @property
+    def away_seconds(self) -> float:
+        """For how long the server has been away while something was due."""
+        since = self._away_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def flush_unless_lost(self, timeout: float | None) -> bool:
+        """As `flush`, unless it is given up. Gives whether everything is stored."""
+        last = self._sealed(self._leaving)
+        self._wait(lambda: self.engine.state.acknowledged >= last or self.is_lost, timeout)
+        return self.engine.state.acknowledged >= last
+
+    def withdraw(self) -> list[InsertMessage]:
+        """Takes back what was never sent. It is not to be called by a thread that can be interrupted: an interrupt would lose it."""
+        with self.lock:
+            return self.engine.withdraw()
 
     def flush(self, timeout: float | None) -> None:
         """Sends what is staged, and waits until it is stored, at most `timeout` seconds for each answer. Raises as `check` does."""
@@ -139,9 +169,13 @@ class Pipeline(GuardedEngine):
         try:
             self._waiters.add(waiter)
             while not heard():
-                waiter.get(timeout=max(0.0, until - time.monotonic()))
-        except queue.Empty:
-            return heard()
+                left = until - time.monotonic()
+                if left <= 0:
+                    return heard()
+                try:
+                    waiter.get(timeout=left if self.gives_up is None else min(left, LOOK_SECONDS))
+                except queue.Empty:
+                    continue
         finally:
             self._waiters.discard(waiter)
         return True
@@ -276,11 +310,19 @@ class Pipeline(GuardedEngine):
                 return
             self._following = True
         try:
-            self.connection.retried(self._take_acknowledgements)
+            self.connection.retried(self._attempt)
         except ReplayError as error:
             self.fail(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next call of the writer raises it.
             self.fail(InternalError(f"the writer failed: {error!r}"))
+
+    def _attempt(self, budget: RetryBudget) -> None:
+        try:
+            self._take_acknowledgements(budget)
+        except ReplayError as error:
+            away = isinstance(error, ServerUnavailableError)
+            self._away_since = (self._away_since or time.monotonic()) if away else None
+            raise
 
     def _take_acknowledgements(self, budget: RetryBudget) -> None:
         call = self._current(budget)
@@ -302,6 +344,7 @@ class Pipeline(GuardedEngine):
         if self._connected:
             return self.call
         while self.call is not None and not self._has_something_due() and not self._over:  # Nothing is late before something is to be sent.
+            self._away_since = None
             self._await_wake()
             self.connection.check_open()
             budget.renew()
@@ -354,7 +397,7 @@ class Pipeline(GuardedEngine):
     def _acknowledge(self, call: InsertCall, rows: int) -> None:
         with self.lock:
             call.messages.release(self.engine.acknowledge(rows))
-            self._steady = True
+            self._steady, self._away_since = True, None
             self._send_what_waits()
         self._changed()
 

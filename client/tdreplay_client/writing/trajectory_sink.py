@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from tdreplay.rows import Given
 from tdreplay.schema import Columns
 from tdreplay.trajectory_writer import StepSink, joined
-from tdreplay_client.writing.writer import Writer
+from tdreplay_client.writing.writer import Marks
 
 __all__ = ["WriterSink"]
 
 MOST_JOINED_BYTES = 4 << 20
 """Rows of so many bytes are copied, to go out together with the final observations behind them: a block of its own takes longer. More go out before
 these."""
+
+
+class RowWriter(Protocol):
+    """A `Writer`, or one over several tables."""
+
+    mark: Any
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes rows."""
+
+    @property
+    def takes_at_once(self) -> bool:
+        """As `Writer.takes_at_once`."""
+
+    def columns(self, given: Given) -> Columns:
+        """As `Writer.columns`."""
+
+    def append_given(self, given: Given, marks: Marks | None = None) -> None:
+        """As `Writer.append_given`."""
+
+    def extend_given(self, given: Given, marks: Marks | None = None) -> None:
+        """As `Writer.extend_given`."""
+
+    def flush(self, timeout: float | None = None) -> None:
+        """As `Writer.flush`."""
+
+    def close(self, timeout: float | None = None) -> None:
+        """As `Writer.close`."""
 
 
 class WriterSink(StepSink):
@@ -24,7 +53,7 @@ class WriterSink(StepSink):
         cast: whether it converts values of other dtypes.
     """
 
-    def __init__(self, writer: Writer, *, cast: bool) -> None:
+    def __init__(self, writer: RowWriter, *, cast: bool) -> None:
         self._writer, self.cast = writer, cast
 
     @property

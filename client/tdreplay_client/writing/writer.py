@@ -24,7 +24,7 @@ from tdreplay_client.transport.shared_memory import Sharing
 from tdreplay_client.writing.guarded_engine import is_nested
 from tdreplay_client.writing.insert_engine import SMALL_BYTES, FlushPolicy
 from tdreplay_client.writing.insert_state import Batch, Part
-from tdreplay_client.writing.known_schema import KnownSchema
+from tdreplay_client.writing.known_schema import WriterSchema
 from tdreplay_client.writing.pipeline import Pipeline
 from tdreplay_client.writing.staging import Staging
 from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts
@@ -90,7 +90,7 @@ class Writer(OfOneProcess):
         table: str,
         sharing: Sharing,
         unacknowledged: UnacknowledgedInserts,
-        known_schema: KnownSchema,
+        known_schema: WriterSchema,
         flush_rows: int,
         flush_seconds: float,
         max_in_flight: int,

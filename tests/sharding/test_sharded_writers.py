@@ -1,0 +1,212 @@
+"""Writers over shards: spread evenly, on one shard each, and on another one when that is lost, each row stored once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from children import Server, free_port, server_process
+from conftest import rows
+from tdreplay.errors import ClosedError, SchemaError, ServerUnavailableError
+from tdreplay.shard_ids import shard_numbers
+from tdreplay_client.sharding.buffer import ShardedReplayBuffer
+from tdreplay_server import ReplayServer, ServerConfig
+
+SHARDS = 4
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[list[str]]:
+    with ExitStack() as running:
+        yield [running.enter_context(ReplayServer(ServerConfig(address="127.0.0.1:0", max_tables=100_000))).address for _ in range(SHARDS)]
+
+
+class Shards:
+    """Server processes with data, each on a port of its own, which are killed and started again."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        self.directory, self.running = directory, [ExitStack() for _ in range(count)]
+        self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
+        self.servers: list[Server] = [None] * count  # type: ignore[list-item]
+        self.lives = [0] * count
+        for number in range(count):
+            self.start(number)
+
+    def start(self, number: int, *, empty: bool = False) -> None:
+        self.lives[number] += empty
+        place = self.directory / f"shard-{number}-{self.lives[number]}"
+        self.servers[number] = self.running[number].enter_context(server_process(ServerConfig(address=self.addresses[number], data_dir=place)))
+
+    def stop(self, number: int) -> None:
+        """It stands still: what is sent to it is not answered."""
+        os.kill(self.servers[number].pid, signal.SIGSTOP)
+
+    def kill(self, number: int) -> None:
+        self.servers[number].child.kill()
+        self.running[number].close()
+
+    def close(self) -> None:
+        for running in self.running:
+            running.close()
+
+
+@pytest.fixture
+def shards(tmp_path) -> Iterator[Shards]:
+    made = Shards(tmp_path, 2)
+    yield made
+    made.close()
+
+
+def stored(buffer: ShardedReplayBuffer) -> Counter[int]:
+    """How often each number is stored."""
+    return Counter(buffer.sample_all()["action"].tolist())
+
+
+def await_all(buffer: ShardedReplayBuffer) -> None:
+    """Returns when no shard is lost."""
+    deadline = time.monotonic() + 30
+    while buffer.describe().lost_shards:
+        assert time.monotonic() < deadline
+
+
+def shards_of(buffer: ShardedReplayBuffer) -> Counter[int]:
+    return Counter(shard_numbers(buffer.sample_all()["row_id"].numpy()).tolist())
+
+
+def test_writers_are_spread_over_the_shards_and_stay_on_theirs(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=4000) as buffer, ExitStack() as open_writers:
+        writers = [open_writers.enter_context(buffer.writer()) for _ in range(8)]
+        assert Counter(writer.shard for writer in writers) == dict.fromkeys(range(SHARDS), 2)
+        for number, writer in enumerate(writers):
+            for at in range(50):
+                writer.append(rows(1, number * 100 + at)[0])
+            writer.extend(rows(50, number * 100 + 50))
+            writer.flush()
+        assert shards_of(buffer) == dict.fromkeys(range(SHARDS), 200)
+        assert stored(buffer) == dict.fromkeys(range(800), 1)
+        by_shard = {}
+        for row in buffer.sample_all():
+            by_shard.setdefault(int(row["action"]) // 100, set()).add(int(row["row_id"]) >> 48)
+        assert all(len(found) == 1 for found in by_shard.values())
+
+
+def test_a_writer_that_is_closed_makes_room_for_another(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=4000) as buffer:
+        writers = [buffer.writer() for _ in range(SHARDS)]
+        writers[2].close()
+        assert buffer.writer().shard == writers[2].shard
+        with pytest.raises(ClosedError):
+            writers[2].append(rows(1)[0])
+
+
+def test_rows_that_do_not_fit_change_nothing_and_the_writer_goes_on(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=4000) as buffer:
+        buffer.add(rows(1)[0])
+        with buffer.writer() as writer:
+            for bad in ({"action": torch.tensor(1)}, {"other": 1.0}):
+                with pytest.raises(SchemaError):
+                    writer.append(bad)
+            with pytest.raises(SchemaError):
+                writer.extend({"action": torch.arange(5)})
+            writer.append(rows(1, 1)[0])
+            with pytest.raises(SchemaError):
+                writer.append({"action": torch.tensor(1)})
+        assert stored(buffer) == {0: 1, 1: 1}
+
+
+def test_two_writers_cannot_give_shards_different_schemas(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=4000) as buffer, buffer.writer() as one, buffer.writer() as other:
+        one.append({"x": np.float32(1)})
+        with pytest.raises(SchemaError):
+            other.append({"y": np.float32(1)})
+        other.append({"x": np.float32(2)})
+
+
+def test_a_large_batch_of_images_goes_out_in_parts(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=800) as buffer, buffer.writer() as writer:
+        writer.extend({"image": torch.arange(200, dtype=torch.uint8).reshape(200, 1).expand(200, 300_000)})
+        writer.flush()
+        assert buffer.state().size == 200
+
+
+def test_a_writer_moves_when_its_shard_is_lost_and_no_row_is_stored_twice(shards, table):
+    with ShardedReplayBuffer(shards.addresses, table=table, buffer_size=100_000, timeout=60, on_loss="degrade") as buffer:
+        with buffer.writer(flush_rows=8) as writer:
+            first, count = writer.shard, 0
+            for count in range(500):
+                writer.append(rows(1, count)[0])
+            shards.kill(first)
+            deadline = time.monotonic() + 30
+            while writer.shard == first:
+                count += 1
+                writer.append(rows(1, count)[0])
+                assert time.monotonic() < deadline
+            for number in range(count + 1, count + 101):
+                writer.append(rows(1, number)[0])
+            shards.start(first)
+        await_all(buffer)
+        assert stored(buffer) == dict.fromkeys(range(count + 101), 1)
+
+
+def test_a_shard_that_comes_back_empty_gives_its_unacknowledged_rows_to_another(shards, table):
+    options = {"table": table, "buffer_size": 100_000, "timeout": 60, "on_loss": "degrade"}
+    with ShardedReplayBuffer(shards.addresses, **options) as buffer, buffer.writer(flush_rows=8) as writer:
+        for number in range(100):
+            writer.append(rows(1, number)[0])
+        writer.flush()
+        first = writer.shard
+        shards.stop(first)
+        for number in range(100, 200):
+            writer.append(rows(1, number)[0])
+        shards.kill(first)
+        shards.start(first, empty=True)
+        writer.flush()
+        await_all(buffer)
+        found = stored(buffer)
+        assert {number: found[number] for number in range(100, 200)} == dict.fromkeys(range(100, 200), 1)
+
+
+def test_after_the_timeout_the_error_has_the_rows_and_given_again_they_are_stored_once(shards, table):
+    with ShardedReplayBuffer(shards.addresses, table=table, buffer_size=100_000, timeout=4) as buffer:
+        writer = buffer.writer(flush_rows=4)
+        for number in range(40):
+            writer.append(rows(1, number)[0])
+        writer.flush()
+        first = writer.shard
+        shards.stop(first)
+        for number in range(40, 80):
+            writer.append(rows(1, number)[0])
+        shards.kill(first)
+        with pytest.raises(ServerUnavailableError) as raised:
+            writer.close()
+        left = raised.value.rows
+        assert left is not None
+        shards.start(first)
+        await_all(buffer)
+        buffer.add_batch(left)
+        assert stored(buffer) == dict.fromkeys(range(80), 1)
+
+
+def test_an_add_whose_shard_died_before_goes_to_another(shards, table):
+    with ShardedReplayBuffer(shards.addresses, table=table, buffer_size=1000, timeout=30, on_loss="degrade") as buffer:
+        for number in range(10):
+            buffer.add(rows(1, number)[0])
+        shards.kill(0)
+        while not buffer.describe().lost_shards:
+            pass
+        begin = time.monotonic()
+        for number in range(10, 30):
+            buffer.add(rows(1, number)[0])
+        assert time.monotonic() - begin < 10
+        shards.start(0)
+        await_all(buffer)
+        assert stored(buffer) == dict.fromkeys(range(30), 1)

@@ -156,10 +156,10 @@ class Draws:
             return self._asked(drawing, there, [drawing.missing], until)
         try:
             shares = self._known_shares(drawing.query, there)
-        except ServerUnavailableError as error:
+        except ServerUnavailableError as lost:
             if not self._shards.goes_on:
                 raise
-            return error
+            return lost
         there = [shard for shard in there if shard.number in shares.numbers]
         rows_leave = self._shards.config.max_times_sampled > 0
         if rows_leave and shares.rows < drawing.missing:

@@ -82,8 +82,8 @@ class DrawableRows:
         return np.empty(0, np.int64) if self.withheld is None else self._flag(ids, self.withheld, flag=False)
 
     def _flag(self, ids: RowIds, withheld: npt.NDArray[np.bool_], *, flag: bool) -> Slots:
-        slots: Slots = np.unique(ids[self.are_live(ids)] % self.buffer_size)
-        slots = slots[withheld[slots] != flag]
+        slots: Slots = np.sort(ids[self.are_live(ids)] % self.buffer_size)
+        slots = slots[(np.diff(slots, prepend=-1) > 0) & (withheld[slots] != flag)]  # NumPy's `unique` hashes, which takes ten times as long.
         withheld[slots] = flag
         self._held += len(slots) if flag else -len(slots)
         return slots

@@ -327,7 +327,7 @@ class EpisodeIndex:
 
     def tails(self, end: int, steps: int) -> RowIds:
         """The rows up to `steps` steps before the first rows from `end` on of their episodes. They lie below `end`."""
-        if end >= self._end or not steps:
+        if not self._oldest < end < self._end or not steps:
             return np.empty(0, np.int64)
         rows = np.arange(end, self._end)
         rows = rows - self._before[rows % self._buffer_size].astype(np.int64)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shard_processes import Shards
 
-from children import Server, free_port, server_process
 from conftest import rows
 from tdreplay.errors import ClosedError, SchemaError, ServerUnavailableError
 from tdreplay.shard_ids import shard_numbers
@@ -28,35 +25,6 @@ SHARDS = 4
 def addresses() -> Iterator[list[str]]:
     with ExitStack() as running:
         yield [running.enter_context(ReplayServer(ServerConfig(address="127.0.0.1:0", max_tables=100_000))).address for _ in range(SHARDS)]
-
-
-class Shards:
-    """Server processes with data, each on a port of its own, which are killed and started again."""
-
-    def __init__(self, directory: Path, count: int) -> None:
-        self.directory, self.running = directory, [ExitStack() for _ in range(count)]
-        self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
-        self.servers: list[Server] = [None] * count  # type: ignore[list-item]
-        self.lives = [0] * count
-        for number in range(count):
-            self.start(number)
-
-    def start(self, number: int, *, empty: bool = False) -> None:
-        self.lives[number] += empty
-        place = self.directory / f"shard-{number}-{self.lives[number]}"
-        self.servers[number] = self.running[number].enter_context(server_process(ServerConfig(address=self.addresses[number], data_dir=place)))
-
-    def stop(self, number: int) -> None:
-        """It stands still: what is sent to it is not answered."""
-        os.kill(self.servers[number].pid, signal.SIGSTOP)
-
-    def kill(self, number: int) -> None:
-        self.servers[number].child.kill()
-        self.running[number].close()
-
-    def close(self) -> None:
-        for running in self.running:
-            running.close()
 
 
 @pytest.fixture
@@ -210,3 +178,60 @@ def test_an_add_whose_shard_died_before_goes_to_another(shards, table):
         shards.start(0)
         await_all(buffer)
         assert stored(buffer) == dict.fromkeys(range(30), 1)
+
+
+def step(number: int, *, end: bool = False) -> dict[str, np.generic | bool]:
+    return {"obs": np.float32(number), "action": np.int64(number), "reward": np.float32(0), "terminated": end, "truncated": False}
+
+
+def episodes_of(buffer: ShardedReplayBuffer) -> list[tuple[set[int], list[int]]]:
+    """Of each episode: its shards, and its actions in order."""
+    found: dict[int, list[tuple[int, int, int]]] = {}
+    for row in buffer.sample_all():
+        found.setdefault(int(row["episode_id"]), []).append((int(row["step"]), int(row["action"]), int(row["row_id"]) >> 48))
+    return [({shard for _, _, shard in steps}, [action for _, action, _ in sorted(steps)]) for steps in found.values()]
+
+
+def test_a_running_episode_waits_for_its_shard_and_the_next_one_goes_on_elsewhere(shards, table):
+    options = {"table": table, "buffer_size": 10_000, "timeout": 60, "on_loss": "degrade", "trajectories": True}
+    with ShardedReplayBuffer(shards.addresses, **options) as buffer:
+        with buffer.trajectory_writer(flush_rows=1) as writer:
+            for number in range(3):
+                writer.append(step(number))
+            writer.flush()
+            (first,) = shards_of(buffer)
+            shards.kill(first)
+            while not buffer.describe().lost_shards:
+                pass
+            for number in range(3, 6):
+                writer.append(step(number, end=number == 5))
+            for number in range(6, 12):
+                writer.append(step(number, end=number in (8, 11)))
+            shards.start(first)
+        await_all(buffer)
+        found = sorted(episodes_of(buffer), key=lambda episode: episode[1])
+        assert found == [({first}, [0, 1, 2, 3, 4, 5]), ({1 - first}, [6, 7, 8]), ({1 - first}, [9, 10, 11])]
+
+
+def test_environments_of_one_writer_are_on_one_shard(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=10_000, trajectories=True) as buffer:
+        with buffer.trajectory_writer(3, autoreset="same_step") as writer:
+            for number in range(20):
+                ends = np.array([number % 3 == 2, number % 4 == 3, number % 5 == 4])
+                zeros = np.zeros(3, np.float32)
+                writer.append({"obs": zeros, "action": np.full(3, number), "reward": zeros, "terminated": ends, "truncated": ends & False})
+        assert len(shards_of(buffer)) == 1
+        assert buffer.state().size == 60
+
+
+def test_steps_of_add_batch_go_to_the_shards_of_their_episodes(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=10_000, trajectories=True) as buffer:
+        episodes = np.arange(40)
+        for at in range(5):
+            zeros, ends = np.zeros(40, np.float32), np.full(40, at == 4)
+            steps = {"obs": zeros, "action": episodes * 5 + at, "reward": zeros, "terminated": ends, "truncated": ends & False}
+            buffer.add_batch(steps | {"episode_id": episodes, "step": np.full(40, at), "step_kind": np.full(40, 2 * (at == 4), np.uint8)})
+        found = sorted(episodes_of(buffer), key=lambda episode: episode[1])
+        assert [actions for _, actions in found] == [list(range(5 * number, 5 * number + 5)) for number in range(40)]
+        assert all(len(used) == 1 for used, _ in found)
+        assert set().union(*(used for used, _ in found)) == set(range(SHARDS))

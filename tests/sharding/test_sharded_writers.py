@@ -15,7 +15,9 @@ from shard_processes import Shards
 from conftest import rows
 from tdreplay.errors import ClosedError, SchemaError, ServerUnavailableError
 from tdreplay.shard_ids import shard_numbers
+from tdreplay_client import RemoteReplayBuffer
 from tdreplay_client.sharding.buffer import ShardedReplayBuffer
+from tdreplay_client.sharding.shard import ShardPlace
 from tdreplay_server import ReplayServer, ServerConfig
 
 SHARDS = 4
@@ -178,6 +180,56 @@ def test_an_add_whose_shard_died_before_goes_to_another(shards, table):
         shards.start(0)
         await_all(buffer)
         assert stored(buffer) == dict.fromkeys(range(30), 1)
+
+
+class Listed:
+    """A directory whose shards the test changes."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        self.listed = [ShardPlace(number, address) for number, address in enumerate(addresses)]
+
+    def places(self) -> list[ShardPlace]:
+        return self.listed
+
+
+def test_a_writer_leaves_a_shard_that_was_removed_when_its_rows_are_stored_there(addresses, table):
+    directory = Listed(addresses)
+    with ShardedReplayBuffer(directory, table=table, buffer_size=4000) as buffer, buffer.writer() as writer:
+        for number in range(100):
+            writer.append(rows(1, number)[0])
+        first = writer.shard
+        directory.listed = [place for place in directory.listed if place.number != first]
+        deadline = time.monotonic() + 30
+        count = 100
+        while writer.shard == first:
+            writer.append(rows(1, count)[0])
+            count += 1
+            time.sleep(0.01)  # The directory is asked once a second.
+            assert time.monotonic() < deadline
+        writer.flush()
+        assert first not in shards_of(buffer)
+        with RemoteReplayBuffer(addresses[first], table=table) as removed:
+            left = removed.sample_all()["action"].tolist()
+        assert sorted(left + list(stored(buffer).elements())) == list(range(count))
+
+
+def test_priorities_move_with_their_rows(shards, table):
+    options = {"table": table, "buffer_size": 100_000, "timeout": 60, "on_loss": "degrade", "sampler": "prioritized"}
+    with ShardedReplayBuffer(shards.addresses, **options) as buffer:
+        with buffer.writer(flush_rows=8, max_in_flight=2) as writer:
+            writer.append(rows(1, 0)[0], priority=1.0)
+            writer.flush()
+            shards.kill(writer.shard)
+            lost = writer.shard
+            for number in range(1, 200):
+                writer.append(rows(1, number)[0], priority=None if number % 10 == 0 else number + 1)
+            assert writer.shard != lost
+            shards.start(lost)
+        await_all(buffer)
+        assert stored(buffer) == dict.fromkeys(range(200), 1)
+        batch = buffer.sample_batch(2000)
+        given = batch["action"] % 10 != 0
+        assert torch.equal(batch["priority"][given], batch["action"][given].double() + 1)
 
 
 def step(number: int, *, end: bool = False) -> dict[str, np.generic | bool]:

@@ -49,10 +49,11 @@ from tdreplay_client.sharding.saved_state import load_shards, save_shards
 from tdreplay_client.sharding.shard import Shard, ShardPlace
 from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.shard_table import ShardTable
+from tdreplay_client.sharding.shard_writer import checked_settings
 from tdreplay_client.sharding.shares import share_of
 from tdreplay_client.sharding.stream import ShardedStream, StreamPlan
 from tdreplay_client.sharding.totals import KnownTotals
-from tdreplay_client.sharding.writer import ShardedWriter, checked_settings
+from tdreplay_client.sharding.writer import ShardedWriter
 from tdreplay_client.transport.access import TLS
 from tdreplay_client.writing.trajectory_sink import WriterSink
 

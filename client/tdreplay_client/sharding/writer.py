@@ -7,33 +7,29 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any
 
-import numpy as np
-import torch
 from tensordict import TensorDict
 from typing_extensions import Self
 
-from tdreplay.columns import to_tensordict
 from tdreplay.copying import OfOneProcess
 from tdreplay.episode_numbers import EpisodePlace, EpisodePlaces
 from tdreplay.errors import CancelledError, ClosedError, ReplayError, ServerUnavailableError, TableNotFoundError, note_of_closing
-from tdreplay.limits import MAX_BATCH_SIZE, SHARED_BLOCK_BYTES, check_seconds, check_whole
+from tdreplay.limits import SHARED_BLOCK_BYTES, check_seconds
 from tdreplay.rows import Given, Row, given_row, given_rows
-from tdreplay.schema import Columns, Schema
-from tdreplay.system_fields import PRIORITY
+from tdreplay.schema import Columns
 from tdreplay_client.sharding.inserts import ShardedInserts
 from tdreplay_client.sharding.routes import parts_in_turn
+from tdreplay_client.sharding.row_pieces import bytes_of, joined_rows, rows_between, tensordict_of, with_priorities
 from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard
-from tdreplay_client.sharding.shard_choice import ShardChoice
+from tdreplay_client.sharding.shard_writer import Patience, Seat, ShardWriter, WriterSettings, never
 from tdreplay_client.transport.refusals import stored_nothing
 from tdreplay_client.writing.leaving_writer import LeavingWriter
 from tdreplay_client.writing.writer import Marks
 
-__all__ = ["ShardedWriter", "WriterSettings", "checked_settings"]
+__all__ = ["ShardedWriter"]
 
 log = logging.getLogger("tdreplay")
 STAY_SECONDS = 0.5
@@ -42,83 +38,6 @@ STAY_SECONDS = 0.5
 
 LEAST_SECONDS = 0.001
 """What is waited for at least: a timeout is above 0."""
-
-
-class WriterSettings(NamedTuple):
-    """When a writer sends rows: as `Writer` takes it.
-
-    Attributes:
-        flush_rows, flush_seconds, max_in_flight: As there.
-    """
-
-    flush_rows: int
-    flush_seconds: float
-    max_in_flight: int
-
-
-def checked_settings(flush_rows: SupportsIndex, flush_seconds: float, max_in_flight: SupportsIndex) -> WriterSettings:
-    """The settings, checked.
-
-    Raises:
-        InvalidArgumentError: one breaks its rule.
-    """
-    rows, blocks = check_whole(flush_rows, "flush_rows", 1, MAX_BATCH_SIZE), check_whole(max_in_flight, "max_in_flight", 1)
-    return WriterSettings(rows, check_seconds(flush_seconds, "flush_seconds"), blocks)
-
-
-class _Patience:
-    """How long the writer of a shard waits for it. It does not refer to the writer."""
-
-    def __init__(self, shard: Shard, is_removed: Callable[[Shard], bool]) -> None:
-        self._shard, self._is_removed, self._until = shard, is_removed, 0.0
-
-    def is_over(self, away: float) -> bool:
-        """Whether a shard is given up that has been away for so many seconds."""
-        lost = away > LOSS_SECONDS or not self._shard.is_there or self._is_removed(self._shard)
-        return lost and time.monotonic() >= self._until
-
-    def stay(self, seconds: float) -> None:
-        """It is not given up for so long."""
-        self._until = time.monotonic() + seconds
-
-
-def _never(_away: float) -> bool:
-    return False
-
-
-@dataclass(eq=False)
-class _Inner:
-    """The writer of one shard."""
-
-    shard: Shard
-    writer: LeavingWriter
-    patience: _Patience
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether it is not waited for any more."""
-        return self.patience.is_over(self.writer.away_seconds)
-
-
-class _Seat:
-    """The shard on which a writer counts."""
-
-    def __init__(self, choice: ShardChoice) -> None:
-        self._choice = choice
-        self._shard: Shard | None = None
-
-    def take(self, avoided: Sequence[Shard]) -> Shard:
-        """Another shard, not one of these."""
-        shard = self._choice.open_writer(avoided)
-        self.leave()
-        self._shard = shard
-        return shard
-
-    def leave(self) -> None:
-        """It counts nowhere any more."""
-        shard, self._shard = self._shard, None
-        if shard is not None:
-            self._choice.close_writer(shard)
 
 
 class ShardedWriter(OfOneProcess):
@@ -141,10 +60,10 @@ class ShardedWriter(OfOneProcess):
 
     def __init__(self, inserts: ShardedInserts, settings: WriterSettings, *, for_episodes: bool = False) -> None:
         self._inserts, self._settings, self._for_episodes = inserts, settings, for_episodes
-        self._seat = _Seat(inserts.choice)
+        self._seat = Seat(inserts.choice)
         weakref.finalize(self, self._seat.leave).atexit = False
         self._moving = threading.Lock()
-        self._left: tuple[_Inner, ...] = ()
+        self._left: tuple[ShardWriter, ...] = ()
         self._carried: tuple[Given, ...] = ()  # Rows that left a shard, and are on no other one so far.
         self._cut: Given | None = None  # What an interrupted `extend` left.
         self._fitted = self._over = False
@@ -183,7 +102,7 @@ class ShardedWriter(OfOneProcess):
             self._inserts.insert(given)
             return
         self._fit(given)
-        if marks is not None or _size(given) <= SHARED_BLOCK_BYTES:
+        if marks is not None or bytes_of(given) <= SHARED_BLOCK_BYTES:
             self._give(LeavingWriter.extend_given, given, marks)
         else:
             self._extend_in_parts(given)
@@ -192,17 +111,17 @@ class ShardedWriter(OfOneProcess):
         """Adds a large batch a part at a time: where the shard is lost meanwhile, the rest goes to another one."""
         columns = given.columns(self._inserts.schema.for_first(given), cast=self._inserts.schema.cast)
         whole = given._replace(values=columns)
-        step = max(1, given.number * SHARED_BLOCK_BYTES // max(1, _size(whole)))
+        step = max(1, given.number * SHARED_BLOCK_BYTES // max(1, bytes_of(whole)))
         start = 0
         try:
             for start in range(0, given.number, step):
-                rest = _rows(whole, start + step, given.number)
-                self._give(LeavingWriter.extend_given, _rows(whole, start, start + step), None, rest)
+                rest = rows_between(whole, start + step, given.number)
+                self._give(LeavingWriter.extend_given, rows_between(whole, start, start + step), None, rest)
         except ReplayError:
             raise
         except BaseException:
             if start:
-                self._cut = _rows(whole, start + step, given.number)
+                self._cut = rows_between(whole, start + step, given.number)
             raise
 
     def _fit(self, given: Given) -> None:
@@ -229,13 +148,13 @@ class ShardedWriter(OfOneProcess):
 
     # -- shards ---------------------------------------------------------------------------------------------------------------------------------
 
-    def _opened(self, avoided: Sequence[Shard]) -> _Inner:
+    def _opened(self, avoided: Sequence[Shard]) -> ShardWriter:
         shard = self._seat.take(avoided)
-        patience = _Patience(shard, self._inserts.is_removed)
-        gives_up = _never if self._for_episodes else patience.is_over
-        return _Inner(shard, shard.writes.leaving_writer(self._inserts.schema, gives_up, *self._settings), patience)
+        patience = Patience(shard, self._inserts.is_removed)
+        gives_up = never if self._for_episodes else patience.is_over
+        return ShardWriter(shard, shard.writes.leaving_writer(self._inserts.schema, gives_up, *self._settings), patience)
 
-    def _ready(self, marks: Marks | None = None) -> _Inner:
+    def _ready(self, marks: Marks | None = None) -> ShardWriter:
         """The writer of the shard for the next rows: another one's where that of the last ones is lost, and may be left."""
         inner = self._inner
         if self._carried or (inner.is_lost and self._may_leave(inner, marks)):
@@ -245,17 +164,17 @@ class ShardedWriter(OfOneProcess):
                 raise self._failed(error, self._inner) from None
         return self._inner
 
-    def _may_leave(self, inner: _Inner, marks: Marks | None) -> bool:
+    def _may_leave(self, inner: ShardWriter, marks: Marks | None) -> bool:
         return not self._for_episodes or inner.writer.is_untouched or (marks is not None and _begins(marks[0]))
 
-    def _move(self, inner: _Inner) -> None:
+    def _move(self, inner: ShardWriter) -> None:
         """Goes on with another shard, where there is one. It runs in a thread of its own, which no interrupt reaches."""
         with self._moving:
             if self._inner is inner and inner.is_lost:
                 self._leave(inner)
             self._deliver()
 
-    def _leave(self, inner: _Inner) -> None:
+    def _leave(self, inner: ShardWriter) -> None:
         """Opens a writer of another shard. What the one before never sent goes there."""
         if inner.writer.away_seconds > LOSS_SECONDS:
             inner.shard.lose(ServerUnavailableError(f"server {inner.shard.place.address} does not take what a writer sends"))
@@ -273,7 +192,7 @@ class ShardedWriter(OfOneProcess):
             inner.patience.stay(math.inf)
             self._left = (*self._left, inner)
 
-    def _follow(self, inner: _Inner, following: _Inner) -> None:
+    def _follow(self, inner: ShardWriter, following: ShardWriter) -> None:
         log.warning("a writer of shard %d goes on with shard %d", inner.shard.number, following.shard.number)
         following.writer.mark = inner.writer.mark
         self._inner = following
@@ -289,14 +208,14 @@ class ShardedWriter(OfOneProcess):
                 raise
             self._carried = self._carried[1:]
 
-    def _give_up(self, error: ReplayError, inner: _Inner, rest: Given | None = None) -> None:
+    def _give_up(self, error: ReplayError, inner: ShardWriter, rest: Given | None = None) -> None:
         """What becomes of the rows of a shard whose writer is at its end.
 
         Where the shard came back without its data, what it did not acknowledge is stored nowhere: it goes to another one, if there is one.
         """
         if error.rows is None or not isinstance(error, TableNotFoundError) or not self._inserts.choice.has_table_elsewhere():
             raise self._failed(error, inner, rest) from None
-        rows = tuple(_with_priorities(error.rows, self._inserts.schema.for_first(_given(error.rows))))
+        rows = tuple(with_priorities(error.rows, self._inserts.schema.for_first(given_rows(error.rows))))
 
         def move() -> None:
             with self._moving:
@@ -381,23 +300,23 @@ class ShardedWriter(OfOneProcess):
             end(inner.writer)
         self._seat.leave()
 
-    def _failed(self, error: ReplayError, inner: _Inner | None, rest: Given | None = None) -> ReplayError:
+    def _failed(self, error: ReplayError, inner: ShardWriter | None, rest: Given | None = None) -> ReplayError:
         """The error, with all rows that are not acknowledged: those of this shard, then those of others, and the `rest` of a batch."""
         pieces = [] if error.rows is None or inner is None else [(inner.shard.number, error.rows)]
         for other in self._all:
             if other is not inner:
                 pieces += _unstored(other)
         unsent = (*self._carried, *(() if rest is None else (rest,)))
-        pieces += [(self._inner.shard.number, _tensordict(given)) for given in unsent if given.number]
+        pieces += [(self._inner.shard.number, tensordict_of(given)) for given in unsent if given.number]
         self._carried = ()
         self._end(LeavingWriter.abandon)
         if stored_nothing(error):
             self._inserts.schema.forget()  # Its rows may be those that promised the schema.
         if pieces:
-            error.rows = _joined([rows for _, rows in pieces])
+            error.rows = joined_rows([rows for _, rows in pieces])
             if len(pieces) > 1 or not stored_nothing(error):
                 parts = parts_in_turn([number for number, _ in pieces], [len(rows) for _, rows in pieces])
-                self._inserts.routes.note(_given(error.rows), parts)
+                self._inserts.routes.note(given_rows(error.rows), parts)
         return error
 
     def __enter__(self) -> Self:
@@ -415,7 +334,7 @@ class ShardedWriter(OfOneProcess):
     # -- state ----------------------------------------------------------------------------------------------------------------------------------
 
     @property
-    def _all(self) -> tuple[_Inner, ...]:
+    def _all(self) -> tuple[ShardWriter, ...]:
         return (*self._left, self._inner)
 
     def _check_open(self) -> None:
@@ -472,58 +391,10 @@ def _begins(place: Any) -> bool:
     return isinstance(place, EpisodePlace) and place.owed is None and place.step == 0
 
 
-def _size(given: Given) -> int:
-    return sum(getattr(value, "nbytes", 0) for value in given.values.values())
-
-
-def _rows(given: Given, start: int, stop: int) -> Given:
-    """Some of the rows of columns."""
-    stop = min(stop, given.number)
-    values = {name: column[start:stop] for name, column in given.values.items()}
-    priorities = None if given.priorities is None else given.priorities[start:stop]
-    return given._replace(values=values, rows=max(0, stop - start), priorities=priorities)
-
-
-def _unstored(inner: _Inner) -> list[tuple[int, TensorDict]]:
+def _unstored(inner: ShardWriter) -> list[tuple[int, TensorDict]]:
     """What the writer of a shard has not stored: it is waited for where the shard is there."""
     try:
         inner.writer.flush(LEAST_SECONDS if inner.writer.away_seconds else LOSS_SECONDS)
     except ReplayError as error:
         return [] if error.rows is None else [(inner.shard.number, error.rows)]
     return []
-
-
-def _tensordict(given: Given) -> TensorDict:
-    columns: dict[str, Any] = {name: column.clone() for name, column in given.columns(None, cast=False).items()}
-    if given.priorities is not None:
-        columns[PRIORITY.name] = torch.from_numpy(np.array(given.priorities))
-    return to_tensordict(columns, (given.number, *given.row_shape), torch.device("cpu"), given.dim_names)
-
-
-def _joined(pieces: Sequence[TensorDict]) -> TensorDict:
-    """All rows; where some have the field ``priority``, the others have NaN there."""
-    filled = list(pieces)
-    if any(PRIORITY.name in piece.keys() for piece in filled):  # noqa: SIM118 - a TensorDict iterates over its rows, not its keys.
-        for piece in filled:
-            if PRIORITY.name not in piece.keys():  # noqa: SIM118
-                piece.set(PRIORITY.name, torch.full(piece.batch_size, torch.nan, dtype=PRIORITY.dtype))
-    return torch.cat(filled)
-
-
-def _given(rows: Any) -> Given:
-    """Rows that an error hands back."""
-    return given_rows(rows)
-
-
-def _with_priorities(rows: Any, schema: Schema | None) -> Iterator[Given]:
-    """Rows that an error hands back, with the priorities that they have: those that have none, and those that have some, in turn."""
-    given = _given(rows)
-    if PRIORITY.name not in given.values or (schema is not None and PRIORITY.name in schema.fields_by_name):
-        yield given
-        return
-    values = {name: value for name, value in given.values.items() if name != PRIORITY.name}
-    priorities = given.values[PRIORITY.name].reshape(given.number, -1)[:, 0].contiguous().numpy()
-    without = np.isnan(priorities)
-    stops = [*(np.flatnonzero(np.diff(without)) + 1).tolist(), given.number]
-    for start, stop in zip([0, *stops], stops, strict=False):
-        yield _rows(given._replace(values=values, priorities=None if without[start] else priorities), start, stop)

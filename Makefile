@@ -14,7 +14,7 @@ BASE_IMAGE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.versi
 COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker compose --file docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-scale bench-samplers bench-sampling bench-trajectories bench-overhead crash soak docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
+.PHONY: help install browser docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-scale bench-sharding bench-samplers bench-sampling bench-trajectories bench-overhead crash soak docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -47,6 +47,9 @@ bench-crowd: install ## Let 1,000 writers, 16 learners and 200 looks a second at
 
 bench-scale: install ## Measure what one shard carries, and work out what a batch over up to 1,000 shards takes: a minute.
 	$(BIN)/python -m benchmarks.shards_plan $(ARGS)
+
+bench-sharding: install ## Measure streams over 1, 2 and 4 shards against that of one server: two minutes.
+	$(BIN)/python -m benchmarks.sharding $(ARGS)
 
 bench-samplers: install ## Measure what a draw, an update and an insert cost each of the server's samplers: a minute.
 	$(BIN)/python -m benchmarks.samplers $(ARGS)

@@ -97,6 +97,8 @@ class DeviceTransfer:
 
     def bring(self, columns: Columns, batch_size: tuple[int, ...], dim_names: DimNames = ()) -> PendingBatch:
         """The batch of these columns, which lie in the host's memory. It takes them over: on the CPU they are the batch."""
+        if self.on_host:
+            return PendingBatch(self._make(columns, batch_size, self._device, dim_names))
         if self._copies is None:
             here = {name: column.to(self._device) for name, column in columns.items()}
             return PendingBatch(self._make(here, batch_size, self._device, dim_names))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +14,16 @@ from tdreplay.memory import Rows, as_rows
 from tdreplay.schema import Columns
 from tdreplay.shard_ids import SHARD_ROW_BITS
 from tdreplay.system_fields import INDEX, MIN_PROBABILITY, PROBABILITY, ROW_ID, TABLE_SIZE
-from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.shard_batches import ShardBatch
-from tdreplay_client.sharding.supply import Run
+from tdreplay_client.sharding.supply import Pull, Run
 
 __all__ = ["Given", "Places", "drawn_places", "mixed"]
 
 FEW_SHARDS = 8
 """Up to so many, looking for the rows of each one is faster than sorting."""
 Places = npt.NDArray[np.intp]
+Memory: TypeAlias = "Callable[[tuple[int, ...], torch.dtype], torch.Tensor]"
+"""Makes the memory of a column of this shape and dtype."""
 
 
 class Given(NamedTuple):
@@ -64,16 +65,16 @@ def drawn_places(masses: npt.NDArray[np.float64], uniform: npt.NDArray[np.float6
     return np.split(order, np.cumsum(np.bincount(found, minlength=len(masses)))[:-1])
 
 
-def mixed(given: Sequence[Given], batches: int, shards: int, transfer: DeviceTransfer, size: int, min_probability: float) -> list[Columns]:
-    """The columns of so many batches of the same number of rows, with the ids and the slots of the whole buffer.
+def mixed(given: Sequence[Given], batches: int, shards: int, memory: Memory, size: int, min_probability: float) -> Columns:
+    """The columns of so many batches, one after the other, with the ids and the slots of the whole buffer.
 
-    They lie in new memory, which no two batches share but for what `transfer` makes of it.
+    They lie in new memory. A single batch that is all that one shard sent at once is taken over: it is not copied.
 
     Args:
         given: What each shard gives: at least one row.
         batches: How many.
         shards: How many shards the buffer has: a slot depends on it.
-        transfer: Makes the memory.
+        memory: Makes it.
         size: The number of rows of all shards among which were drawn, for batches that say it.
         min_probability: The smallest probability of any of them; the same.
 
@@ -84,7 +85,30 @@ def mixed(given: Sequence[Given], batches: int, shards: int, transfer: DeviceTra
     rows = sum(len(one.places) for one in given)
     first = next(one.runs[0].pull for one in given if one.runs)
     kinds = {name: column for name, column in first.batch.columns.items() if name not in first.of_draw}
-    whole = {name: transfer.memory((rows, *column.shape[1:]), column.dtype) for name, column in kinds.items()}
+    if batches == len(given) == len(given[0].runs) == 1 and first.rows == rows:
+        whole = _taken_over(kinds, first, given[0], shards)
+    else:
+        whole = _copied(kinds, first, given, rows, shards, memory)
+    said: dict[str, Any] = {TABLE_SIZE.name: size, MIN_PROBABILITY.name: min_probability}
+    whole |= {
+        name: torch.full((rows,), value, dtype=first.batch.columns[name].dtype, device="cpu") for name, value in said.items() if first.is_weighed
+    }
+    return whole
+
+
+def _taken_over(kinds: Columns, pull: Pull, one: Given, shards: int) -> dict[str, torch.Tensor]:
+    """The columns of a pull, of which only those are new that the whole buffer has otherwise."""
+    found = dict(kinds)
+    for name, change in _changes(pull).items():
+        if name in kinds:
+            values = kinds[name].numpy()
+            found[name] = torch.from_numpy(change(values, one, shards).view(values.dtype).reshape(values.shape))
+    return found
+
+
+def _copied(kinds: Columns, first: Pull, given: Sequence[Given], rows: int, shards: int, memory: Memory) -> dict[str, torch.Tensor]:
+    """The rows of all runs in other memory, each at its place."""
+    whole = {name: memory((rows, *column.shape[1:]), column.dtype) for name, column in kinds.items()}
     targets = {name: as_rows(column) for name, column in whole.items() if column.nbytes}
     for one in given:
         start = 0
@@ -93,26 +117,21 @@ def mixed(given: Sequence[Given], batches: int, shards: int, transfer: DeviceTra
             _check_same(first.batch, run.pull.batch, one.number)
             _put(targets, run, one.places if len(one.places) == stop - start else one.places[start:stop], one, shards)
             start = stop
-    said: dict[str, Any] = {TABLE_SIZE.name: size, MIN_PROBABILITY.name: min_probability}
-    whole |= {
-        name: torch.full((rows,), value, dtype=first.batch.columns[name].dtype, device="cpu") for name, value in said.items() if first.is_weighed
-    }
-    return [whole] if batches == 1 else _split(whole, batches)
-
-
-def _split(whole: Columns, batches: int) -> list[Columns]:
-    parts = {name: column.view(batches, -1, *column.shape[1:]).unbind(0) for name, column in whole.items()}
-    return [{name: column[number] for name, column in parts.items()} for number in range(batches)]
+    return whole
 
 
 def _put(targets: dict[str, Rows], run: Run, places: Places, one: Given, shards: int) -> None:
     """Copies the rows of a run to their places."""
     columns, start, stop = run.pull.columns, run.start, run.stop
-    changes = _OF_WHOLE if run.pull.is_weighed else _OF_ROWS
+    changes = _changes(run.pull)
     for name, target in targets.items():
         values = columns[name][start:stop]
         change = changes.get(name)
         target[places] = values if change is None else change(run.pull.batch.columns[name][start:stop].numpy(), one, shards)
+
+
+def _changes(pull: Pull) -> Mapping[str, Callable[[Any, Given, int], Rows]]:
+    return _OF_WHOLE if pull.is_weighed else _OF_ROWS
 
 
 def _row_ids(values: Any, one: Given, _shards: int) -> Rows:

@@ -15,7 +15,9 @@ from tdreplay_client.sharding.shard_batches import Totals
 __all__ = ["PullSize", "PullStreams"]
 
 LARGE_BATCH = 1 << 20
-"""From so many bytes on, a batch is put together alone, of draws that came a batch's worth at a time; small rows do not come in larger messages."""
+"""From so many bytes on, a batch is put together alone; small rows do not come in larger messages."""
+PARTS_AT_ONCE = 2
+"""How many batches' parts of large rows come at once, where there are several shards: a message has its cost there, too."""
 FEWEST_ROWS = 64
 """Of small rows no fewer come at once: less would cost as much."""
 MOST_AHEAD = 4
@@ -50,9 +52,10 @@ class PullSize(NamedTuple):
             seeded: Whether the rows of a batch are to follow from a seed alone: then what comes as one does not depend on `prefetch`.
             counted: Whether draws count: then no more come than are needed.
         """
-        part = -(-batch_size // shards)
-        if counted or batch_bytes >= LARGE_BATCH:
-            return cls(part, prefetch + 1, 1)
+        if counted:
+            return cls(-(-batch_size // shards), prefetch + 1, 1)
+        if batch_bytes >= LARGE_BATCH:
+            return cls(-(-batch_size * min(PARTS_AT_ONCE, shards) // shards), max(2, -(-prefetch // min(PARTS_AT_ONCE, shards)) + 1), 1)
         most = batch_size * LARGE_BATCH // max(batch_bytes, 1)
         whole = max(batch_size * min(MOST_AHEAD, shards) // shards, FEWEST_ROWS)  # Of each shard for each of the batches that are drawn ahead.
         rows = min(whole if seeded else whole * max(1, prefetch // 2), most, MAX_BATCH_SIZE)

@@ -25,12 +25,13 @@ from tdreplay.processes import Owner
 from tdreplay.shard_ids import local_row_ids, shard_numbers
 from tdreplay.tokens import check_keys, check_same, whole_of
 from tdreplay.views import TableView
-from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
+from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.reading.stream import new_priorities
 from tdreplay_client.sharding.joining import LOST_SHARDS
 from tdreplay_client.sharding.keeper import Keeper
 from tdreplay_client.sharding.mixing import Given, drawn_places, mixed
 from tdreplay_client.sharding.pull_streams import PullStreams
+from tdreplay_client.sharding.recycled_memory import RecycledMemory
 from tdreplay_client.sharding.supply import Supply
 from tdreplay_client.transport.threads import start_reader
 
@@ -65,12 +66,12 @@ class _Ready(NamedTuple):
     """A batch that was put together.
 
     Attributes:
-        batch: On its device, or on its way there.
+        batch: On its device.
         taken: How many rows it has of each shard, by the shard's number, where the stream has a seed.
         lost: How many shards were not drawn from.
     """
 
-    batch: PendingBatch
+    batch: TensorDict
     taken: Mapping[int, int]
     lost: int
 
@@ -97,6 +98,7 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
 
     def __init__(self, plan: StreamPlan, transfer: DeviceTransfer, streams: PullStreams, keeper: Keeper) -> None:
         self._plan, self._transfer, self._streams, self._keeper = plan, transfer.for_view(plan.view), streams, keeper
+        self._memory = RecycledMemory(transfer)
         self._position = 0
         self._rng = np.random.Generator(np.random.SFC64())
         self._ready: deque[_Ready] = deque()
@@ -141,7 +143,7 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
                 raise StopIteration
             self._put_together()
         ready = self._ready.popleft()
-        batch = ready.batch.take()
+        batch = ready.batch
         if self._plan.degrade:
             batch.set(LOST_SHARDS, torch.full(batch.batch_size, ready.lost, dtype=torch.int64, device=batch.device))
         self._position += 1
@@ -237,10 +239,10 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
             if len(where)
         ]
         first = given[0].runs[0].pull.batch
-        columns = mixed(given, batches, len(every), self._transfer, size, least)
-        for number, one in enumerate(columns):
-            pending = self._transfer.bring(one, (rows, *first.batch_shape), first.dim_names)
-            self._ready.append(_Ready(pending, self._counts(given, number), self._keeper.lost))
+        columns = mixed(given, batches, len(every), self._memory, size, least)
+        whole = self._transfer.bring(columns, (batches * rows, *first.batch_shape), first.dim_names).take()
+        parts = [whole] if batches == 1 else whole.split(rows)  # One TensorDict that is split costs half as much as several that are made.
+        self._ready.extend(_Ready(one, self._counts(given, number), self._keeper.lost) for number, one in enumerate(parts))
         self._drawn += batches
 
     def _counts(self, given: list[Given], batch: int) -> Mapping[int, int]:

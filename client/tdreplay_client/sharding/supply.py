@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tdreplay.errors import ReplayError, ServerUnavailableError
-from tdreplay.memory import Rows, rows_of
+from tdreplay.memory import Rows, as_rows, rows_of
 from tdreplay.priorities import Updated
 from tdreplay.system_fields import MIN_PROBABILITY, TABLE_SIZE
 from tdreplay_client.reading.stream import BatchStream
@@ -42,7 +42,10 @@ class Pull:
         self.is_weighed = getattr(batch.head, TABLE_SIZE.name, 0) > 0  # A user's fields may have the same names where rows have no priorities.
         self.of_draw = OF_THE_DRAW if self.is_weighed else frozenset()
         own = {name: column for name, column in batch.columns.items() if name not in self.of_draw and column.nbytes}
-        self.columns: dict[str, Rows] = {name: rows_of(column) for name, column in own.items()}
+        self.columns: dict[str, Rows] = {
+            name: as_rows(column) if column.is_contiguous() else rows_of(column)
+            for name, column in own.items()  # They came over the wire.
+        }
 
 
 class Run(NamedTuple):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,19 @@ import pytest
 import torch
 
 from conftest import rows
-from tdreplay.errors import FieldNotFoundError, NoTrajectoriesError, RowIdError, TableChangedError
+from tdreplay.block import decode
+from tdreplay.errors import FieldNotFoundError, NoTrajectoriesError, OverwrittenError, RowIdError, TableChangedError
+from tdreplay.framing import split
+from tdreplay.schema import Schema
+from tdreplay.table_config import TableConfig
 from tdreplay.trajectories import Trajectories
+from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView, View
 from tdreplay_client import RemoteReplayBuffer, Sequences, Transitions
 from tdreplay_client.sharding.shard_batches import ShardBatch
 from tdreplay_client.sharding.shard_table import ShardTable
+from tdreplay_server.tables.table import Table
+from tdreplay_server.transport.rows_by_id import stored_messages
 
 WIDE = 1 << 18
 """Elements of a field of which some rows fill a block."""
@@ -141,7 +150,7 @@ def test_a_batch_of_several_blocks_comes_whole(address, table):
 
 @pytest.mark.parametrize("width", [1, WIDE])
 def test_rows_that_are_overwritten_while_they_are_read_are_left_out_and_none_is_another(address, table, width):
-    """A row holds its own id. A writer goes around the ring while its rows are asked for, old ones first."""
+    """A row holds its own id. A writer goes around the ring while its rows are asked for, those last that are overwritten first."""
     over, failures, least, seconds = threading.Event(), list[BaseException](), set[int](), 1.5
 
     def row(first: int, count: int) -> dict[str, torch.Tensor]:
@@ -166,11 +175,11 @@ def test_rows_that_are_overwritten_while_they_are_read_are_left_out_and_none_is_
         try:
             while not over.is_set():
                 state = shard.describe()
-                ids = list(range(state.write_count - state.size, state.write_count))
+                ids = list(range(state.write_count - 1, state.write_count - state.size - 1, -1))
                 batch = found(shard, ids)
                 least.add(0 if batch is None else batch.rows)
                 if batch is not None:
-                    assert ids_of(batch) == sorted(set(ids) & set(ids_of(batch)))
+                    assert ids_of(batch) == sorted(set(ids) & set(ids_of(batch)), reverse=True)
                     number = batch.columns["number"].long()
                     assert (number == batch.columns["row_id"][:, None]).all()
         finally:
@@ -180,3 +189,50 @@ def test_rows_that_are_overwritten_while_they_are_read_are_left_out_and_none_is_
     assert not failures
     assert max(least) <= 16
     assert min(least) < 16  # Some were overwritten meanwhile, so this was tried.
+
+
+def inserted(table: Table, count: int, width: int) -> None:
+    """Rows that hold their ids."""
+    first = table.state().write_count
+    columns = {"number": torch.arange(first, first + count, dtype=torch.float64)[:, None].expand(count, width).contiguous()}
+    table.insert(columns, Schema.of(columns, ()), count)
+
+
+def parts_of(messages: Iterable[bytes]) -> list[tuple[int, list[int]]]:
+    """What each message says: how many rows come in all, and the ids that the rows of its block hold."""
+    found = []
+    for message in messages:
+        head, memory = split(message, pb.SampleByIndexResponse)
+        columns = decode(memory).columns
+        assert torch.equal(columns["number"][:, 0].long(), columns["row_id"])
+        found.append((head.batch_rows, columns["row_id"].tolist()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("more", "rest"),
+    [(0, [(4, [2]), (4, [1]), (4, [0])]), (1, [(3, [2]), (3, [1])]), (3, [(1, [])]), (4, [(1, [])]), (20, [(1, [])])],
+)
+def test_rows_that_are_overwritten_between_two_blocks_do_not_come(more, rest):
+    with closing(Table(TableConfig(4))) as table:
+        inserted(table, 4, WIDE)
+        messages = stored_messages(table, table.stored_rows(np.array([3, 2, 1, 0])))
+        assert parts_of([next(messages)]) == [(4, [3])]
+        if more:
+            inserted(table, more, WIDE)
+        assert parts_of(messages) == rest
+
+
+def test_a_row_that_is_overwritten_after_it_was_chosen_is_not_read_and_the_others_are_chosen_again():
+    with closing(Table(TableConfig(4))) as table:
+        inserted(table, 4, 1)
+        stored = table.stored_rows(np.array([3, 0, 1]))
+        assert stored is not None
+        chosen = stored.part(3)
+        inserted(table, 1, 1)
+        with pytest.raises(OverwrittenError, match="row 0 was overwritten"):
+            table.take(chosen.rows)
+        assert table.take(stored.part(3).rows)["number"][:, 0].tolist() == [3, 1]
+        table.reset()
+        with pytest.raises(TableChangedError):
+            stored.part(3)

@@ -339,6 +339,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         """Forgets what is known of earlier rows: the shards do not hold them any more."""
         self._iterator = None
         self._totals.clear()
+        self._draws.forget()
         self._inserts.forget()
 
     def close(self) -> None:

@@ -7,11 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from tensordict import TensorDict
 
 from tdreplay.errors import EmptyTableError, RateLimitedError, ReplayError, ServerUnavailableError
+from tdreplay.rate_limiters import Unlimited
+from tdreplay.samplers import Prioritized, Uniform
 from tdreplay.seeds import derived_seed
 from tdreplay.shard_ids import MAX_SHARDS
 from tdreplay.system_fields import MIN_PROBABILITY, TABLE_SIZE
@@ -23,6 +26,7 @@ from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard
 from tdreplay_client.sharding.shard_batches import ShardBatch
 from tdreplay_client.sharding.shard_set import ShardSet, none_there
 from tdreplay_client.sharding.shares import part_of
+from tdreplay_client.sharding.spare_rows import SpareRows
 from tdreplay_client.sharding.totals import DrawKind, KnownTotals, Shares
 
 __all__ = ["DrawQuery", "Draws", "generator_of"]
@@ -70,6 +74,15 @@ def generator_of(draw: Draw) -> np.random.Generator:
     return found
 
 
+class _Given(NamedTuple):
+    """Rows of a batch of a shard: so many, from `start` on."""
+
+    shard: Shard
+    batch: ShardBatch
+    rows: int
+    start: int = 0
+
+
 @dataclass
 class _Drawing:
     """A batch while it is drawn.
@@ -78,7 +91,7 @@ class _Drawing:
         query: What it is to be.
         generator: Decides what is left to chance.
         shards: Those of the buffer, by place.
-        given: The rows that came, with the place of their shard.
+        given: The batches that came, with their shards, and how many rows of each are used.
         shares: How probable it is that a row comes from each shard, by number.
         rows: Among how many was drawn.
         min_probability: The smallest probability above 0 that one of them had.
@@ -90,7 +103,7 @@ class _Drawing:
     query: DrawQuery
     generator: np.random.Generator
     shards: Sequence[Shard]
-    given: list[tuple[int, ShardBatch]] = field(default_factory=list)
+    given: list[_Given] = field(default_factory=list)
     shares: dict[int, float] = field(default_factory=dict)
     rows: int = 0
     min_probability: float = 0.0
@@ -101,7 +114,11 @@ class _Drawing:
     @property
     def missing(self) -> int:
         """The rows that did not come yet."""
-        return self.query.rows - sum(batch.rows for _, batch in self.given)
+        return self.query.rows - sum(one.rows for one in self.given)
+
+    def share_of(self, one: _Given) -> float:
+        """How probable it was that a row came from the shard of these; 1 where there is no other."""
+        return self.shares.get(one.shard.number, 1.0)
 
     def draw_of(self, shard: Shard) -> Draw:
         """The seed and the number with which a shard draws. Those that are asked twice do not draw the same rows again."""
@@ -123,22 +140,62 @@ class Draws:
 
     def __init__(self, shards: ShardSet, totals: KnownTotals, transfer: DeviceTransfer, timeout: float) -> None:
         self._shards, self._totals, self._transfer, self._timeout = shards, totals, transfer, timeout
+        self._spare = SpareRows()
+        self._keeping = threading.Lock()
+        self._kept: list[tuple[DrawKind, _Given]] = []  # Rows that have left, of batches that were not whole in time.
 
     def batch(self, query: DrawQuery) -> TensorDict:
         """A batch. Errors: as `BaseReplayBuffer.sample_batch`, and those of a buffer that is remote."""
-        until = time.monotonic() + self._timeout
-        drawing = _Drawing(query, generator_of(query.draw), self._shards.now)
+        while True:
+            drawing = _Drawing(query, generator_of(query.draw), self._shards.now)
+            try:
+                self._take_kept(drawing)
+                self._fill(drawing, time.monotonic() + self._timeout)
+                return self._joined(drawing)
+            except ServerUnavailableError:
+                self._keep(drawing)
+                if self._shards.now is drawing.shards:
+                    raise
+            except BaseException:
+                self._keep(drawing)
+                raise
+
+    def _fill(self, drawing: _Drawing, until: float) -> None:
+        """Draws until no row is missing."""
         while drawing.missing:
             error = self._round(drawing, until)
             drawing.rounds += 1
             if error is None and (time.monotonic() < until or drawing.error is None):
                 continue  # It is known better by now which shard has rows.
             error = error or drawing.error
-            if error is not None and (time.monotonic() >= until or not self._is_waited_for(error, query)):
+            if error is not None and (time.monotonic() >= until or not self._is_waited_for(error, drawing.query)):
                 raise error
             if not isinstance(error, RateLimitedError):  # There the wait was the shard's.
                 time.sleep(PAUSE_SECONDS)
-        return self._joined(drawing)
+
+    def _keep(self, drawing: _Drawing) -> None:
+        """Keeps the rows of a batch that did not become whole, where no other batch gets them any more."""
+        if drawing.given and self._shards.config.max_times_sampled:
+            with self._keeping:
+                self._kept += [(drawing.query.kind, one) for one in drawing.given]
+
+    def _take_kept(self, drawing: _Drawing) -> None:
+        """Begins a batch with the rows that were kept."""
+        if not self._kept:
+            return
+        with self._keeping:
+            kept, self._kept = self._kept, []
+            for kind, one in kept:
+                taken = min(one.rows, drawing.missing) if kind == drawing.query.kind else 0
+                if taken:
+                    drawing.given.append(one._replace(rows=taken))
+                if taken < one.rows:
+                    self._kept.append((kind, one._replace(start=one.start + taken, rows=one.rows - taken)))
+
+    def forget(self) -> None:
+        """Forgets the rows that were kept: they are no rows of the tables any more."""
+        with self._keeping:
+            self._kept.clear()
 
     def _is_waited_for(self, error: ReplayError, query: DrawQuery) -> bool:
         """Whether a batch that ended so is tried again, as long as there is time."""
@@ -178,7 +235,9 @@ class Draws:
         """What it means that no shard has a row: once all were asked at this moment, one of them says it. It is an error, or there is a wait."""
         drawing.is_sure = not drawing.is_sure
         if not drawing.is_sure:
-            return self._asked(drawing, there[:1], [min(drawing.missing, part_of(drawing.query.rows, 0, len(there)))], until)
+            error = self._asked(drawing, there[:1], [min(drawing.missing, part_of(drawing.query.rows, 0, len(there)))], until)
+            drawing.given.clear()  # Of a row that came just now: the others are asked, too, whether they have some.
+            return error
         for shard in there:
             self._totals.forget(shard.number)
         return None
@@ -209,23 +268,20 @@ class Draws:
         count_of = dict(zip(shards, counts, strict=True))
         found = self._shards.each(lambda shard: self._drawn(drawing, shard, count_of[shard], until), shards)
         errors = [outcome for outcome in found if isinstance(outcome, ReplayError)]
-        places = {shard: place for place, shard in enumerate(drawing.shards)}
-        drawing.given += [(places[shard], outcome) for shard, outcome in zip(shards, found, strict=True) if isinstance(outcome, ShardBatch)]
+        drawing.given += [outcome for outcome in found if isinstance(outcome, _Given)]
         drawing.error = next((error for error in errors if not isinstance(error, ServerUnavailableError)), errors[0] if errors else None)
         return drawing.error
 
-    def _drawn(self, drawing: _Drawing, shard: Shard, rows: int, until: float) -> ShardBatch | ReplayError:
+    def _drawn(self, drawing: _Drawing, shard: Shard, rows: int, until: float) -> _Given | ReplayError:
         """Rows of one shard. Where it has none, does not let them out or is lost, its error: others may have some."""
         query, asked, alone = drawing.query, time.monotonic(), len(drawing.shards) == 1
-        seconds = max(0.0, until - asked)
-        if not alone and self._shards.config.max_times_sampled:
-            seconds = min(seconds, LIMITED_SECONDS)
-        if self._shards.goes_on:  # It has to answer in time.
-            seconds = min(seconds, LOSS_SECONDS / 2)
-        standing = query.standing and alone
+        seconds = self._seconds(until - asked, alone=alone)
+        key, spares = (shard.number, query.rows, query.kind), not alone and self._can_spare
+        size = self._spare.size(key, rows) if spares and query.standing else rows
+        standing = query.standing and (alone or size > rows)
         try:
             batch = shard.asked(
-                lambda table: table.drawn(rows, drawing.draw_of(shard), uniform=query.uniform, view=query.view, seconds=seconds, standing=standing)
+                lambda table: table.drawn(size, drawing.draw_of(shard), uniform=query.uniform, view=query.view, seconds=seconds, standing=standing)
             )
         except (EmptyTableError, RateLimitedError) as error:
             if isinstance(error, EmptyTableError):
@@ -237,19 +293,33 @@ class Draws:
             return error
         if batch.totals is not None:
             self._totals.note(query.kind, shard.number, batch.totals, asked)
-        return batch
+        if spares:
+            self._spare.note(key, batch.nbytes // size)
+        return _Given(shard, batch, rows)
+
+    def _seconds(self, left: float, *, alone: bool) -> float:
+        """For how long a shard may wait for its rate limiter."""
+        rows_leave = not alone and self._shards.config.max_times_sampled > 0
+        seconds = min(left, LIMITED_SECONDS) if rows_leave else left
+        return max(0.0, min(seconds, LOSS_SECONDS / 2) if self._shards.goes_on else seconds)  # One that may be lost has to answer in time.
+
+    @property
+    def _can_spare(self) -> bool:
+        """Whether rows may be drawn that are not used: nobody counts them."""
+        config = self._shards.config
+        return not config.max_times_sampled and isinstance(config.rate_limiter, Unlimited) and isinstance(config.sampler, (Uniform, Prioritized))
 
     def _joined(self, drawing: _Drawing) -> TensorDict:
         shards, lost = drawing.shards, None
         if self._shards.goes_on:
             lost = sum(not shard.is_there for shard in shards)
-        transfer = self._transfer.for_view(drawing.query.view)
-        if len(shards) == 1:
-            parts = [Part(batch, shards[place].number, place, 0, batch.rows) for place, batch in drawing.given]
-            return joined(parts, 1, None, transfer, None, lost)
+        transfer, places = self._transfer.for_view(drawing.query.view), {shard: place for place, shard in enumerate(shards)}
         parts = [
-            Part(batch, shards[place].number, place, 0, batch.rows, drawing.shares.get(shards[place].number, 1.0)) for place, batch in drawing.given
+            Part(one.batch, one.shard.number, places.get(one.shard, 0), one.start, one.start + one.rows, drawing.share_of(one))
+            for one in drawing.given
         ]
+        if len(shards) == 1:
+            return joined(parts, 1, None, transfer, None, lost)
         order = drawing.generator.permutation(drawing.query.rows)
         drawn = {TABLE_SIZE.name: drawing.rows, MIN_PROBABILITY.name: drawing.min_probability}
         return joined(parts, len(shards), order, transfer, drawn, lost)

@@ -58,6 +58,11 @@ class ShardBatch(NamedTuple):
         return min(map(len, self.columns.values()))
 
     @property
+    def nbytes(self) -> int:
+        """The bytes of all rows."""
+        return sum(column.nbytes for column in self.columns.values())
+
+    @property
     def totals(self) -> Totals | None:
         """Of what it was drawn, where the shard says so."""
         says = self.head is not None and "totals" in self.head.DESCRIPTOR.fields_by_name and self.head.HasField("totals")

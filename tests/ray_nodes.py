@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 # Before Ray is imported, which reads them then.
 
 import ray
@@ -22,6 +22,8 @@ from tdreplay_client import TableConfig
 from tdreplay_client.ray import ReplayCluster
 
 DATA_DIR = "$TDREPLAY_TEST_DISK/replay"
+PATH = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+"""The processes of the nodes find the modules of the tests."""
 _numbers = itertools.count()
 
 
@@ -40,7 +42,7 @@ class Machines:
     def _of_a_node(self, cpus: int) -> dict[str, Any]:
         disk = self._disks / f"disk-{next(_numbers)}"
         disk.mkdir()
-        return {"num_cpus": cpus, "object_store_memory": 80_000_000, "env_vars": {"TDREPLAY_TEST_DISK": str(disk)}}
+        return {"num_cpus": cpus, "object_store_memory": 80_000_000, "env_vars": {"TDREPLAY_TEST_DISK": str(disk), "PYTHONPATH": PATH}}
 
     def add(self, cpus: int) -> Any:
         """A node more."""

@@ -16,9 +16,8 @@ from typing import Any
 import psutil
 import pytest
 import ray
-import torch
-from tensordict import TensorDict
 
+from ray_actor import Actor, numbered
 from ray_nodes import DATA_DIR, Machines, ray_of_two_nodes, started
 from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError, ServerUnavailableError, TableNotFoundError
 from tdreplay_client import TableConfig
@@ -54,10 +53,6 @@ def machines() -> Iterator[Machines]:
         yield found
 
 
-def numbered(start: int, stop: int) -> TensorDict:
-    return TensorDict({"number": torch.arange(start, stop)}, [stop - start])
-
-
 def stored(buffer: Any) -> list[int]:
     found: list[int] = sorted(buffer.sample_all()["number"].tolist())
     return found
@@ -87,33 +82,6 @@ def _all_serve(cluster: ReplayCluster) -> bool:
 
 def fresh_interpreter(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False)
-
-
-@ray.remote(num_cpus=0, max_restarts=0)
-class Actor:
-    """An actor that writes rows one after the other. The buffer came to it in a pickle."""
-
-    def __init__(self, buffer: Any) -> None:
-        self._buffer, self._stop, self._written = buffer, threading.Event(), 0
-        self._thread = threading.Thread(target=self._write, daemon=True)
-        self._thread.start()
-
-    def _write(self) -> None:
-        with self._buffer.writer(flush_rows=4) as writer:
-            while not self._stop.is_set():
-                writer.append({"number": torch.tensor(self._written)})
-                self._written += 1
-                time.sleep(0.002)
-
-    def written(self) -> int:
-        return self._written
-
-    def stop(self) -> int:
-        """How many rows it wrote, all of which were acknowledged."""
-        self._stop.set()
-        self._thread.join(SECONDS)
-        assert not self._thread.is_alive()
-        return self._written
 
 
 @contextmanager

@@ -45,6 +45,8 @@ class ReplayCluster:
     certificate (`server`: ``{"cert_file": ..., "key_file": ...}``, maybe ``tokens_file`` beside them, which must lie on each node), or `insecure`:
     everybody in the network can then read and change the rows. With ``host="127.0.0.1"`` a Ray of one host needs neither.
 
+    Ray runs its workers, and so the servers, with niceness 15. Where others use their cores, set ``RAY_worker_niceness=0`` before ``ray start``.
+
     Each shard has the same part of the table's `buffer_size`, rounded up, and keeps it: the capacity of the buffer grows and shrinks with the number
     of shards.
 

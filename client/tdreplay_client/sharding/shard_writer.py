@@ -44,8 +44,8 @@ class Patience:
         self._shard, self._is_removed, self._until = shard, is_removed, 0.0
 
     def is_over(self, away: float) -> bool:
-        """Whether a shard is given up that has been away for so many seconds."""
-        lost = away > LOSS_SECONDS or not self._shard.is_there or self._is_removed(self._shard)
+        """Whether a shard is given up that has been away for so many seconds. One that is draining takes no more rows."""
+        lost = away > LOSS_SECONDS or not self._shard.is_there or self._shard.place.draining or self._is_removed(self._shard)
         return lost and time.monotonic() >= self._until
 
     def stay(self, seconds: float) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import psutil
@@ -98,14 +99,16 @@ def contenders(stack: ExitStack, servers: Sequence[ServerProcess], kind: str, tr
     count, name, prefetch = ROWS[kind], f"{kind}-{transport}", PREFETCH[kind]
     one = stack.enter_context(RemoteReplayBuffer(servers[0].address, table=name, buffer_size=count, transport=transport))
     one.add_batch(rows(kind, count))
-    found = [Contender(0, stack.enter_context(one.stream(BATCH, prefetch=prefetch)).__next__, processes[:1])]
+    alone: Iterator[Any] = stack.enter_context(one.stream(BATCH, prefetch=prefetch))
+    found = [Contender(0, partial(next, alone), processes[:1])]
     for shards in SHARDS:
         addresses = [server.address for server in servers[:shards]]
         buffer = stack.enter_context(ShardedReplayBuffer(addresses, table=f"{name}-{shards}", buffer_size=count, transport=transport))
         for address in addresses:
             with RemoteReplayBuffer(address, table=f"{name}-{shards}", transport=transport) as shard:
                 shard.add_batch(rows(kind, count // shards))
-        found.append(Contender(shards, stack.enter_context(buffer.stream(BATCH, prefetch=prefetch)).__next__, processes[:shards]))
+        batches: Iterator[Any] = stack.enter_context(buffer.stream(BATCH, prefetch=prefetch))
+        found.append(Contender(shards, partial(next, batches), processes[:shards]))
     return found
 
 

@@ -14,7 +14,7 @@ BASE_IMAGE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.versi
 COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker compose --file docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-scale bench-sharding bench-samplers bench-sampling bench-trajectories bench-overhead crash soak docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
+.PHONY: help install browser docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-scale bench-sharding bench-samplers bench-sampling bench-trajectories bench-overhead bench-ray crash soak docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -59,6 +59,9 @@ bench-sampling: install ## Measure samplers, priorities, queues and epochs; ARGS
 
 bench-trajectories: install ## Measure tables of steps against rows of transitions, Reverb and TorchRL: under 10 minutes.
 	$(BIN)/python -m benchmarks.trajectories $(ARGS)
+
+bench-ray: install ## Measure shards on Ray against RLlib's replay buffers and TorchRL's on the same Ray (builds the peers' environment once): ten minutes.
+	$(BIN)/python -m benchmarks.ray_peers $(ARGS)
 
 bench-overhead: install ## Measure what metrics, TLS and tokens cost a small stream and single inserts, in pairs that take turns: two minutes.
 	$(BIN)/python -m benchmarks.overhead $(ARGS)

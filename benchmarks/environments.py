@@ -59,11 +59,22 @@ class Environment:
         return directory() / self.name / "bin" / "python"
 
 
+RLLIB = {
+    "dm-tree": "0.1.*",
+    "gymnasium": "1.2.2",
+    "lz4": "4.*",
+    "ormsgpack": "1.*",
+    "pandas": "3.*",
+    "pyarrow": "26.*",
+    "scipy": "1.*",
+    "tensorboardX": "2.*",
+}
+"""What Ray's RLlib needs beside Ray."""
 ENVIRONMENTS = {
     environment.name: environment
     for environment in (
         Environment("reverb", {"dm-reverb": "0.14.0", "tensorflow-cpu": "2.14.*"}, newest_python=(3, 11)),
-        Environment("ray", {"torch": "2.13.0", "torchrl": "0.14.1", "ray": "2.60.0"}),
+        Environment("ray", {"torch": "2.13.0", "torchrl": "0.14.1", "ray": "2.60.0", **RLLIB}),
     )
 }
 

@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["BARE", "ENTRIES", "IN_PROCESS", "RAY", "RAY_DISTRIBUTED", "REVERB", "SERVICE", "SHARED_MEMORY", "TORCHRL", "Entry", "Plan"]
+__all__ = [
+    "BARE",
+    "CLUSTER",
+    "CLUSTER_SHARED_MEMORY",
+    "ENTRIES",
+    "IN_PROCESS",
+    "RAY",
+    "RAY_DISTRIBUTED",
+    "REVERB",
+    "RLLIB",
+    "SERVICE",
+    "SHARED_MEMORY",
+    "TORCHRL",
+    "Entry",
+    "Plan",
+]
 
 BARE = "bare gRPC"
 TORCHRL = "TorchRL in process"
@@ -15,6 +30,9 @@ RAY_DISTRIBUTED = "TorchRL Ray, distributed"
 IN_PROCESS = "tdreplay in process"
 SERVICE = "tdreplay gRPC"
 SHARED_MEMORY = "tdreplay shared memory"
+RLLIB = "RLlib Ray"
+CLUSTER = "tdreplay on Ray, gRPC"
+CLUSTER_SHARED_MEMORY = "tdreplay on Ray, shared memory"
 
 WORKS = ("small", "image", "frames", "steps")
 """Rows of transitions (`benchmarks.work`), and steps of episodes (`benchmarks.play`)."""

@@ -163,6 +163,9 @@ def test_after_the_timeout_the_error_has_the_rows_and_given_again_they_are_store
         shards.start(first)
         await_all(buffer)
         buffer.add_batch(left)
+        found = buffer.sample_all()
+        again = torch.isin(found["action"], left["action"])
+        assert set(shard_numbers(found["row_id"][again].numpy()).tolist()) == {first}
         assert stored(buffer) == dict.fromkeys(range(80), 1)
 
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -216,29 +215,13 @@ def test_rows_that_leave_come_once_each_from_all_shards(addresses, table):
 
 
 def test_rows_that_left_for_a_batch_that_was_not_whole_in_time_come_with_the_next_one(addresses, table):
-    """Another learner takes rows between a look at the shards and the draw: what this one got by then is not lost."""
-    with ExitStack() as running:
-        learners = [running.enter_context(opened(addresses, table, buffer_size=300, max_times_sampled=1, timeout=1)) for _ in range(3)]
-        threads = running.enter_context(ThreadPoolExecutor(3))
-
-        def learn(buffer: ShardedReplayBuffer) -> list[int]:
-            found = []
-            for _ in range(12):
-                with suppress(RateLimitedError):
-                    found += buffer.sample_batch(7)["number"].tolist()
-            return found
-
-        learners[0].add_batch(numbered(0, 140))
-        found = [number for some in threads.map(learn, learners) for number in some]
-        assert len(set(found)) == len(found)
-        left = [number for buffer in learners for number in _all_left(buffer)]
-        assert sorted(found + left) == list(range(140))
-
-
-def _all_left(buffer: ShardedReplayBuffer) -> Iterator[int]:
-    with suppress(RateLimitedError):
-        while True:
-            yield int(buffer.sample_batch(1)["number"])
+    """One shard gives its rows, and another one's rate limiter does not let its own out."""
+    settings = {"max_times_sampled": 1, "rate_limiter": MinSize(10)}
+    fill_unevenly(addresses, table, (10, 2, 0), **settings)
+    with opened(addresses, table, timeout=1) as buffer:
+        with pytest.raises(RateLimitedError):
+            buffer.sample_batch(12)
+        assert sorted(buffer.sample_batch(4)["number"].tolist() + buffer.sample_batch(6)["number"].tolist()) == list(range(10))
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------------------------------------

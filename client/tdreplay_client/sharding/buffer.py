@@ -291,7 +291,8 @@ class ShardedReplayBuffer(BaseReplayBuffer):
 
     @property
     def storing_device(self) -> torch.device:
-        return self._shards[0].reads.storing_device
+        there = next((shard for shard in self._shards if shard.is_there), self._shards[0])
+        return there.reads.storing_device
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
         """As in `BaseReplayBuffer`: of a new capacity each shard gets its part. All shards must be there, else none of them is reset."""

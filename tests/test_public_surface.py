@@ -18,7 +18,7 @@ SHARED = SAMPLERS | TRAJECTORIES | VIEWS | {"MinSize", "Queue", "SamplesPerInser
 
 
 def test_the_client_exports_this_and_no_more():
-    own = {"BatchStream", "RemoteReplayBuffer", "ReplayDataset", "ShardedReplayBuffer", "TLS", "Writer"}
+    own = {"BatchStream", "RemoteReplayBuffer", "ReplayDataset", "ShardedReplayBuffer", "ShardedWriter", "TLS", "Writer"}
     of_asyncio = {"AsyncBatchStream", "AsyncEpochs", "AsyncReplayBuffer", "AsyncTrajectoryWriter", "AsyncWriter"}
     assert sorted(tdreplay_client.__all__) == sorted(SHARED | own | of_asyncio)
 

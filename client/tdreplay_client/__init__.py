@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tdreplay_client.dataset import ReplayDataset
     from tdreplay_client.reading.stream import BatchStream
     from tdreplay_client.sharding.buffer import ShardedReplayBuffer
+    from tdreplay_client.sharding.writer import ShardedWriter
     from tdreplay_client.transport.access import TLS
     from tdreplay_client.writing.writer import Writer
 
@@ -45,6 +46,7 @@ __all__ = [
     "SamplesPerInsert",
     "Sequences",
     "ShardedReplayBuffer",
+    "ShardedWriter",
     "TableConfig",
     "Trajectories",
     "TrajectoryWriter",
@@ -67,6 +69,7 @@ _OWN = {
     "RemoteReplayBuffer": ".buffer",
     "ReplayDataset": ".dataset",
     "ShardedReplayBuffer": ".sharding.buffer",
+    "ShardedWriter": ".sharding.writer",
     "TLS": ".transport.access",
     "Writer": ".writing.writer",
 }

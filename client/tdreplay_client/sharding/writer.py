@@ -338,6 +338,7 @@ class ShardedWriter(OfOneProcess):
         return (*self._left, self._inner)
 
     def _check_open(self) -> None:
+        self._inner.writer.check_here()
         if self._over:
             raise ClosedError("the writer is closed")
         if self._cut is not None:

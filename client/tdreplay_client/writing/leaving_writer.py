@@ -51,6 +51,14 @@ class LeavingWriter(Writer):
         """Whether this is the process that opened it."""
         return self._owner.is_here
 
+    def check_here(self) -> None:
+        """Passes in the process that opened it.
+
+        Raises:
+            ForkedError: this is a fork of that.
+        """
+        self._owner.check()
+
     @property
     def away_seconds(self) -> float:
         """For how long the server has been away while something was due; 0: it is there, as far as is known."""

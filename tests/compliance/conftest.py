@@ -20,10 +20,10 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def address_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """The address of a server of a kind, which starts when the first test asks for it."""
+def address_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """The address of a server of a kind, which starts when the first test asks for it; also of number 1, 2, ... of them."""
     with ExitStack() as stack:
-        yield cache(lambda kind: ADDRESS or stack.enter_context(SERVERS[kind](tmp_path_factory.mktemp(kind))))
+        yield cache(lambda kind, number=0: ADDRESS or stack.enter_context(SERVERS[kind](tmp_path_factory.mktemp(f"{kind}-{number}"))))
 
 
 @pytest.fixture(scope="session")
@@ -34,13 +34,14 @@ def channel_to() -> Iterator[Callable[[str], grpc.Channel]]:
 
 
 @pytest.fixture
-def name_table(channel_to: Callable[[str], grpc.Channel]) -> Iterator[Callable[[str], str]]:
-    """Names a table that no other test uses, on the server at an address. It is dropped at the end."""
+def name_table(channel_to: Callable[[str], grpc.Channel]) -> Iterator[Callable[..., str]]:
+    """Names a table that no other test uses, on the servers at one or several addresses. It is dropped at the end."""
     named: list[tuple[str, str]] = []
 
-    def name(address: str) -> str:
-        named.append((address, f"compliance-{os.getpid()}-{next(_numbers)}"))
-        return named[-1][1]
+    def name(*addresses: str) -> str:
+        table = f"compliance-{os.getpid()}-{next(_numbers)}"
+        named.extend((address, table) for address in addresses)
+        return table
 
     yield name
     for address, table in named:

@@ -19,7 +19,7 @@ import ray
 
 from ray_actor import Actor, numbered
 from ray_nodes import DATA_DIR, Machines, ray_of_two_nodes, started
-from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError, ServerUnavailableError, TableNotFoundError
+from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError, TableNotFoundError
 from tdreplay_client import TableConfig
 from tdreplay_client.ray import RayDirectory, ReplayCluster, ShardStatus
 
@@ -68,16 +68,14 @@ def until(true: Callable[[], object], what: str) -> None:
 
 def serving(cluster: ReplayCluster) -> list[ShardStatus]:
     """The shards, once the servers of all of them are ready."""
-    until(lambda: _all_serve(cluster), "the servers of all shards are ready")
-    return list(cluster.status().shards)
+    found: list[ShardStatus] = []
 
+    def ready() -> bool:
+        found[:] = cluster.status().shards
+        return bool(found) and all(shard.state == "serving" for shard in found)
 
-def _all_serve(cluster: ReplayCluster) -> bool:
-    try:
-        shards = cluster.status().shards
-    except ServerUnavailableError:  # The actor that knows them is being restarted.
-        return False
-    return bool(shards) and all(shard.state == "serving" for shard in shards)
+    until(ready, "the servers of all shards are ready")
+    return found
 
 
 def fresh_interpreter(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -210,7 +208,8 @@ def test_what_cannot_be_is_refused_and_leaves_nothing_behind(machines):
             pytest.fail("it was started")
         with pytest.raises(TableNotFoundError):
             RayDirectory("refused").places()
-    assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
+    groups = [group for group in ray.util.placement_group_table().values() if "refused" in group["name"]]
+    assert {group["state"] for group in groups} == {"REMOVED"}
 
 
 def test_paths_and_tables_that_cannot_be_are_refused(machines):

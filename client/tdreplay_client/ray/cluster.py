@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import ray
 from typing_extensions import Self
 
-from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ReplayError
+from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ReplayError, ServerUnavailableError
 from tdreplay.limits import check_choice, check_number, check_seconds
 from tdreplay.table_config import TableConfig
 from tdreplay_client.ray.calls import answer_of, check_connected, found_directory
@@ -153,9 +153,10 @@ class ReplayCluster:
         """The cluster, and each shard, as they said within the last second.
 
         Raises:
-            ServerUnavailableError, DeadlineError: the actor that knows it is being restarted, or gone.
+            TableNotFoundError: it was stopped.
+            ServerUnavailableError, DeadlineError: the actor that knows it does not come back, or does not answer.
         """
-        found: ClusterStatus = self._ask(self._actor.status.remote(), ANSWER_SECONDS)
+        found: ClusterStatus = self._ask_again(self._actor.status.remote, ANSWER_SECONDS)
         return found
 
     def resize(
@@ -206,11 +207,24 @@ class ReplayCluster:
 
         Raises:
             FailedPreconditionError: the cluster is being changed, as by `resize`.
-            ServerUnavailableError, DeadlineError: it does not answer. It may be stopped already.
+            TableNotFoundError: it was stopped already.
+            ServerUnavailableError, DeadlineError: it does not answer.
         """
-        self._ask(self._actor.stop.remote(), STOP_SECONDS)
+        self._ask_again(self._actor.stop.remote, STOP_SECONDS)
         ray.kill(self._actor, no_restart=True)
         _wait_until_gone(self._settings.name)
+
+    def _ask_again(self, call: Callable[[], Any], seconds: float) -> Any:
+        """The answer of the actor that knows the cluster, also where that is being restarted."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                return self._ask(call(), max(0.1, until - time.monotonic()))
+            except ServerUnavailableError:
+                if time.monotonic() > until:
+                    raise
+                found_directory(self._settings.name)
+                time.sleep(0.2)
 
     def _ask(self, reference: Any, seconds: float) -> Any:
         return answer_of(reference, seconds, f"cluster {self._settings.name!r}")

@@ -127,7 +127,7 @@ class DirectoryActor:
         Raises:
             FailedPreconditionError: another one is at work.
         """
-        if not self._found.is_set() or not self._changing.acquire(blocking=False):
+        if not self._found.wait(ANSWER_SECONDS) or not self._changing.acquire(blocking=False):
             raise FailedPreconditionError(f"cluster {self._settings.name!r} is being changed already: see its status, and try again")
         try:
             yield

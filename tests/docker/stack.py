@@ -103,7 +103,7 @@ def running(name: str, *, files: Sequence[Path] = FILES, servers: Sequence[str] 
     stack.down()
     try:
         began = time.monotonic()
-        stack.compose("up", "--detach", "--no-deps", "--wait", *servers)
+        stack.compose("up", "--detach", "--no-deps", "--wait", *servers, timeout=240.0)
         stack.healthy_after = time.monotonic() - began
         yield stack
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from stack import ROOT, Stack, check_stored, crowd, docker, eventually, needs_docker, running, said
 
-pytestmark = [needs_docker, pytest.mark.beside, pytest.mark.timeout(240)]
+pytestmark = [needs_docker, pytest.mark.beside, pytest.mark.timeout(300)]
 FILES = (ROOT / "docker" / "compose.shards.yaml", ROOT / "tests" / "docker" / "compose.shards.yaml")
 SHARDS = tuple(f"shard-{number}" for number in range(4))
 LONGEST_SECONDS = 4.0

@@ -75,7 +75,8 @@ class ShardTable(RemoteReplayBuffer):
             answer = self.answer()
         except TableNotFoundError:
             return cast("pb.DescribeResponse", self._connection.retried(self._first_table)), False
-        if not answer.generation_id:  # The first table, which a server describes before it is made.
+        unused = self._table == DEFAULT_TABLE and not answer.write_count
+        if unused or not answer.generation_id:  # The first table, which a server describes before it is made. If it is made, `connect` compares it.
             return answer, False
         differing = self._request.differences(table_config_from_message(answer.config, self._table)) if answer.HasField("config") else []
         if differing:

@@ -24,6 +24,7 @@ __all__ = [
     "MAX_RANK",
     "MAX_ROW_ID",
     "MAX_SECONDS",
+    "MAX_SHARDS",
     "MAX_WRITER_ID",
     "MOST_SHARED_BYTES",
     "SEGMENTS_START",
@@ -86,6 +87,9 @@ MAX_INT64 = (1 << 63) - 1
 
 MAX_ROW_ID = 1 << 62
 """The largest row id. Far from where 64 bits end: at a million rows a second a table reaches it after 146,000 years."""
+
+MAX_SHARDS = 1 << 14
+"""The most shards of a cluster, with the removed ones: their numbers are 0 to 16383. No number is given twice."""
 
 SEQUENCE_WINDOW = 64
 """Sequence numbers remembered per writer: the highest ones. A writer has fewer unacknowledged inserts than that at any time."""

@@ -13,12 +13,10 @@ import numpy.typing as npt
 
 from tdreplay.errors import RowIdError
 
-__all__ = ["MAX_SHARDS", "SHARD_ROW_BITS", "local_row_ids", "shard_numbers", "sharded_row_ids"]
+__all__ = ["SHARD_ROW_BITS", "local_row_ids", "shard_numbers", "sharded_row_ids"]
 
 SHARD_ROW_BITS = 48
 """The bits of a shard's own row ids: at a million rows a second they last nine years."""
-MAX_SHARDS = 1 << 14
-"""The most shards of a cluster, with the removed ones: their numbers are 0 to 16383. No number is given twice."""
 
 RowIds = npt.NDArray[np.int64]
 

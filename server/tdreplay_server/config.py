@@ -24,8 +24,7 @@ from typing_extensions import Self
 
 from tdreplay.addresses import check_address
 from tdreplay.environment import ENV_PREFIX, environment_name, unknown_names
-from tdreplay.limits import DEFAULT_TABLE, MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
-from tdreplay.shard_ids import MAX_SHARDS
+from tdreplay.limits import DEFAULT_TABLE, MAX_BATCH_SIZE, MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_SHARDS
 from tdreplay.table_config import TableRequest
 from tdreplay_server.access_settings import check_access, check_reach
 from tdreplay_server.durability.levels import Durability

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ReplayError, ServerUnavailableError
-from tdreplay.shard_ids import MAX_SHARDS
+from tdreplay.limits import MAX_SHARDS
 from tdreplay_client.ray.calls import answer_of, answers_of, is_restarted
 from tdreplay_client.ray.placing import kept_shards, remove_group, started_shards
 from tdreplay_client.ray.settings import NAMESPACE, ClusterSettings, shard_name

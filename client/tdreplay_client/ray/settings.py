@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex
 
 from tdreplay.errors import InvalidArgumentError
-from tdreplay.limits import DEFAULT_TABLE, check_choice, check_flag, check_whole
-from tdreplay.shard_ids import MAX_SHARDS
+from tdreplay.limits import DEFAULT_TABLE, MAX_SHARDS, check_choice, check_flag, check_whole
 from tdreplay.table_config import TableConfig, TableRequest, check_limiter
 from tdreplay_client.sharding.shares import share_of
 from tdreplay_client.transport.access import TLS

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from tdreplay.errors import InvalidArgumentError
-from tdreplay.shard_ids import MAX_SHARDS
+from tdreplay.limits import MAX_SHARDS
 from tdreplay_client.sharding.shard import ShardPlace
 from tdreplay_client.transport.addresses import check_target
 

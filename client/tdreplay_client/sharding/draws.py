@@ -13,10 +13,10 @@ import numpy as np
 from tensordict import TensorDict
 
 from tdreplay.errors import EmptyTableError, RateLimitedError, ReplayError, ServerUnavailableError
+from tdreplay.limits import MAX_SHARDS
 from tdreplay.rate_limiters import Unlimited
 from tdreplay.samplers import Prioritized, Uniform
 from tdreplay.seeds import derived_seed
-from tdreplay.shard_ids import MAX_SHARDS
 from tdreplay.system_fields import MIN_PROBABILITY, TABLE_SIZE
 from tdreplay.views import TableView
 from tdreplay_client.reading.device_transfer import DeviceTransfer

@@ -12,10 +12,9 @@ import numpy as np
 
 from tdreplay.epochs import EpochPlace, EpochPlan, EpochQuery, Token
 from tdreplay.errors import TokenError
-from tdreplay.limits import MAX_INT64, shown
+from tdreplay.limits import MAX_INT64, MAX_SHARDS, shown
 from tdreplay.orders import RandomOrder
 from tdreplay.selecting import Slots
-from tdreplay.shard_ids import MAX_SHARDS
 from tdreplay.tokens import check_keys, text_of, whole_of
 from tdreplay_client.sharding.slot_order import SlotOrder
 

@@ -171,7 +171,7 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         self._unacknowledged = UnacknowledgedInserts()
         self._known_schema = KnownSchema(self._connection, self._table, cast=check_flag(cast, "cast"))
         self._inserts = SingleInserts(self._connection, self._table, self._sharing, self._unacknowledged)
-        self._single_batches = SingleBatches(self._connection, self._table, self._transfer, self._sharing, wants_totals=self._wants_totals)
+        self._single_batches = SingleBatches(self._connection, self._table, self._transfer, self._sharing)
 
     def _made_transfer(self) -> DeviceTransfer:
         """What brings batches to the training device."""

@@ -116,7 +116,6 @@ OVER_SHARDS = {
     "test_a_seed_gives_the_same_rows_as_in_process": SEEDS,
     "test_the_draws_depend_on_the_order_of_rows_and_not_on_their_ids": SEEDS,
     "test_a_reset_makes_the_row_ids_jump_and_not_the_count": "the ids of each shard jump, so that their sum is another one",
-    "test_it_counts_what_comes_and_what_is_drawn": "calls that are held open draw rows that no batch takes, and the shards count them",
     "test_the_orders_are_those_of_the_buffer_in_process": "a shuffled order numbers the rows shard by shard",
 }
 

@@ -42,18 +42,20 @@ class BatchCall:
         window: the most batches that may be granted at any time.
         shared: whether the server's shared memory is asked for.
         budget: how long the server may take to open it.
+        named: whether each batch is named, and none is granted.
 
     Raises:
         ReplayError: the server refused the query.
         OSError: it offered shared memory that cannot be had from here.
     """
 
-    def __init__(self, connection: Connection, query: Any, window: int, shared: bool, budget: RetryBudget) -> None:
+    def __init__(self, connection: Connection, query: Any, window: int, shared: bool, budget: RetryBudget, *, named: bool = False) -> None:
         call, self._response = _CALLS[type(query)]
         self._request = type(query)
         self._says_taken = call == "Sample" and query.says_taken
         self._sent_updates, self.updated = 0, Updated(0, 0)
-        self._sizes = range(query.batch_size if call == "Sample" else 1, query.batch_size + 1)  # A batch of an epoch may have fewer rows.
+        fixed = call == "Sample" and not named  # A batch of an epoch may have fewer rows.
+        self._sizes = range(query.batch_size if fixed else 1, query.batch_size + 1)
         query.batches_per_message = max(1, window // 2)
         query.shared_slots = window + SPARE_SEGMENTS if shared else 0
         self.requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -83,6 +85,11 @@ class BatchCall:
             said = {"taken": self.credit.say_taken()} if self._says_taken else {}
             self.requests.put(self._request(credits=batches, released_slots=self.credit.returned(), **said))
         return batches
+
+    def name(self, batch: pb.NextBatch) -> None:
+        """Asks for one batch, where none is due, in place of granting it. It waits for nothing."""
+        self.credit.grant()
+        self.requests.put(pb.SampleRequest(next=[batch], released_slots=self.credit.returned()))
 
     def take(self, pending: PendingBatch) -> None:
         """Notes that the user takes a batch, and what its message says of updates."""

@@ -21,12 +21,13 @@ from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget, jittered
 from tdreplay_client.transport.shared_memory import Sharing
 
-__all__ = ["Asked", "Draw", "SingleBatches"]
+__all__ = ["RETRY_SECONDS", "Asked", "Draw", "SingleBatches"]
 
 Draw = tuple[int, int] | None
 """How a random batch is drawn: with a seed, as the batch of that number of the seed. None: by chance."""
 
 RETRY_SECONDS = 5.0
+"""How long no call is held open after the server had too much to do."""
 
 
 class Asked(NamedTuple):
@@ -56,12 +57,10 @@ class SingleBatches:
         table: the table's name.
         transfer: brings batches to the device.
         sharing: whether shared memory is used.
-        wants_totals: whether batches say of what they were drawn.
     """
 
-    def __init__(self, connection: Connection, table: str, transfer: DeviceTransfer, sharing: Sharing, *, wants_totals: bool = False) -> None:
+    def __init__(self, connection: Connection, table: str, transfer: DeviceTransfer, sharing: Sharing) -> None:
         self._connection, self._table, self._transfer, self._sharing = connection, table, transfer, sharing
-        self._wants_totals = wants_totals
         self._lock = threading.Lock()
         self._asked_for: Asked | None = None
         self._not_before = 0.0
@@ -135,7 +134,6 @@ class SingleBatches:
             knows_priorities=True,
             wait_seconds=self._connection.server_wait,
             windows=asked.windows,
-            wants_totals=self._wants_totals,
             **numbers,
         )
         call = self._sharing.tried(lambda shared: BatchCall(self._connection, query, 1, shared, budget))

@@ -35,8 +35,9 @@ from tdreplay_client.reading.single_batches import Asked
 from tdreplay_client.sharding.checkpoints import ShardedCheckpoint, checkpoint_shards
 from tdreplay_client.sharding.description import ShardDescription, ShardedDescription, whole_description, whole_state
 from tdreplay_client.sharding.directory import Directory, as_directory
+from tdreplay_client.sharding.draw_query import DrawQuery
 from tdreplay_client.sharding.drawn_stream import DrawnStream
-from tdreplay_client.sharding.draws import DrawQuery, Draws
+from tdreplay_client.sharding.draws import Draws
 from tdreplay_client.sharding.epochs import ShardedEpochs, plan_over
 from tdreplay_client.sharding.inserts import ShardedInserts
 from tdreplay_client.sharding.keeper import Keeper
@@ -186,7 +187,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         view: View | None = None,
     ) -> TensorDict:
         size, rows, seen = check_batch_size(batch_size), check_flag(wait, "wait"), self._view_of(view)
-        query = DrawQuery(size, check_flag(uniform, "uniform"), seen, self._next_draw(seed), standing=seed is None, wait=rows)
+        query = DrawQuery(size, check_flag(uniform, "uniform"), seen, self._next_draw(seed), wait=rows)
         return self._draws.batch(query)
 
     def stream(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-from tensordict import TensorDict
 
 from tdreplay.epochs import EpochQuery
 from tdreplay.errors import OverwrittenError, RateLimitedError, TableExistsError, TableNotFoundError, UnimplementedError
@@ -27,7 +25,7 @@ from tdreplay.window_messages import window_query_to_message
 from tdreplay_client.buffer import RemoteReplayBuffer
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
-from tdreplay_client.reading.single_batches import Asked, Draw
+from tdreplay_client.reading.named_batches import BegunBatch, NamedBatches, OneBatch
 from tdreplay_client.sharding.epoch_answers import EpochAnswer
 from tdreplay_client.sharding.epoch_plan import ShardWindow
 from tdreplay_client.sharding.shard_batches import ColumnTransfer, ShardBatch, Totals
@@ -87,6 +85,14 @@ class ShardTable(RemoteReplayBuffer):
         """Every server describes this table, be it there or not."""
         return self._connection.unary("Describe", pb.DescribeRequest(table=DEFAULT_TABLE), budget)
 
+    def _open(self, *arguments: Any) -> None:
+        super()._open(*arguments)
+        self._named = NamedBatches(self._connection, self._table, self._transfer, self._sharing)
+
+    def close(self) -> None:
+        super().close()
+        self._named.close()
+
     def _made_transfer(self) -> DeviceTransfer:
         return ColumnTransfer()
 
@@ -112,38 +118,45 @@ class ShardTable(RemoteReplayBuffer):
             raise UnimplementedError(f"server {self.address} is of an older version, which cannot be a shard")
         return Totals(answer.available, float(answer.available)) if counted else Totals.of(answer.totals)
 
-    def drawn(
-        self, rows: int, draw: Draw, *, uniform: bool, view: TableView | None, seconds: float = math.inf, standing: bool = False, wait: bool = False
-    ) -> ShardBatch:
-        """A random batch, drawn now.
+    def begin(self, one: OneBatch) -> BegunBatch | None:
+        """Asks for a random batch where a call is open for it, and waits for nothing. None: there is none. What it gives is a `ShardBatch`.
 
         Args:
-            rows: Its number of rows.
-            draw: Its seed and number, or None.
-            uniform: Whether all rows are equally probable.
-            view: Around which windows are drawn.
-            seconds: The most for which a rate limiter, and rows that leave, are waited for; never longer than the table's `timeout`.
-            standing: Whether such a batch is likely to be asked for again, so that a call is held open for it.
-            wait: Whether an empty table waits for rows, as long as `timeout`.
+            one: What it is to be, as in `drawn`.
+        """
+        budget = RetryBudget(self._connection.timeout)
+        return self._named.begin(one._replace(seconds=min(one.seconds, budget.server_wait)), budget)
+
+    def drawn(self, one: OneBatch) -> ShardBatch:
+        """A random batch, drawn now. Once such a batch was asked for, a call is held open for the next ones.
+
+        Args:
+            one: What it is to be. A rate limiter, and rows that leave, are never waited for longer than the table's `timeout`.
 
         Raises:
             EmptyTableError, RateLimitedError: there is no row, or none may be drawn.
         """
-        asked = Asked(rows, Uniform.name if uniform else "", view)
 
-        def attempt(budget: RetryBudget) -> TensorDict | RateLimitedError:
-            limited = seconds < budget.server_wait
+        def attempt(budget: RetryBudget) -> ShardBatch | RateLimitedError:
+            limited = one.seconds < budget.server_wait
             try:
-                return self._random_batch(asked, draw, standing, budget, min(seconds, budget.server_wait))
+                return self._drawn_now(one._replace(seconds=min(one.seconds, budget.server_wait)), budget)
             except RateLimitedError as error:  # Else it would be tried again as long as `timeout`.
                 if not limited:
                     raise
                 return error
 
-        found = self._connection.retried(attempt, for_rows=wait)
+        found = self._connection.retried(attempt)
         if isinstance(found, RateLimitedError):
             raise found
-        return cast("ShardBatch", found)
+        return found
+
+    def _drawn_now(self, one: OneBatch, budget: RetryBudget) -> ShardBatch:
+        batch = cast("ShardBatch | None", self._named.take(one, budget))
+        if batch is None:
+            batch = cast("ShardBatch", self._random_batch(one.kind._replace(rows=one.rows), one.draw, False, budget, one.seconds))
+            self._named.came_alone(one.kind, totals=batch.totals is not None)
+        return batch
 
     def look(self, seconds: float, *, create: bool) -> pb.DescribeResponse:
         """What the server says of the table, if it answers within so many seconds. It is asked once.

@@ -498,6 +498,7 @@ class SampleRequest(google.protobuf.message.Message):
     UPDATES_FIELD_NUMBER: builtins.int
     WINDOWS_FIELD_NUMBER: builtins.int
     WANTS_TOTALS_FIELD_NUMBER: builtins.int
+    NEXT_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -558,6 +559,13 @@ class SampleRequest(google.protobuf.message.Message):
     def windows(self) -> global___WindowQuery:
         """What comes with each step, if the rows are steps. Unset: the step alone. First message only."""
 
+    @property
+    def next(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NextBatch]:
+        """Batches to be drawn and sent, in this order, each with the rows that it names: in place of credits. A call that has ever granted a credit names no
+        batch, and one that has named a batch grants no credit. At most 1024 that were not sent yet. Not in the first message. If one of them cannot be,
+        none of the message is drawn, and the call ends. Servers that never set `totals` do not know this field: they would send nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -579,15 +587,51 @@ class SampleRequest(google.protobuf.message.Message):
         updates: collections.abc.Iterable[global___PriorityUpdate] | None = ...,
         windows: global___WindowQuery | None = ...,
         wants_totals: builtins.bool = ...,
+        next: collections.abc.Iterable[global___NextBatch] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds", "wants_totals", b"wants_totals", "windows", b"windows"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "next", b"next", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds", "wants_totals", b"wants_totals", "windows", b"windows"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_wait_seconds", b"_wait_seconds"]) -> typing.Literal["wait_seconds"] | None: ...
 
 global___SampleRequest = SampleRequest
+
+@typing.final
+class NextBatch(google.protobuf.message.Message):
+    """A batch that a Sample call is to bring next."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    BATCH_FIELD_NUMBER: builtins.int
+    rows: builtins.int
+    """Its rows: 1 to the call's `batch_size`."""
+    wait_seconds: builtins.float
+    """As in SampleRequest, for this batch. Unset: as the call's first message says."""
+    seed: builtins.int
+    """It is batch number `batch` of this seed, and not the call's own next one. Unset: it is the next one of the call's seed, where that has one."""
+    batch: builtins.int
+    """As in SampleBatchRequest."""
+    def __init__(
+        self,
+        *,
+        rows: builtins.int = ...,
+        wait_seconds: builtins.float | None = ...,
+        seed: builtins.int | None = ...,
+        batch: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch", b"batch", "rows", b"rows", "seed", b"seed", "wait_seconds", b"wait_seconds"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_wait_seconds", b"_wait_seconds"]) -> typing.Literal["wait_seconds"] | None: ...
+
+global___NextBatch = NextBatch
 
 @typing.final
 class PriorityUpdate(google.protobuf.message.Message):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from tdreplay.limits import LEAST_SHARED_BYTES, MOST_SHARED_BYTES, check_whole
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import LEAST_SHARED_BYTES, MOST_SHARED_BYTES, check_number, check_whole
 from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.durability.insert import Priorities
@@ -19,11 +20,16 @@ from tdreplay_server.transport.call import Request
 from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.encoding import Outgoing
 
-__all__ = ["SampleCall", "draw_head", "read_ahead", "updated"]
+__all__ = ["DrawBatches", "SampleCall", "draw_head", "read_ahead", "updated"]
 
 MOST_SEGMENTS = MOST_SHARED_BYTES // LEAST_SHARED_BYTES
 """The most segments of shared memory that a call can have."""
+MOST_NAMED = 1024
+"""The most batches that a client may name before they are sent."""
 NOTHING = np.empty(0, np.uint8)
+
+DrawBatches: TypeAlias = "Callable[[int, Any], Drawn]"
+"""How many batches, and the `NextBatch` that the one is, or None -> up to so many batches."""
 
 
 class SampleCall:
@@ -32,12 +38,13 @@ class SampleCall:
     Args:
         table: Where they are drawn.
         query: The first message of the call.
-        draw: How many batches -> up to so many batches.
+        draw: Draws them.
     """
 
-    def __init__(self, table: Table, query: Any, draw: Callable[[int], Drawn]) -> None:
+    def __init__(self, table: Table, query: Any, draw: DrawBatches) -> None:
         self._table, self._query, self._draw = table, query, draw
         self._sent, self._updated = SentBatches(), Updated(0, 0)
+        self._has_credits, self._has_names = query.credits > 0, False
 
     def note(self, head: Any) -> None:
         """Acts on a further message: batches that the learner has taken, and updates of priorities.
@@ -45,19 +52,33 @@ class SampleCall:
         Raises:
             ReplayError: it says what cannot be.
         """
+        self._check_named(head)
         if head.taken:
             self._sent.taken(head.taken)
         if head.updates:
             done = updated(self._table, head.updates)
             self._updated = Updated(self._updated.updated + done.updated, self._updated.stale + done.stale)
 
-    def batches(self, granted: Credits, most: int) -> Iterator[Outgoing]:
+    def _check_named(self, head: Any) -> None:
+        """Passes where the batches that a message names can be asked for."""
+        self._has_credits |= head.credits > 0
+        self._has_names |= len(head.next) > 0
+        if self._has_credits and self._has_names:
+            raise InvalidArgumentError("next and credits: a call names its batches or grants credits for them, and this one does both")
+        check_whole(len(head.next), "the number of batches in next", 0, MOST_NAMED)
+        for batch in head.next:
+            check_whole(batch.rows, "rows of a batch in next", 1, self._query.batch_size)
+            check_number(batch.wait_seconds, "wait_seconds", 0)
+            check_whole(batch.seed, "seed", 0)
+            check_whole(batch.batch, "batch", 0)
+
+    def batches(self, flow: Credits, most: int) -> Iterator[Outgoing]:
         """The batches, as many at once as are granted, and at most `most`."""
-        rows = self._query.batch_size
-        while count := granted.take(most):
-            selection, leases = self._draw(count)
+        while granted := flow.granted(most):
+            rows = self._query.batch_size if granted.named is None else granted.named.rows
+            selection, leases = self._draw(*granted)
             drawn = selection.rows // rows
-            granted.give_back(count - drawn)
+            flow.give_back(granted.batches - drawn)
             self._sent.sent(leases, drawn)
             yield Outgoing(selection, rows, self._head(selection))
             if not self._query.says_taken:
@@ -121,17 +142,19 @@ class _Heard:
         self._over = False
 
     def add(self, head: Any) -> None:
-        """Adds the credits and the segments of a message.
+        """Adds the credits, the named batches and the segments of a message.
 
         Raises:
-            InvalidArgumentError: credits are negative, or there are more segments than a call has.
+            InvalidArgumentError: credits are negative, or there are more segments than a call has, or more batches than may wait.
         """
         with self._changed:
             said = pb.SampleRequest() if self._said is None else self._said.head
             granted = check_whole(said.credits + check_whole(head.credits, "credits", 0), "credits", 0)
             check_whole(len(said.released_slots) + len(head.released_slots), "the number of released_slots", 0, MOST_SEGMENTS)
+            check_whole(len(said.next) + len(head.next), "the number of batches in next that were not sent yet", 0, MOST_NAMED)
             said.credits = granted
             said.released_slots.extend(head.released_slots)
+            said.next.extend(head.next)
             self._said = Request(said, NOTHING)
             self._changed.notify()
 

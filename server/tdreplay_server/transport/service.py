@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ from tdreplay_server.transport.epoch_rows import epoch_rows
 from tdreplay_server.transport.epoch_stream import EpochStream
 from tdreplay_server.transport.request_limits import check_block, check_rows
 from tdreplay_server.transport.rows_by_id import stored_messages
-from tdreplay_server.transport.sample_call import SampleCall, draw_head, read_ahead, updated
+from tdreplay_server.transport.sample_call import DrawBatches, SampleCall, draw_head, read_ahead, updated
 from tdreplay_server.transport.server_limits import ServerLimits
 from tdreplay_server.transport.server_state import ServerState
 from tdreplay_server.transport.shared_memory import Segments, SharedMemory, offer
@@ -113,7 +114,7 @@ class ReplayBufferService:
         table, asked = self._tables[query.table], _batch_query(query, self._limits)
         draw = _drawing(table, query, query.batch, asked, call)
         with _room_for_others(table, call):
-            selection, leases = draw(1)
+            selection, leases = draw(1, None)
         sent = SentBatches()
         sent.sent(leases, 1)
         with closing(sent):
@@ -316,25 +317,33 @@ def _first(requests: Requests) -> Any:
     if isinstance(request.head, pb.SampleRequest):
         check_whole(request.head.taken, "taken in the first message", 0, 0)
         check_whole(len(request.head.updates), "the number of updates in the first message", 0, 0)
+        check_whole(len(request.head.next), "the number of batches in next in the first message", 0, 0)
     return request.head
 
 
-def _drawing(table: Table, query: Any, first: int, asked: BatchQuery, call: Call) -> Callable[[int], Drawn]:
+def _drawing(table: Table, query: Any, first: int, asked: BatchQuery, call: Call) -> DrawBatches:
     """A function that draws up to so many batches at once. Where the query has a seed, they are its next ones, from number `first` on."""
     seeded = generators_of(query.seed if query.HasField("seed") else 0, first)  # Checked in any case.
     generators = seeded if query.HasField("seed") else table.unseeded
-    return lambda batches: table.draw(asked, batches, generators, _wait(query, call))
+
+    def drawn(batches: int, named: Any) -> Drawn:
+        if named is None:
+            return table.draw(asked, batches, generators, _wait(query, call))
+        own = generators_of(named.seed, named.batch) if named.HasField("seed") else generators
+        return table.draw(replace(asked, rows=named.rows), 1, own, _wait(named if named.HasField("wait_seconds") else query, call))
+
+    return drawn
 
 
-def _unchanging(draw: Callable[[int], Drawn], row: RowFormat) -> Callable[[int], Drawn]:
+def _unchanging(draw: DrawBatches, row: RowFormat) -> DrawBatches:
     """`draw`, which raises TableChangedError once the table's rows have another format, as they may after a reset.
 
     Each batch of a standing call stands for a call of its own, so these need not be alike.
     """
 
-    def drawn(batches: int) -> Drawn:
+    def drawn(batches: int, named: Any) -> Drawn:
         try:
-            found = draw(batches)
+            found = draw(batches, named)
         except (FieldNotFoundError, TableNotFoundError) as error:
             raise TableChangedError(f"the table was reset or dropped while it was read: {error}") from None
         if found.selection.format != row:

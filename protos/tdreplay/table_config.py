@@ -16,7 +16,7 @@ from tdreplay.trajectories import Trajectories, trajectories_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MAX_TIMES_SAMPLED", "SETTINGS", "TableConfig", "TableRequest", "check_limiter"]
+__all__ = ["MAX_TIMES_SAMPLED", "SETTINGS", "TableConfig", "TableRequest", "check_drawable", "check_limiter"]
 
 SETTINGS = ("buffer_size", "storing_device", "sampler", "rate_limiter", "max_times_sampled", "trajectories")
 """The settings of a table, in order."""
@@ -199,6 +199,20 @@ def check_limiter(config: TableConfig) -> None:
     if isinstance(limiter, SamplesPerInsert) and limiter.samples_per_insert > times > 0:
         ends = "all rows would leave before they were drawn so often, and inserts would wait for ever"
         _refuse("samples_per_insert", limiter.samples_per_insert, "max_times_sampled", times, ends)
+
+
+def check_drawable(config: TableConfig, rows: int) -> None:
+    """Passes where a batch of so many rows may be drawn some day.
+
+    Raises:
+        InvalidArgumentError: the table never holds so many. The message says how many it holds.
+    """
+    limiter, times, never = config.rate_limiter, config.max_times_sampled, f"a batch of {rows} rows can never be drawn"
+    if isinstance(limiter, Queue) and rows > limiter.max_size:
+        most = limiter.max_size
+        raise InvalidArgumentError(f"{never}: the queue holds {most} rows at most (max_size). Give it a max_size of {rows}")
+    if config.is_consuming and rows > config.buffer_size * times:
+        raise InvalidArgumentError(f"{never}: the table has {config.buffer_size} rows at most, each of which is drawn {times} times at most")
 
 
 def _refuse(name: str, value: float, bound: str, most: int, reason: str) -> None:

@@ -119,23 +119,13 @@ OVER_SHARDS = {
     "test_the_orders_are_those_of_the_buffer_in_process": "a shuffled order numbers the rows shard by shard",
 }
 
-# The files whose tests compare row ids through `row_ids`, or not at all.
-FILES_OVER_SHARDS = frozenset(
-    f"test_{name}"
-    for name in (
-        *("arguments", "bad_input", "behaviour", "default_device", "describe", "epochs", "insert_count", "names_in", "numbers_in", "priorities"),
-        *("progress", "rows_in", "seeds", "system_fields"),
-    )
-)
-
 
 def sharded(shards: int) -> BufferKind:
-    """Buffers over so many servers. Their writers have tests of their own."""
-    return BufferKind(open=open_sharded, server="memory", streams=True, shards=shards, differs=OVER_SHARDS, files=FILES_OVER_SHARDS)
+    """Buffers over so many servers."""
+    return BufferKind(open=open_sharded, server="memory", streams=True, shards=shards, differs=OVER_SHARDS)
 
 
-# No more than 2: tables of 2 rows have no room for more shards.
-SHARDED = {f"sharded-{shards}": sharded(shards) for shards in ((1, 2) if os.environ.get("TDREPLAY_LONG") else (2,))}
+SHARDED = {f"sharded-{shards}": sharded(shards) for shards in map(int, os.environ.get("TDREPLAY_COMPLIANCE_SHARDS", "2").split())}
 IN_PROCESS = {"in-process": BufferKind(open=open_in_process, server=None)}
 BUFFERS: Mapping[str, BufferKind] = REMOTE if ADDRESS else {**IN_PROCESS, **REMOTE, **SHARDED}
 

@@ -152,7 +152,7 @@ def test_rows_that_are_gone_are_counted_as_stale(buffer, addresses, table):
 @pytest.mark.parametrize(
     ("row_ids", "priorities", "error", "words"),
     [
-        ([0, 3 << 48], 1.0, RowIdError, "shard 3, which the buffer does not have"),
+        ([0, 3 << 48], 1.0, RowIdError, "of a shard of the buffer: it is of shard 3"),
         ([0, -1], 1.0, RowIdError, "-1"),
         ([0, 2], 1.0, RowIdError, "2"),
         ([0, 1], [1.0], InvalidArgumentError, "priorities"),

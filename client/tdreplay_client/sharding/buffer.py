@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from tdreplay.api import BaseReplayBuffer
 from tdreplay.epochs import EpochQuery
 from tdreplay.errors import InvalidArgumentError
-from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, check_batch_size, check_choice, check_flag, check_seconds, check_whole
+from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_ROW_ID, check_batch_size, check_choice, check_flag, check_seconds, check_whole
 from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated
 from tdreplay.progress import Shown, reporting
@@ -24,7 +24,7 @@ from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.samplers import Sampler, Uniform
 from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots
 from tdreplay.state import State
-from tdreplay.table_config import TableRequest
+from tdreplay.table_config import TableRequest, check_limiter
 from tdreplay.trajectories import Trajectories
 from tdreplay.trajectory_state import Episode
 from tdreplay.trajectory_writer import TrajectoryWriter
@@ -104,6 +104,8 @@ class ShardedReplayBuffer(BaseReplayBuffer):
     ) -> None:
         super().__init__(device, seed)
         request = TableRequest.of(buffer_size, storing_device, sampler, rate_limiter, max_times_sampled, trajectories, table)
+        if request.buffer_size is not None:
+            check_limiter(request.config("cpu"))  # The whole; each shard checks its part.
         goes_on = check_choice(on_loss, "on_loss", ON_LOSS) == "degrade"
         access: dict[str, Any] = {"tls": tls, "token": token, "profile": profile}
         opening = Opening(request, check_seconds(timeout, "timeout"), transport, check_flag(cast, "cast"), access, goes_on)
@@ -124,7 +126,8 @@ class ShardedReplayBuffer(BaseReplayBuffer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The shards' places and the other arguments. The copy connects at its first call, and creates no table."""
-        return _copied, (type(self), self._device, self._seed, self._shards.directory, self._opening, self._shards.places, self._placement)
+        shards = self._shards
+        return _copied, (type(self), self._device, self._seed, shards.directory, self._opening, self._placement, shards.places, len(shards))
 
     def _on_those_there(self, call: Callable[[Shard], T]) -> list[tuple[Shard, T]]:
         """As `ShardSet.on_those_there`."""
@@ -133,7 +136,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
     @property
     def addresses(self) -> list[str]:
         """The addresses of the shards, by number."""
-        return [shard.place.address for shard in self._shards]
+        return [place.address for place in self._shards.places]
 
     @property
     def table(self) -> str:
@@ -296,17 +299,21 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         return there.reads.storing_device
 
     def reset(self, buffer_size: SupportsIndex | None = None) -> None:
-        """As in `BaseReplayBuffer`: of a new capacity each shard gets its part. All shards must be there, else none of them is reset."""
-        shards = self._shards.now
-        size = None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1)
-        parts = [share_of(TableRequest(buffer_size=size), place, len(shards)).buffer_size for place, _ in enumerate(shards)]
+        """As in `BaseReplayBuffer`: of a new capacity each shard gets its part. All shards must be there, else none of them is reset.
+
+        Where rows become fewer than shards, or were, other shards are used from now on. Another client finds that out when it opens the buffer.
+        """
+        shards = self._shards.everywhere
+        asked = TableRequest(buffer_size=None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID))
+        parts = {shard: share_of(asked, place, len(shards)).buffer_size for place, shard in enumerate(shards)}
         self._shards.each(lambda shard: shard.writes.state(), shards)
-        self._shards.each(lambda shard: shard.writes.reset(parts[shards.index(shard)]), shards)
+        self._shards.each(lambda shard: shard.writes.reset(parts[shard]), shards)
         self._begin_anew()
+        self._shards.learn()
 
     def drop(self) -> None:
         """Removes the table and its rows from all shards. All must be there, else it is removed from none."""
-        shards = self._shards.now
+        shards = self._shards.everywhere
         self._shards.each(lambda shard: shard.writes.state(), shards)
         self._shards.each(lambda shard: shard.writes.drop(), shards)
         self._begin_anew()
@@ -333,6 +340,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         """As in `BaseReplayBuffer`. It looks at all shards before it sets one back; the file must be of the same shards."""
         load_shards(self._shards, path)
         self._begin_anew()
+        self._shards.learn()
 
     def _rewind(self, metadata: Metadata) -> None:
         raise InvalidArgumentError("the file is of one buffer, and says nothing of several shards")
@@ -357,11 +365,12 @@ def _copied(
     seed: int | None,
     directory: Directory,
     opening: Opening,
-    places: Sequence[ShardPlace],
     placement: str,
+    places: Sequence[ShardPlace],
+    used: int,
 ) -> ShardedReplayBuffer:
     """The copy of a buffer that was pickled or copied."""
     buffer = kind.__new__(kind)
     BaseReplayBuffer.__init__(buffer, device, seed)
-    buffer._open(ShardSet(directory, opening, places), opening, placement)
+    buffer._open(ShardSet(directory, opening, places, used), opening, placement)
     return buffer

@@ -73,7 +73,7 @@ def checkpoint_shards(shards: ShardSet, name: str, progress: Progress | None, ma
     Raises:
         ServerUnavailableError: a shard is lost, also where the buffer goes on without it: its rows would be missing. Those of the others stay.
     """
-    there = shards.now
+    there = shards.everywhere
 
     def write(shard: Shard, told: Progress | None) -> Checkpoint:
         return shard.writes.checkpoint(name, progress=told)

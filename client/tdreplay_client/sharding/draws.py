@@ -9,6 +9,8 @@ from functools import partial
 from tensordict import TensorDict
 
 from tdreplay.errors import EmptyTableError, RateLimitedError, ReplayError, ServerUnavailableError
+from tdreplay.rate_limiters import Queue
+from tdreplay.table_config import check_drawable
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.draw_query import DrawQuery, generator_of
 from tdreplay_client.sharding.drawing import Drawing
@@ -41,6 +43,8 @@ class Draws:
 
     def batch(self, query: DrawQuery) -> TensorDict:
         """A batch. Errors: as `BaseReplayBuffer.sample_batch`, and those of a buffer that is remote."""
+        if self._shards.config.max_times_sampled or isinstance(self._shards.config.rate_limiter, Queue):
+            check_drawable(self._shards.whole, query.rows)
         while True:
             drawing = Drawing(query, generator_of(query.draw), self._shards.now)
             try:

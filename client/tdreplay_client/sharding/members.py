@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tdreplay.errors import InvalidArgumentError, SchemaError
+from tdreplay.errors import InvalidArgumentError, SchemaError, TableExistsError
+from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay_client.sharding.shard import ShardPlace
-from tdreplay_client.sharding.shares import whole_config
+from tdreplay_client.sharding.shares import share_of, used_places, whole_config
 
-__all__ = ["Member", "check_identities", "check_members"]
+__all__ = ["Member", "check_identities", "check_members", "check_settings"]
 
 
 class Member(NamedTuple):
@@ -50,6 +51,24 @@ def check_identities(members: Sequence[Member]) -> None:
     for number, member in enumerate(members):
         _check_identity(members[0], member)
         _check_is_alone(member, members[:number])
+
+
+def check_settings(members: Mapping[int, Member], asked: TableRequest, shards: int) -> None:
+    """Passes where the tables that are there, by their places among so many shards, are parts of the buffer that is asked for.
+
+    Raises:
+        TableExistsError: one is not. The message says what the buffer has instead, or, where that cannot be said of the whole, what the shard has.
+    """
+    configs = [member.description.config for member in members.values()]
+    whole = whole_config([configs[place] for place in used_places([config.buffer_size for config in configs])])
+    for place, member in members.items():
+        share = share_of(asked, place, shards)
+        differing = share.differing(member.description.config)
+        if differing:
+            words, where = share.differences(member.description.config), f" on {member.place.address}"
+            if len(members) == shards and set(differing) <= set(asked.differing(whole)):
+                words, where = asked.differences(whole), ""
+            raise TableExistsError(f"table {asked.name!r} is there{where} with {', '.join(words)}")
 
 
 def _check_identity(first: Member, member: Member) -> None:

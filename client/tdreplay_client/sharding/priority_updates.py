@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from tdreplay.errors import RowIdError, ServerUnavailableError
 from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
-from tdreplay.shard_ids import local_row_ids, shard_numbers
+from tdreplay.shard_ids import local_row_ids, shard_numbers, sharded_row_ids
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.totals import KnownTotals
@@ -24,8 +25,7 @@ def update_shards(shards: ShardSet, totals: KnownTotals, row_ids: Any, prioritie
     dropped, and they count as stale; so do those of a shard that was removed.
 
     Raises:
-        RowIdError: an id names a shard that the buffer does not have, and never had. Nothing changes. Or an id was never given: then nothing changes
-            on its shard.
+        RowIdError: an id was never given. Nothing changes.
     """
     ids = checked_row_ids(row_ids)
     given = checked_priorities(priorities, len(ids))
@@ -34,6 +34,7 @@ def update_shards(shards: ShardSet, totals: KnownTotals, row_ids: Any, prioritie
     _check_numbers(ids, numbers, {shard.number for shard in there} | shards.removed)
     of_shard = {shard: np.flatnonzero(numbers == shard.number) for shard in there}
     asked = [shard for shard in there if len(of_shard[shard])] or there[:1]  # The first one says whether there are priorities at all.
+    _check_given(shards, {shard: local_row_ids(ids[of_shard[shard]]) for shard in asked})
 
     def update(shard: Shard) -> Updated:
         rows = of_shard[shard]
@@ -57,4 +58,24 @@ def _check_numbers(ids: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], k
     unknown = ~np.isin(numbers, list(known))
     if unknown.any():
         first = int(np.flatnonzero(unknown)[0])
-        raise RowIdError(f"row_id {ids[first]} was never given: it is of shard {numbers[first]}, which the buffer does not have")
+        raise RowIdError(
+            f"row id {ids[first]} must be of a shard of the buffer: it is of shard {numbers[first]}, and no row with it was ever inserted"
+        )
+
+
+def _check_given(shards: ShardSet, of_shard: Mapping[Shard, npt.NDArray[np.int64]]) -> None:
+    """Passes where the shards gave these ids. Those are asked of which it is not known; a lost one says it when it is there."""
+    unsure = [shard for shard, ids in of_shard.items() if ids.max(initial=-1) >= shard.given and (shard.is_there or not shards.goes_on)]
+
+    def ask(shard: Shard) -> None:
+        shard.given = shard.asked(lambda table: table.state()).write_count
+
+    for shard, answer in zip(unsure, shards.tried(ask, unsure), strict=True):
+        if isinstance(answer, ServerUnavailableError):
+            if not shards.goes_on:
+                raise answer
+            continue
+        wrong = of_shard[shard][of_shard[shard] >= shard.given]
+        if len(wrong):
+            first, last, found = (sharded_row_ids(local, shard.number) for local in (0, shard.given - 1, int(wrong[0])))
+            raise RowIdError(f"row id {found} must be from {first} to {last}: no row with this id was ever inserted")

@@ -26,7 +26,7 @@ def save_shards(shards: ShardSet, path: str | os.PathLike[str]) -> None:
     Raises:
         ServerUnavailableError: one is lost, also where the buffer goes on without it.
     """
-    there = shards.now
+    there = shards.everywhere
     states = shards.each(lambda shard: shard.writes.state(), there)
     found = {shard.number: _metadata(state) for shard, state in zip(there, states, strict=True)}
     if len(there) == 1:
@@ -79,7 +79,7 @@ def load_shards(shards: ShardSet, path: str | os.PathLike[str]) -> None:
         FileNotFoundError, InvalidArgumentError: there is no such file, or it is broken, or of other shards.
         ServerUnavailableError: a shard is lost, also where the buffer goes on without it.
     """
-    there = shards.now
+    there = shards.everywhere
     saved = _read(path, there)
     states = shards.each(lambda shard: shard.writes.state(), there)
     for shard, state in zip(there, states, strict=True):

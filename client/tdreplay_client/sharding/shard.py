@@ -44,6 +44,7 @@ class Shard:
         writes: The table, for calls that wait for a lost server as long as the buffer's `timeout`.
         reads: The table, for calls that give it up after `LOSS_SECONDS` where the buffer goes on without lost shards; else the same as `writes`.
         generation_id: Of its table, when it was last seen.
+        given: How many row ids it had given when it was last asked for them.
         lost_since: When it was found lost, as `time.monotonic` says it; None: it is there.
         when_lost: Called each time that it is found lost. It must not wait.
     """
@@ -52,6 +53,7 @@ class Shard:
     writes: ShardTable
     reads: ShardTable
     generation_id: str = ""
+    given: int = 0
     lost_since: float | None = None
     when_lost: Callable[[], object] = lambda: None
     _noting: threading.Lock = field(default_factory=threading.Lock)

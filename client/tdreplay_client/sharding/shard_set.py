@@ -15,10 +15,11 @@ from tdreplay.processes import Owner, keep_in_forks
 from tdreplay.table_config import TableConfig
 from tdreplay_client.sharding.callers import Callers
 from tdreplay_client.sharding.directory import Directory, FixedDirectory, check_places
-from tdreplay_client.sharding.members import Member, check_identities, check_members
+from tdreplay_client.sharding.members import Member, check_identities, check_members, check_settings
 from tdreplay_client.sharding.opening import Opening, member_of
 from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard, ShardPlace
 from tdreplay_client.sharding.shard_table import ShardTable
+from tdreplay_client.sharding.shares import used_places, whole_config
 from tdreplay_client.sharding.watch import Watch
 
 __all__ = ["Directory", "FixedDirectory", "ShardSet", "check_places", "none_there"]
@@ -36,28 +37,33 @@ RETIREMENT_SECONDS = 60.0
 class ShardSet:
     """The shards that a buffer uses now. Which they are changes when a cluster grows or shrinks.
 
+    A table of fewer rows than shards uses the first ones alone: see `shares`. They are all that the set has then, but for `everywhere`.
+
     Attributes:
         owner: The process that may use them.
+        everywhere: All shards by place, those that are not used among them.
         version: Rises with each such change. Whoever uses shards for longer than a call looks whether it is still the same.
-        removed: The numbers of shards that were there, and are not any more.
+        removed: The numbers of shards that were used, and are not any more.
 
     Args:
         directory: Says where they are.
         opening: How they are opened. Nothing is connected.
         places: Where they are, if that is known: the directory is not asked at first.
+        used: How many of these are used; None: those that the capacity says.
     """
 
-    def __init__(self, directory: Directory, opening: Opening, places: Sequence[ShardPlace] | None = None) -> None:
+    def __init__(self, directory: Directory, opening: Opening, places: Sequence[ShardPlace] | None = None, used: int | None = None) -> None:
         self._directory, self._opening = directory, opening
         self._callers = Callers(MOST_THREADS)
         self._watch = Watch(self)
-        self._changing, self._closed = threading.Lock(), threading.Event()
+        self._changing, self._closed = threading.RLock(), threading.Event()
         self._members: dict[int, Member] = {}
         self._retired: list[tuple[Shard, float]] = []
         self.version, self.removed = 0, set[int]()
         found = check_places(directory.places() if places is None else places)
         self._parts = len(found)
-        self._shards: tuple[Shard, ...] = tuple(self._opened(place, position) for position, place in enumerate(found))
+        self.everywhere: tuple[Shard, ...] = tuple(self._opened(place, position) for position, place in enumerate(found))
+        self._shards = self.everywhere[: used or opening.request.buffer_size]
         self.owner = Owner(f"the buffer over the shards at {found[0].address} and others", "gRPC does not survive a fork, so start it by spawn")
         keep_in_forks(self)
         self._next_look = time.monotonic() + DIRECTORY_SECONDS
@@ -87,13 +93,13 @@ class ShardSet:
 
     @property
     def now(self) -> tuple[Shard, ...]:
-        """All of them by place, which do not change while they are used."""
+        """Those that are used by place, which do not change while they are used."""
         return self._shards
 
     @property
     def places(self) -> tuple[ShardPlace, ...]:
-        """Where they are."""
-        return tuple(shard.place for shard in self._shards)
+        """Where all of them are."""
+        return tuple(shard.place for shard in self.everywhere)
 
     @property
     def directory(self) -> Directory:
@@ -152,14 +158,14 @@ class ShardSet:
 
         return self.each(safe, shards)
 
-    def on_those_there(self, call: Callable[[Shard], T]) -> list[tuple[Shard, T]]:
-        """What a call gives for each shard that answers.
+    def on_those_there(self, call: Callable[[Shard], T], shards: Sequence[Shard] | None = None) -> list[tuple[Shard, T]]:
+        """What a call gives for each shard that answers, of all that are used or of these.
 
         Raises:
             ServerUnavailableError: none of them does, or one does not, and the buffer does not go on without it.
             TableNotFoundError: the table is on none of them.
         """
-        shards = self.now
+        shards = self.now if shards is None else shards
         if not self.goes_on:
             return list(zip(shards, self.each(call, shards), strict=True))
         asked = [shard for shard in shards if shard.is_there] or shards
@@ -177,31 +183,47 @@ class ShardSet:
         """
         if self._opening.request.buffer_size is not None:
             self._look_before()
-        found = self.on_those_there(lambda shard: member_of(shard, shard.asked(ShardTable.connect)))
+        found = self.on_those_there(lambda shard: member_of(shard, shard.asked(ShardTable.connect)), self.everywhere)
         check_members([member for _, member in found])
+        self._note_all(found)
+
+    def learn(self) -> None:
+        """Asks all shards what they are, and uses those from now on that are used: others than before, where the capacity changed."""
+        self._note_all(self.on_those_there(lambda shard: member_of(shard, shard.asked(ShardTable.answer)), self.everywhere))
+
+    def _note_all(self, found: Iterable[tuple[Shard, Member]]) -> None:
         for shard, member in found:
             self._note(shard, member)
+        self._use(self.everywhere)
 
     def _look_before(self) -> None:
         """Passes where the table can be made on all shards: what one of them refuses is then made on none."""
-        seen = [(member_of(shard, answer), there) for shard, (answer, there) in self.on_those_there(lambda one: one.asked(ShardTable.look_before))]
-        check_identities([member for member, _ in seen])
-        tables = [member for member, there in seen if there]
+        asked = self.on_those_there(lambda shard: shard.asked(ShardTable.look_before), self.everywhere)
+        seen = {shard: member_of(shard, answer) for shard, (answer, _) in asked}
+        check_identities([*seen.values()])
+        tables = {self.everywhere.index(shard): seen[shard] for shard, (_, is_there) in asked if is_there}
         if tables:
-            check_members(tables)
+            check_members([*tables.values()])
+            check_settings(tables, self._opening.request, self._parts)
+
+    @property
+    def whole(self) -> TableConfig:
+        """What the whole buffer is made with, as far as its shards are known."""
+        if not self._members:
+            self.learn()
+        return whole_config([self._members[shard.number].description.config for shard in self._shards if shard.number in self._members])
 
     @property
     def config(self) -> TableConfig:
         """What the table of a shard is made with, as one of them said. A copy of a buffer asks now."""
         if not self._members:
-            for shard, member in self.on_those_there(lambda shard: member_of(shard, shard.asked(ShardTable.answer))):
-                self._note(shard, member)
+            self.learn()
         return self._config
 
     def _note(self, shard: Shard, member: Member) -> None:
         self._members[shard.number] = member
         self._config = member.description.config
-        shard.generation_id = member.description.generation_id
+        shard.generation_id, shard.given = member.description.generation_id, member.description.write_count
 
     # -- those that are lost, and those that come and go ----------------------------------------------------------------------------------------
 
@@ -235,12 +257,12 @@ class ShardSet:
         except ReplayError as error:
             log.debug("shard %d is still lost: %s", shard.number, error)
             return
-        self._note(shard, member)
+        self._note_all([(shard, member)])
         shard.find()
 
     def _check_joins(self, member: Member) -> None:
         """Passes where a shard that was not there before is one of this buffer."""
-        there = {shard.number for shard in self._shards}
+        there = {shard.number for shard in self.everywhere}
         others = [other for number, other in self._members.items() if number in there and number != member.place.number]
         check_members([*others, member])
 
@@ -248,7 +270,7 @@ class ShardSet:
         """Takes up the shards that the directory names now. Those that it does not name any more are used no longer."""
         with self._changing:
             places = check_places(self._directory.places())
-            known = {shard.place: shard for shard in self._shards}
+            known = {shard.place: shard for shard in self.everywhere}
             for place in places:
                 if place in known:
                     known[place].place = place  # It may be draining by now.
@@ -256,8 +278,9 @@ class ShardSet:
                 return
             shards = [known.get(place) or self._joining(place, position) for position, place in enumerate(places)]
             kept = tuple(shard for shard in shards if shard is not None)
-            if kept and kept != self._shards:
-                self._change(kept)
+            if kept and kept != self.everywhere:
+                self._use(kept)
+                log.warning("the buffer has the shards %s now", ", ".join(str(shard.number) for shard in kept))
 
     def _joining(self, place: ShardPlace, position: int) -> Shard | None:
         """A new shard, where it is there and is one of this buffer. Else it is tried again at the next look."""
@@ -272,13 +295,22 @@ class ShardSet:
         self._note(shard, member)
         return shard
 
-    def _change(self, shards: tuple[Shard, ...]) -> None:
-        left = [shard for shard in self._shards if shard not in shards]
-        self._retired += [(shard, time.monotonic() + RETIREMENT_SECONDS) for shard in left]
-        self._shards = shards
-        self.removed = (self.removed | {shard.number for shard in left}) - {shard.number for shard in shards}
+    def _use(self, everywhere: tuple[Shard, ...]) -> None:
+        """Goes on with these shards, and uses those of them that are used by what is known of their capacities."""
+        with self._changing:
+            sizes = {shard: self._members[shard.number].description.buffer_size for shard in everywhere if shard.number in self._members}
+            used = used_places([*sizes.values()])
+            unused = [shard for place, shard in enumerate(sizes) if place not in used]
+            shards = tuple(shard for shard in everywhere if shard not in unused)
+            if (everywhere, shards) != (self.everywhere, self._shards):
+                self._change(everywhere, shards)
+
+    def _change(self, everywhere: tuple[Shard, ...], shards: tuple[Shard, ...]) -> None:
+        self._retired += [(shard, time.monotonic() + RETIREMENT_SECONDS) for shard in self.everywhere if shard not in everywhere]
+        left = {shard.number for shard in self._shards if shard not in shards}
+        self.everywhere, self._shards = everywhere, shards
+        self.removed = (self.removed | left) - {shard.number for shard in shards}
         self.version += 1
-        log.warning("the buffer has the shards %s now", ", ".join(str(shard.number) for shard in shards))
 
     def _close_retired(self, now: float) -> None:
         """Closes the connections to shards that were removed, once nobody can be in the middle of a call any more."""
@@ -293,7 +325,7 @@ class ShardSet:
             return
         self._closed.set()
         self._watch.close()
-        for shard in self._shards:
+        for shard in self.everywhere:
             shard.close()
         self._close_retired(math.inf)
         self._callers.close()

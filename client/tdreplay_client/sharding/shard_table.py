@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tdreplay.epochs import EpochQuery
-from tdreplay.errors import OverwrittenError, RateLimitedError, TableExistsError, TableNotFoundError, UnimplementedError
+from tdreplay.errors import OverwrittenError, RateLimitedError, TableNotFoundError, UnimplementedError
 from tdreplay.limits import DEFAULT_TABLE
 from tdreplay.metadata import Metadata
 from tdreplay.progress import Progress
 from tdreplay.samplers import Uniform
 from tdreplay.selecting import Slots
 from tdreplay.table_config import TableRequest
-from tdreplay.table_messages import table_config_from_message
 from tdreplay.trajectories import Trajectories
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView
@@ -64,22 +63,14 @@ class ShardTable(RemoteReplayBuffer):
         return self.answer()
 
     def look_before(self) -> tuple[pb.DescribeResponse, bool]:
-        """What the server says of the table before `connect`, and whether it is there. Where it is not, what it says of its first table.
-
-        Raises:
-            TableExistsError: it is there with other settings than those that are asked for.
-        """
+        """What the server says of the table before `connect`, and whether it is there. Where it is not, what it says of its first table."""
         try:
             answer = self.answer()
         except TableNotFoundError:
             return cast("pb.DescribeResponse", self._connection.retried(self._first_table)), False
         unused = self._table == DEFAULT_TABLE and not answer.write_count
-        if unused or not answer.generation_id:  # The first table, which a server describes before it is made. If it is made, `connect` compares it.
-            return answer, False
-        differing = self._request.differences(table_config_from_message(answer.config, self._table)) if answer.HasField("config") else []
-        if differing:
-            raise TableExistsError(f"table {self._table!r} is there on {self.address} with {', '.join(differing)}")
-        return answer, True
+        # The first table, which a server describes before it is made. If it is made, `connect` compares it.
+        return answer, not unused and bool(answer.generation_id)
 
     def _first_table(self, budget: RetryBudget) -> Any:
         """Every server describes this table, be it there or not."""

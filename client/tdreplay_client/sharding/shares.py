@@ -1,4 +1,8 @@
-"""What each shard has of what is asked of the whole buffer, and the whole again."""
+"""What each shard has of what is asked of the whole buffer, and the whole again.
+
+A buffer of fewer rows than shards has one row on each of the first ones. The tables of the others are made too, and are not used: their capacity is
+`UNUSED`, which no share is behind one of a single row. So whoever opens the buffer finds out which are used, and a reset may change it.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,24 @@ from tdreplay.errors import InvalidArgumentError
 from tdreplay.rate_limiters import MinSize, Queue, RateLimiter, SamplesPerInsert
 from tdreplay.table_config import TableConfig, TableRequest
 
-__all__ = ["share_of", "whole_config"]
+__all__ = ["part_of", "share_of", "used_places", "whole_config"]
+
+UNUSED = 2
 
 
 def share_of(request: TableRequest, place: int, shards: int) -> TableRequest:
-    """What the shard at `place` among so many is to be: its part of the capacity, and of the rows and the draws that a rate limiter counts.
-
-    Raises:
-        InvalidArgumentError: the capacity is less than a row a shard.
-    """
-    if request.buffer_size is None:
-        size = None
-    elif request.buffer_size < shards:
-        raise InvalidArgumentError(f"buffer_size ({request.buffer_size}) must be at least {shards}, a row for each shard")
-    else:
-        size = part_of(request.buffer_size, place, shards)
-    limiter = None if request.rate_limiter is None else _limiter_share(request.rate_limiter, place, shards)
+    """What the shard at `place` among so many is to be: its part of the capacity, and of the rows and the draws that a rate limiter counts."""
+    size, used = request.buffer_size, shards
+    if size is not None:
+        used = min(size, shards)
+        size = part_of(size, place, used) if place < used else UNUSED
+    limiter = None if request.rate_limiter is None else _limiter_share(request.rate_limiter, min(place, used - 1), used)
     return replace(request, buffer_size=size, rate_limiter=limiter)
+
+
+def used_places(sizes: Sequence[int]) -> list[int]:
+    """The places that are used among shards of these capacities, which are those of some or all of them in their order."""
+    return [place for place, size in enumerate(sizes) if size != UNUSED or 1 not in sizes[:place]]
 
 
 def part_of(number: int, place: int, shards: int) -> int:

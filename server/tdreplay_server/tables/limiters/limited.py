@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -11,7 +10,7 @@ import numpy as np
 
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.rate_limiters import Queue
-from tdreplay.table_config import TableConfig
+from tdreplay.table_config import TableConfig, check_drawable
 from tdreplay_server.durability.slot_state import SlotState, StateValue
 from tdreplay_server.storage.ring import Ring
 from tdreplay_server.tables.limiters import reasons
@@ -142,8 +141,7 @@ class Limited:
 
     def reserve(self, rows: int, batches: int, wait: Wait) -> Reserved:
         """Waits until there is a batch, and reserves up to so many of them. Errors: as `sampling`."""
-        if rows > self._most_rows_of_a_batch():
-            raise InvalidArgumentError(reasons.never_drawn(self._config, rows))
+        check_drawable(self._config, rows)
         if rows > self._rule.batch_rows:
             return self._debited_in_parts(rows, wait)
         return self._reserved_whole(rows, batches, wait)
@@ -166,11 +164,6 @@ class Limited:
         except BaseException:
             self._abandon(visitor)
             raise
-
-    def _most_rows_of_a_batch(self) -> float:
-        config = self._config
-        most: float = config.rate_limiter.max_size if isinstance(config.rate_limiter, Queue) else math.inf
-        return min(most, config.buffer_size * config.max_times_sampled) if config.is_consuming else most
 
     def _abandon(self, visitor: Visitor) -> None:
         self.let_go()

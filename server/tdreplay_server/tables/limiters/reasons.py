@@ -8,7 +8,7 @@ from tdreplay.rate_limiters import Queue, RateLimiter, SamplesPerInsert
 from tdreplay.table_config import TableConfig
 from tdreplay_server.tables.limiters.rule import Counts, Rule
 
-__all__ = ["never_drawn", "never_inserted", "no_free_slots", "stuck", "too_far_ahead", "too_few_rows"]
+__all__ = ["never_inserted", "no_free_slots", "stuck", "too_far_ahead", "too_few_rows"]
 
 
 def never_inserted(config: TableConfig, rule: Rule, rows: int, most: float) -> str:
@@ -20,17 +20,6 @@ def never_inserted(config: TableConfig, rule: Rule, rows: int, most: float) -> s
     return (
         f"an insert of {rows} rows would be ahead of the batches by more than error_buffer allows, for ever: "
         f"insert at most {math.floor(most)} rows at once, or give the rate limiter an error_buffer of {enough:.10g}"
-    )
-
-
-def never_drawn(config: TableConfig, rows: int) -> str:
-    """A batch has more rows than the table ever holds."""
-    if isinstance(config.rate_limiter, Queue) and rows > config.rate_limiter.max_size:
-        most = config.rate_limiter.max_size
-        return f"a batch of {rows} rows can never be drawn: the queue holds {most} rows at most (max_size). Give it a max_size of {rows}"
-    return (
-        f"a batch of {rows} rows can never be drawn: the table has {config.buffer_size} rows at most, each of which is drawn "
-        f"{config.max_times_sampled} times at most"
     )
 
 

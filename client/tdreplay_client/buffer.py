@@ -453,7 +453,10 @@ class RemoteReplayBuffer(BaseReplayBuffer):
         return config is None or config.max_times_sampled > 0 or config.rate_limiter.name not in ("", Unlimited.name)
 
     def _described(self, budget: RetryBudget | None = None) -> State:
-        answer = self._answer(budget)
+        return self._noted(self._answer(budget))
+
+    def _noted(self, answer: Any) -> State:
+        """Notes what the server says of the table, and gives its state."""
         state = state_from_message(answer)
         self._storing_device = state.storing_device
         self._config, self._asked = answer.config if answer.HasField("config") else None, True

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -17,12 +17,12 @@ from shard_processes import Shards
 
 from tdreplay_client.sharding.buffer import ShardedReplayBuffer
 
-SHARDS = 3
-KILLS = 50 if os.environ.get("TDREPLAY_LONG") else 4
-CAPACITY = 6_000_000
-EPISODE = 7
+SHARDS = 4
+KILLS = 25 if os.environ.get("TDREPLAY_LONG") else 3
+"""With each value of `on_loss`."""
+CAPACITY = 8_000_000
+EPISODE, ENVS = 7, 3
 SECONDS = 120.0
-KINDS = ("append", "extend", "add_batch", "episodes")
 pytestmark = pytest.mark.timeout(1200 if os.environ.get("TDREPLAY_LONG") else 240)
 
 
@@ -40,9 +40,12 @@ class Work:
         work: dict[str, Callable[[ShardedReplayBuffer, int], None]] = {
             "append": self._append,
             "extend": self._extend,
+            "add": self._add,
             "add_batch": self._add_batch,
             "episodes": self._episodes,
+            "environments": self._environments,
         }
+        self.kinds = kinds
         self._threads = [threading.Thread(target=self._run, args=(work[kind], buffer, writer)) for writer, kind in enumerate(kinds)]
         for thread in self._threads:
             thread.start()
@@ -81,6 +84,12 @@ class Work:
                     self.acknowledged[writer] = self.given[writer]
         self.acknowledged[writer] = self.given[writer]
 
+    def _add(self, buffer: ShardedReplayBuffer, writer: int) -> None:
+        for number in self._numbers(writer):
+            self.given[writer] += 1
+            buffer.add({"number": number})
+            self.acknowledged[writer] = self.given[writer]
+
     def _add_batch(self, buffer: ShardedReplayBuffer, writer: int) -> None:
         for number in self._numbers(writer):
             first, rows = writer * 10**7 + self.given[writer], 1 + number % 40
@@ -96,6 +105,23 @@ class Work:
                 step = {"obs": np.int64(number), "number": np.int64(number), "reward": np.float32(0), "terminated": end, "truncated": False}
                 playing.append(step)
                 if number % 50 == 49:
+                    playing.flush()
+                    self.acknowledged[writer] = self.given[writer]
+        self.acknowledged[writer] = self.given[writer]
+
+    def _environments(self, buffer: ShardedReplayBuffer, writer: int) -> None:
+        with buffer.trajectory_writer(ENVS, autoreset="disabled", max_in_flight=4) as playing:
+            for at in itertools.count():
+                if self.stop.is_set():
+                    break
+                time.sleep(0.002)
+                first = writer * 10**7 + self.given[writer]
+                numbers = np.arange(first, first + ENVS)
+                self.given[writer] += ENVS
+                ends = (at + np.arange(ENVS)) % EPISODE == EPISODE - 1
+                steps = {"obs": numbers, "number": numbers, "reward": np.zeros(ENVS, np.float32), "terminated": ends, "truncated": ends & False}
+                playing.append(steps)
+                if at % 50 == 49:
                     playing.flush()
                     self.acknowledged[writer] = self.given[writer]
         self.acknowledged[writer] = self.given[writer]
@@ -125,25 +151,40 @@ def shards(tmp_path) -> Iterator[Shards]:
     made.close()
 
 
-def kill_in_turn(shards: Shards, work: Work, seed: int) -> None:
+def kill_in_turn(shards: Shards, works: Sequence[Work], seed: int) -> None:
     """Kills one shard after the other, each in the middle of writes, and starts it again after a while, so that writers move, or wait for it."""
     chance = random.Random(seed)
     for kill in range(KILLS):
-        work.await_rows(30)
+        for work in works:
+            work.await_rows(30)
+        time.sleep(chance.uniform(0, 0.05))
         shards.kill(kill % SHARDS)
         time.sleep(chance.choice((0.1, 0.5, 1.5, 2.5)))
         shards.start(kill % SHARDS)
-    work.await_rows(30)
+    for work in works:
+        work.await_rows(30)
 
 
-def check_numbers(buffer: ShardedReplayBuffer, work: Work, writers: int) -> None:
+def check_numbers(buffer: ShardedReplayBuffer, work: Work) -> None:
     """All that was given, each once: all of it is acknowledged when the writers are closed."""
     found = Counter(buffer.sample_all()["number"].tolist())
     assert {number: times for number, times in found.items() if times > 1} == {}
-    for writer in range(writers):
+    for writer, kind in enumerate(work.kinds):
         lost = [number for number in range(work.acknowledged[writer]) if writer * 10**7 + number not in found]
-        assert not lost, (KINDS[writer], lost[:10])
+        assert not lost, (kind, lost[:10])
     assert sum(found.values()) == sum(work.given.values())
+    print(f"{KILLS} kills: {work.kinds} gave {sum(work.given.values())} rows, of which 0 are lost and 0 doubled")
+
+
+def check_episodes(buffer: ShardedReplayBuffer) -> None:
+    """Each episode is on one shard, with all of its steps in order."""
+    stored = buffer.sample_all()
+    steps: dict[int, list[tuple[int, int]]] = {}
+    for episode, step, row_id in zip(stored["episode_id"].tolist(), stored["step"].tolist(), stored["row_id"].tolist(), strict=True):
+        steps.setdefault(episode, []).append((row_id, step))
+    for found in steps.values():
+        assert len({row_id >> 48 for row_id, _ in found}) == 1
+        assert [step for _, step in sorted(found)] == list(range(len(found)))
 
 
 def await_all(buffer: ShardedReplayBuffer) -> None:
@@ -153,25 +194,16 @@ def await_all(buffer: ShardedReplayBuffer) -> None:
 
 
 @pytest.mark.parametrize("on_loss", ["raise", "degrade"])
-def test_rows_are_neither_lost_nor_doubled(shards, table, on_loss):
-    with ShardedReplayBuffer(shards.addresses, table=table, buffer_size=CAPACITY, timeout=60, on_loss=on_loss) as buffer:
-        work = Work(buffer, ("append", "extend", "add_batch"))
-        kill_in_turn(shards, work, 1)
-        work.finish()
-        await_all(buffer)
-        check_numbers(buffer, work, 3)
-
-
-def test_steps_are_neither_lost_nor_doubled_and_episodes_stay_on_one_shard(shards, table):
-    options = {"table": table, "buffer_size": CAPACITY, "timeout": 60, "on_loss": "degrade", "trajectories": True}
-    with ShardedReplayBuffer(shards.addresses, **options) as buffer:
-        work = Work(buffer, ("episodes",))
-        kill_in_turn(shards, work, 2)
-        work.finish()
-        await_all(buffer)
-        check_numbers(buffer, work, 1)
-        stored = buffer.sample_all()
-        of_episode: dict[int, set[int]] = {}
-        for episode, row_id in zip(stored["episode_id"].tolist(), stored["row_id"].tolist(), strict=True):
-            of_episode.setdefault(episode, set()).add(row_id >> 48)
-        assert all(len(found) == 1 for found in of_episode.values())
+def test_rows_are_neither_lost_nor_doubled_and_episodes_stay_whole_on_one_shard(shards, table, on_loss):
+    options = {"buffer_size": CAPACITY, "timeout": 60, "on_loss": on_loss}
+    with (
+        ShardedReplayBuffer(shards.addresses, table=table, **options) as plain,
+        ShardedReplayBuffer(shards.addresses, table=f"{table}-steps", trajectories=True, **options) as steps,
+    ):
+        works = Work(plain, ("append", "extend", "add", "add_batch")), Work(steps, ("episodes", "episodes", "environments"))
+        kill_in_turn(shards, works, 1)
+        for buffer, work in zip((plain, steps), works, strict=True):
+            work.finish()
+            await_all(buffer)
+            check_numbers(buffer, work)
+        check_episodes(steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
 
@@ -55,6 +56,7 @@ from tdreplay_client.sharding.shares import share_of
 from tdreplay_client.sharding.stream import ShardedStream, StreamPlan
 from tdreplay_client.sharding.totals import KnownTotals
 from tdreplay_client.sharding.writer import ShardedWriter
+from tdreplay_client.sharding.writer_watch import WriterWatch
 from tdreplay_client.transport.access import TLS
 from tdreplay_client.writing.trajectory_sink import WriterSink
 
@@ -74,8 +76,8 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         on_loss: what becomes of reads while a shard does not answer. "raise": they wait for it as long as `timeout`, and then raise
             `ServerUnavailableError`. "degrade": within two seconds they go on with the other shards, whose rows alone are drawn. It is said in the
             log, in `describe` and in the batch: its field ``lost_shards`` (int64 of shape [n]) is the number of shards that were not drawn from.
-        placement: which shard a row goes to. "fill": the one with the most room. "hash": a writer's rows all go to the shard that its id says.
-            "local": the shard on this host, where there is one. A writer, and so an episode, stays on one shard.
+        placement: which shard a row goes to. "fill": the one with the most room. "hash": a writer's rows all go to the shard that its key says; a
+            writer without one has a random one. "local": the shard on this host, where there is one. A writer, and so an episode, stays on one shard.
 
     `buffer_size` and what a rate limiter counts are those of the whole buffer: each shard has its part.
     """
@@ -123,6 +125,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         self._totals = KnownTotals()
         self._draws = Draws(shards, self._totals, self._transfer, self._timeout)
         self._inserts = ShardedInserts(shards, placement, self._totals, cast=self._cast)
+        self._writer_watch = WriterWatch()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The shards' places and the other arguments. The copy connects at its first call, and creates no table."""
@@ -156,9 +159,19 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         """As in `BaseReplayBuffer`. All rows of a writer id go to one shard, which the id says."""
         return self._inserts.insert(rows, writer_id=writer_id)
 
-    def writer(self, *, flush_rows: SupportsIndex = 64, flush_seconds: float = 0.1, max_in_flight: SupportsIndex = 16) -> ShardedWriter:
-        """As `RemoteReplayBuffer.writer`. Its rows stay on one shard, and move to another one when that is lost."""
-        return ShardedWriter(self._inserts, checked_settings(flush_rows, flush_seconds, max_in_flight))
+    def writer(
+        self, *, flush_rows: SupportsIndex = 64, flush_seconds: float = 0.1, max_in_flight: SupportsIndex = 16, key: str = ""
+    ) -> ShardedWriter:
+        """As `RemoteReplayBuffer.writer`. Its rows stay on one shard, and move to another one when that is lost.
+
+        All writers of a `key`, in whatever process, go to the same shard while the shards are the same, and it is there.
+        """
+        settings = checked_settings(flush_rows, flush_seconds, max_in_flight)
+        return ShardedWriter(self._inserts, self._writer_watch, settings, key=self._key(key))
+
+    def _key(self, key: str) -> str:
+        """The key of a writer. By hash, one that was given none has one of its own; else it goes to any shard."""
+        return key or (uuid.uuid4().hex if self._placement == "hash" else "")
 
     def trajectory_writer(
         self,
@@ -168,14 +181,17 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         flush_rows: SupportsIndex = 64,
         flush_seconds: float = 0.1,
         max_in_flight: SupportsIndex = 16,
+        key: str = "",
     ) -> TrajectoryWriter:
-        """As `RemoteReplayBuffer.trajectory_writer`. All steps go to one shard; when it is lost, the running episode waits for it.
+        """As `RemoteReplayBuffer.trajectory_writer`. All steps go to one shard, that of the `key` as with `writer`.
+
+        When it is lost, the running episode waits for it.
 
         The next episode goes on with another shard: that of the one environment, or, where there are several, when all begin one.
         """
         settings = checked_settings(flush_rows, flush_seconds, max_in_flight)
         config = self._inserts.choice.config()
-        writer = ShardedWriter(self._inserts, settings, for_episodes=True)
+        writer = ShardedWriter(self._inserts, self._writer_watch, settings, key=self._key(key), for_episodes=True)
         return TrajectoryWriter(WriterSink(writer, cast=self._cast), config, n_envs, autoreset)
 
     # -- reading ------------------------------------------------------------------------------------------------------------------------------
@@ -355,6 +371,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
     def close(self) -> None:
         """Closes the connections to all shards. Closing twice is allowed. The tables stay."""
         self._iterator = None
+        self._writer_watch.close()
         self._shards.close()
         self._inserts.close()
 

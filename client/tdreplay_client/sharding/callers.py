@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from tdreplay.errors import ClosedError
 from tdreplay_client.transport.threads import start_reader
 
 __all__ = ["Callers"]
@@ -32,10 +33,17 @@ class Callers:
         self._end = weakref.finalize(self, self._calls.put, None)
         self._end.atexit = False
 
-    def call(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Calls `work`, and gives what will be its result."""
-        found: Future[T] = Future()
-        self._calls.put((found, work, arguments))
+    def call(self, work: Callable[..., T], *arguments: Any, found: Future[T] | None = None) -> Future[T]:
+        """Calls `work`, and gives what will be its result: `found`, where that is given. A call is not made that was cancelled before it began.
+
+        Raises:
+            ClosedError: it was closed.
+        """
+        found = Future() if found is None else found
+        with self._starting:
+            if not self._end.alive:
+                raise ClosedError("the buffer is closed")
+            self._calls.put((found, work, arguments))
         if not self._idle.acquire(blocking=False):
             with self._starting:
                 if self._threads < self._most:
@@ -44,8 +52,9 @@ class Callers:
         return found
 
     def close(self) -> None:
-        """Lets the threads end, each after the call that it makes."""
-        self._end()
+        """Lets the threads end, after the calls that they were given. Closing twice is allowed."""
+        with self._starting:
+            self._end()
 
 
 _Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
@@ -61,6 +70,8 @@ def _answer_calls(calls: queue.SimpleQueue[_Call | None], idle: threading.Semaph
 
 
 def _answer(found: Future[Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    if not found.set_running_or_notify_cancel():
+        return
     try:
         result = work(*arguments)
     except BaseException as error:  # noqa: BLE001 - whoever waits for the result raises it.

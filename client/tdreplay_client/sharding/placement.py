@@ -122,13 +122,17 @@ class RingPlacement:
         `among` are those that can be written to, one at least, all of which were learnt. They count as being on their way until `settle`.
         """
         if rows * WHOLE_PART <= max(WHOLE_PART, min(self._fills[number].capacity for number in among)) or len(among) == 1:
-            number = min(self._next_among(among), key=lambda one: self._fills[one].key)
-            self._fills[number].pending += rows
-            return [(number, None)]
+            return [(self.place_whole(rows, among), None)]
         behind, others = self._divided(among)
         if not behind or not others:
             return self._striped(np.arange(rows), among)
         return self._striped(np.arange(0, rows, 2), behind) + self._striped(np.arange(1, rows, 2), others)
+
+    def place_whole(self, rows: int, among: Collection[int]) -> int:
+        """The number of the one shard that gets all of so many rows; the rest is as in `place`."""
+        number = min(self._next_among(among), key=lambda one: self._fills[one].key)
+        self._fills[number].pending += rows
+        return number
 
     def _striped(self, rows: Numbers, among: Collection[int]) -> list[tuple[int, Numbers | None]]:
         """The k-th of these rows goes to the shard of the k-th of the slots that come next in the ring."""
@@ -254,8 +258,12 @@ class WriterPlacement:
         fewest = min(self._writers[number] for number in among)
         those = [number for number in among if self._writers[number] == fewest]
         number = min(self._random.sample(those, min(2, len(those))), key=fullness)
-        self._writers[number] += 1
+        self.note(number)
         return number
+
+    def note(self, number: int) -> None:
+        """Notes that a writer is on the shard, until `close`."""
+        self._writers[number] += 1
 
     def close(self, number: int) -> None:
         """Notes that a writer left the shard."""

@@ -21,7 +21,7 @@ from tdreplay.schema import Schema
 from tdreplay.system_fields import PRIORITY
 from tdreplay_client.sharding.shard_choice import ShardPart
 
-__all__ = ["Routes", "SentPart", "parts_in_turn"]
+__all__ = ["Route", "Routes", "SentPart", "parts_in_turn"]
 
 MAX_ROUTES = 64
 RowIds = npt.NDArray[np.int64]
@@ -33,57 +33,78 @@ class SentPart:
 
     Attributes:
         part: Its rows, and the number of the shard to which they go.
+        may_move: Whether another shard may get it: none was sent any of it, and no key says which shard it is.
         row_ids: Those of the shard, when it is stored.
         sending: What sends it, where that is another thread.
     """
 
     part: ShardPart
+    may_move: bool = False
     row_ids: RowIds | None = None
     sending: Future[RowIds] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Route:
+@dataclass(eq=False)
+class Route:
+    """An insert that failed.
+
+    Attributes:
+        rows, schema, digest: By these its rows are known again.
+        parts: Where they went.
+        thread: The thread that sends them again; 0: none does.
+    """
+
     rows: int
     schema: Schema
     digest: bytes
     parts: Sequence[SentPart]
+    thread: int = 0
 
 
 class Routes:
     """The failed inserts of one buffer over shards, and its writers'; where there are more than 64, the last ones."""
 
     def __init__(self) -> None:
-        self._routes: deque[_Route] = deque(maxlen=MAX_ROUTES)
+        self._routes: deque[Route] = deque(maxlen=MAX_ROUTES)
         self._lock = threading.Lock()
 
     def note(self, rows: Given, parts: Sequence[SentPart]) -> None:
         """Keeps where the parts of an insert went that failed."""
         schema, digest = _known_by(rows)
         with self._lock:
-            self._routes.append(_Route(rows.number, schema, digest, parts))
+            self._routes.append(Route(rows.number, schema, digest, parts))
 
     def knows(self, rows: Given) -> bool:
         """Whether these rows were given before, and failed."""
-        if not self._may_know(rows):
-            return False
-        schema, digest = _known_by(rows)
-        return any((route.rows, route.schema, route.digest) == (rows.number, schema, digest) for route in tuple(self._routes))
+        return self._found(rows) is not None
 
-    def _may_know(self, rows: Given) -> bool:
-        return bool(self._routes) and any(route.rows == rows.number for route in tuple(self._routes))
+    def claim(self, rows: Given) -> Route | None:
+        """Where the parts of these rows went, if they were given before, and failed. None: they were not, or another thread sends them again.
 
-    def claim(self, rows: Given) -> Sequence[SentPart] | None:
-        """Where the parts of these rows went, if they were given before, and failed. None: they were not."""
-        if not self._may_know(rows):
-            return None
-        schema, digest = _known_by(rows)
+        The route stays until `forget`: where this thread is interrupted, it finds it again.
+        """
         with self._lock:
-            found = next((route for route in self._routes if (route.rows, route.schema, route.digest) == (rows.number, schema, digest)), None)
-            if found is None:
-                return None
-            self._routes.remove(found)
-            return found.parts
+            found = self._found(rows)
+            if found is not None:
+                found.thread = threading.get_ident()
+            return found
+
+    def release(self, route: Route) -> None:
+        """Keeps a claimed route: its rows failed again."""
+        route.thread = 0
+
+    def forget(self, route: Route) -> None:
+        """Forgets a claimed route: its rows are stored. Forgetting it twice is allowed."""
+        with self._lock:
+            if route in self._routes:
+                self._routes.remove(route)
+
+    def _found(self, rows: Given) -> Route | None:
+        if not any(route.rows == rows.number for route in tuple(self._routes)):
+            return None
+        known, free = (rows.number, *_known_by(rows)), (0, threading.get_ident())
+        alike = (route for route in tuple(self._routes) if (route.rows, route.schema, route.digest) == known)
+        return next((route for route in alike if route.thread in free), None)
 
     def clear(self) -> None:
         """Forgets them: the tables do not hold earlier rows any more."""

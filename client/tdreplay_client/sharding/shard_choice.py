@@ -16,10 +16,10 @@ from tdreplay.errors import DeadlineError, FailedPreconditionError, OverloadedEr
 from tdreplay.schema import Schema
 from tdreplay.table_config import TableConfig
 from tdreplay.table_description import TableDescription
+from tdreplay_client.sharding.local_shards import is_on_this_host
 from tdreplay_client.sharding.placement import FillLevel, RingPlacement, WriterPlacement, hashed
 from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard
 from tdreplay_client.sharding.shard_set import ShardSet
-from tdreplay_client.transport.addresses import is_here
 from tdreplay_client.transport.threads import start_reader
 
 __all__ = ["ShardChoice", "ShardPart"]
@@ -48,13 +48,16 @@ class ShardPart(NamedTuple):
 class ShardChoice:
     """Chooses shards. While rows come, it asks all shards once a second, in a thread of its own, how full they are.
 
+    Attributes:
+        rule: The same.
+
     Args:
         shards: The shards.
         rule: "fill", "hash" or "local"; see `ShardedReplayBuffer`.
     """
 
     def __init__(self, shards: ShardSet, rule: str) -> None:
-        self._shards, self._rule = shards, rule
+        self._shards, self.rule = shards, rule
         self._ring, self._writers, self._lock = RingPlacement(), WriterPlacement(), threading.Lock()
         self._said: dict[int, TableDescription] = {}  # By the numbers of the shards that answered when they were asked last.
         self._asked, self._learning, self._version = -np.inf, False, -1
@@ -152,6 +155,13 @@ class ShardChoice:
             known = [number for number in numbers if self._ring.knows([number])]
             return [ShardPart(*part) for part in self._ring.place(rows, known)] if known else [ShardPart(numbers[0])]
 
+    def place_whole(self, rows: int, avoided: int) -> int | None:
+        """The number of another shard than the one to be `avoided` that gets all of so many rows, and is there; None: none is."""
+        numbers = [shard.number for shard in self._near([shard for shard in self.there() if shard.is_there and shard.number != avoided])]
+        with self._lock:
+            known = [number for number in numbers if self._ring.knows([number])]
+            return self._ring.place_whole(rows, known) if known else None
+
     def by_key(self, key: object) -> int:
         """The number of the shard for all that has this key, there or not."""
         return hashed(key, [shard.number for shard in self._taking()])
@@ -169,8 +179,8 @@ class ShardChoice:
 
     # -- writers --------------------------------------------------------------------------------------------------------------------------------
 
-    def open_writer(self, avoided: Collection[Shard] = ()) -> Shard:
-        """The shard for a writer, which counts there until `close_writer`.
+    def open_writer(self, avoided: Collection[Shard] = (), key: str = "") -> Shard:
+        """The shard for a writer, which counts there until `close_writer`: of those that are there, the one that the `key` says, if there is one.
 
         Raises:
             ServerUnavailableError: there is none, or none but those to be `avoided`.
@@ -180,9 +190,12 @@ class ShardChoice:
         those = self._near(there)
         if not those:
             raise ServerUnavailableError("there is no other shard that answers")
+        numbers = [shard.number for shard in (there if key else those)]
         with self._lock:
-            number = self._writers.open([shard.number for shard in those], self._ring.fullness)
-        return next(shard for shard in those if shard.number == number)
+            number = hashed(key, numbers) if key else self._writers.open(numbers, self._ring.fullness)
+            if key:
+                self._writers.note(number)
+        return next(shard for shard in there if shard.number == number)
 
     def close_writer(self, shard: Shard) -> None:
         """Notes that a writer left the shard."""
@@ -191,7 +204,7 @@ class ShardChoice:
 
     def _near(self, shards: Sequence[Shard]) -> Sequence[Shard]:
         """Those on this host, where rows are to stay there and there are any; else all."""
-        here = [shard for shard in shards if is_here(shard.place.address)] if self._rule == "local" else []
+        here = [shard for shard in shards if is_on_this_host(shard.place.address)] if self.rule == "local" else []
         return here or shards
 
 

@@ -32,6 +32,8 @@ DIRECTORY_SECONDS = 1.0
 """How often a directory is asked whether shards came or went."""
 RETIREMENT_SECONDS = 60.0
 """How long the connections to a shard that was removed stay open, for calls that are on their way."""
+LEAVING_SECONDS = 5.0
+"""How long a shard that was removed is asked still whether it stored rows. Its server goes on for a moment: see `DirectoryActor`."""
 
 
 class ShardSet:
@@ -114,6 +116,11 @@ class ShardSet:
     def place_of(self, number: int) -> int | None:
         """The place among the shards of the one with this number; None: there is none."""
         return next((place for place, shard in enumerate(self._shards) if shard.number == number), None)
+
+    def leaving(self, number: int) -> Shard | None:
+        """The shard with this number that was removed a moment ago, and may answer still; None: there is none."""
+        since = time.monotonic() - LEAVING_SECONDS + RETIREMENT_SECONDS
+        return next((shard for shard, until in self._retired if shard.number == number and until > since), None)
 
     # -- calls to them ------------------------------------------------------------------------------------------------------------------------
 

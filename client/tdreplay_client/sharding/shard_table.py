@@ -163,7 +163,14 @@ class ShardTable(RemoteReplayBuffer):
         budget = RetryBudget(seconds)
         if create and self._request.buffer_size is not None:
             self._agree(budget)
-        return cast("pb.DescribeResponse", self._answer(budget))
+        answer = cast("pb.DescribeResponse", self._answer(budget))
+        self._noted(answer)  # So the first insert does not ask a shard for it that was lost since.
+        return answer
+
+    @property
+    def is_connected_for_inserts(self) -> bool:
+        """Whether a call for inserts is open to the server. Where it is not, the server may be lost, or has no room for it."""
+        return self._inserts.is_open
 
     def leaving_writer(
         self, known_schema: WriterSchema, gives_up: Callable[[float], bool], flush_rows: int, flush_seconds: float, max_in_flight: int

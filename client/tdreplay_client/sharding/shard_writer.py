@@ -12,7 +12,7 @@ from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard
 from tdreplay_client.sharding.shard_choice import ShardChoice
 from tdreplay_client.writing.leaving_writer import LeavingWriter
 
-__all__ = ["Patience", "Seat", "ShardWriter", "WriterSettings", "checked_settings", "never"]
+__all__ = ["Patience", "Seat", "ShardWriter", "WriterSettings", "checked_settings"]
 
 
 class WriterSettings(NamedTuple):
@@ -38,10 +38,19 @@ def checked_settings(flush_rows: SupportsIndex, flush_seconds: float, max_in_fli
 
 
 class Patience:
-    """How long the writer of a shard waits for it. It does not refer to the writer."""
+    """How long the writer of a shard waits for it. It does not refer to the writer.
+
+    Attributes:
+        is_bound: Whether what the shard got must go on there, as an episode: calls wait for it then, also where it is lost.
+    """
 
     def __init__(self, shard: Shard, is_removed: Callable[[Shard], bool]) -> None:
         self._shard, self._is_removed, self._until = shard, is_removed, 0.0
+        self.is_bound = False
+
+    def ends_waits(self, away: float) -> bool:
+        """Whether calls end that wait for a shard which has been away for so many seconds."""
+        return not self.is_bound and self.is_over(away)
 
     def is_over(self, away: float) -> bool:
         """Whether a shard is given up that has been away for so many seconds. One that is draining takes no more rows."""
@@ -51,11 +60,6 @@ class Patience:
     def stay(self, seconds: float) -> None:
         """It is not given up for so long."""
         self._until = time.monotonic() + seconds
-
-
-def never(_away: float) -> bool:
-    """Patience without an end."""
-    return False
 
 
 @dataclass(eq=False)
@@ -73,15 +77,20 @@ class ShardWriter:
 
 
 class Seat:
-    """The shard on which a writer counts."""
+    """The shard on which a writer counts.
 
-    def __init__(self, choice: ShardChoice) -> None:
-        self._choice = choice
+    Args:
+        choice: Chooses it.
+        key: All writers of a key go to the same shard; '': this one goes to any.
+    """
+
+    def __init__(self, choice: ShardChoice, key: str = "") -> None:
+        self._choice, self._key = choice, key
         self._shard: Shard | None = None
 
     def take(self, avoided: Sequence[Shard]) -> Shard:
         """Another shard, not one of these."""
-        shard = self._choice.open_writer(avoided)
+        shard = self._choice.open_writer(avoided, self._key)
         self.leave()
         self._shard = shard
         return shard

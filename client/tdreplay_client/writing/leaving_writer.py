@@ -7,12 +7,13 @@ from typing import TypeVar
 
 from tdreplay.block import decode
 from tdreplay.errors import ReplayError
-from tdreplay.limits import check_seconds
+from tdreplay.limits import BLOCK_BYTES, SHARED_BLOCK_BYTES, check_seconds
 from tdreplay.rows import Given
 from tdreplay.system_fields import PRIORITY
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.shared_memory import Sharing
 from tdreplay_client.writing.insert_messages import InsertMessage
+from tdreplay_client.writing.insert_state import Batch
 from tdreplay_client.writing.known_schema import WriterSchema
 from tdreplay_client.writing.unacknowledged import UnacknowledgedInserts
 from tdreplay_client.writing.writer import Writer
@@ -70,6 +71,16 @@ class LeavingWriter(Writer):
         return self._core.engine.is_untouched
 
     @property
+    def rows_left(self) -> int:
+        """The rows that are not acknowledged."""
+        return self._core.engine.state.rows
+
+    @property
+    def failure(self) -> ReplayError | None:
+        """What the next call raises."""
+        return self._core.error
+
+    @property
     def is_interrupted_here(self) -> bool:
         """Whether this thread is in the middle of one of its calls: this is a signal handler then."""
         return self._core.is_interrupted_here()
@@ -93,6 +104,12 @@ class LeavingWriter(Writer):
         except ReplayError as error:
             self._core.forget(error)
             raise
+
+    def first_stop(self, given: Given, start: int) -> int:
+        """Where rows end that are taken in one step, of columns whose rows before `start` were taken."""
+        schema = given.schema(given.columns(None, cast=False))
+        batch = Batch(given.values, schema, given.number, start, priorities=given.priorities, block_rows=self._block_rows)
+        return batch.block_stop(min(BLOCK_BYTES, SHARED_BLOCK_BYTES))
 
     def withdraw(self) -> list[Given]:
         """Takes back the rows that were never sent, in order, in memory of their own. What was sent stays until it is acknowledged."""

@@ -127,9 +127,9 @@ class Pipeline(GuardedEngine):
         return 0.0 if since is None else time.monotonic() - since
 
     def flush_unless_lost(self, timeout: float | None) -> bool:
-        """As `flush`, unless it is given up. Gives whether everything is stored."""
+        """As `flush`, unless it is given up, or another thread takes rows back. Gives whether everything is stored."""
         last = self._sealed(self._leaving)
-        self._wait(lambda: self.engine.state.acknowledged >= last or self.is_lost, timeout)
+        self._wait(lambda: self.engine.state.acknowledged >= last or self.is_lost or self.engine.state.taken < last, timeout)
         return self.engine.state.acknowledged >= last
 
     def withdraw(self) -> list[InsertMessage]:

@@ -79,6 +79,12 @@ class SingleInserts:
         self._largest = 0  # Bytes of the block that it was opened for.
         self._not_before = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a call is held open, over which the next insert goes; also where the server had no room for one a moment ago."""
+        call = self._call
+        return (call is not None and call.answers.active) or time.monotonic() < self._not_before
+
     def add(
         self, columns: Columns, schema: Schema, rows: int, *, priorities: npt.NDArray[np.float64] | None = None, writer_id: str = ""
     ) -> npt.NDArray[np.int64]:

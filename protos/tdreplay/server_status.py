@@ -75,6 +75,8 @@ class ServerStatus:
         tls: Whether its connections are encrypted.
         authenticated: Whether it asks its callers who they are.
         durability: What acknowledged rows survive: 'none', 'process', 'interval', 'power'.
+        cluster: The name of the cluster whose shard it is; '': it is of none.
+        shard: Which of the shards of one buffer it is; None: it is none.
         clients: Those that are connected, by peer. At most 4096 of them.
         limits: Its limits, by name.
     """
@@ -88,6 +90,8 @@ class ServerStatus:
     tls: bool = False
     authenticated: bool = False
     durability: str = "none"
+    cluster: str = ""
+    shard: int | None = None
     clients: tuple[ConnectedClient, ...] = ()
     limits: tuple[Limit, ...] = ()
 

@@ -12,7 +12,7 @@ CLIENT = ("peer", "name", "connected_seconds", "messages_received", "bytes_recei
 LIMIT = ("name", "limit", "used", "refused")
 SERVER = (
     *("version", "uptime_seconds", "memory_bytes", "memory_budget_bytes", "disk_free_bytes", "disk_bytes"),
-    *("tls", "authenticated"),
+    *("tls", "authenticated", "cluster"),
 )
 """What has the same name and value in both."""
 
@@ -24,6 +24,7 @@ def server_status_to_message(status: ServerStatus) -> pb.ServerStatusResponse:
         clients=[pb.ConnectedClient(**vars(client)) for client in status.clients],
         limits=[pb.Limit(**vars(limit)) for limit in status.limits],
         durability=durability_to_message(status.durability),
+        shard=status.shard,
     )
 
 
@@ -34,6 +35,7 @@ def server_status_from_message(message: pb.ServerStatusResponse) -> ServerStatus
         clients=tuple(map(_client, message.clients)),
         limits=tuple(Limit(**{name: getattr(limit, name) for name in LIMIT}) for limit in message.limits),
         durability=durability_from_message(message.durability),
+        shard=message.shard if message.HasField("shard") else None,
     )
 
 

@@ -13,6 +13,7 @@ from tdreplay.errors import StorageError
 from tdreplay.processes import Owner, keep_in_forks
 from tdreplay_server.access.identities import Identities
 from tdreplay_server.config import ServerConfig
+from tdreplay_server.durability.shard_mark import NO_SHARD
 from tdreplay_server.monitoring.exporter import Exporter
 from tdreplay_server.monitoring.registry import registry_of
 from tdreplay_server.storage.device import check_device
@@ -107,7 +108,7 @@ class ReplayServer:
         )
         shared_memory = SharedMemory(config.shared_memory_dir and config.shared_memory_dir.resolve())
         shared_memory.sweep()
-        state = ServerState(config.data_dir, self._tables.durability, credentials is not None, self._identities is not None)
+        state = ServerState(config.data_dir, self._tables.durability, credentials is not None, self._identities is not None, shard=self._tables.shard)
         service = ReplayBufferService(self._tables, shared_memory, state, config.limits)
         paths = PrivatePaths(path for path in (config.data_dir, config.shared_memory_dir) if path is not None)
         self._grpc = GrpcServer(service, config.limits, self._identities, paths, counting=config.metrics_address is not None, tracing=config.tracing)
@@ -124,7 +125,8 @@ class ReplayServer:
             self._identities.start()
         self._grpc.start()
         _log_budget(self._grpc.memory_budget)
-        log.info("listening", address=self._address, tls=_said(credentials), asks_who_calls=_said(self._identities))
+        shard = {} if self._tables.shard == NO_SHARD else {"shard": str(self._tables.shard)}
+        log.info("listening", address=self._address, tls=_said(credentials), asks_who_calls=_said(self._identities), **shard)
         if self._exporter is not None:
             self._exporter.start()
             log.info("metrics are served", address=self._exporter.address, path="/metrics")

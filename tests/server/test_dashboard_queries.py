@@ -47,7 +47,8 @@ RANGE = re.compile(r"\[[^\]]*\]")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplayServer]:
     """It has served each kind of call once."""
     directory = tmp_path_factory.mktemp("data")
-    config = ServerConfig(address="127.0.0.1:0", metrics_address="127.0.0.1:0", data_dir=directory, durability="interval:0.05", max_batch_rows=2000)
+    where = {"address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0", "data_dir": directory, "cluster": "replay", "shard": 0}
+    config = ServerConfig(**where, durability="interval:0.05", max_batch_rows=2000)
     with ReplayServer(config) as running:
         use(running, "first")
         yield running

@@ -189,6 +189,13 @@ def test_the_process_and_its_disk(server):
     assert value(samples, "tdreplay_disk_failed") == 0
 
 
+def test_a_shard_has_its_number_among_its_metrics(server):
+    assert "tdreplay_shard_info" not in page(server.metrics_address)  # It is none.
+    config = ServerConfig(address="127.0.0.1:0", metrics_address="127.0.0.1:0", cluster="replay", shard=0)
+    with ReplayServer(config) as shard:
+        assert value(scraped(shard), "tdreplay_shard_info", cluster="replay", shard="0") == 1
+
+
 def test_a_table_that_is_dropped_has_no_samples_any_more(server, table):
     with RemoteReplayBuffer(server.address, table=table, buffer_size=10) as buffer:
         assert f'table="{table}"' in page(server.metrics_address)

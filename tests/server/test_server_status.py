@@ -73,6 +73,8 @@ def test_a_status_goes_through_a_message_unchanged():
         tls=True,
         authenticated=True,
         durability="power",
+        cluster="replay",
+        shard=0,
         clients=(client,),
         limits=(Limit(name="max_streams", limit=3, used=2, refused=1),),
     )
@@ -94,6 +96,17 @@ def test_a_server_without_a_data_directory_has_no_disk_and_keeps_nothing():
     with ReplayServer(ServerConfig(address="127.0.0.1:0")) as server:
         said = status(server.address)
     assert (said.disk_bytes, said.disk_free_bytes, said.durability) == (-1, -1, "none")
+
+
+def test_a_shard_says_which_one_it_is():
+    with ReplayServer(ServerConfig(address="127.0.0.1:0", cluster="replay", shard=0)) as server:
+        said = status(server.address)
+    assert (said.cluster, said.shard) == ("replay", 0)
+
+
+def test_a_server_that_is_no_shard_says_so(server):
+    said = status(server)
+    assert (said.cluster, said.shard) == ("", None)
 
 
 def test_memory_that_a_server_takes_is_said(server):

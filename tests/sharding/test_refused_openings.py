@@ -23,6 +23,25 @@ def test_a_table_that_one_shard_refuses_is_made_on_none(addresses, settings):
     assert RemoteReplayBuffer.tables(addresses[0]) == []
 
 
+def test_the_first_table_that_a_server_describes_before_it_is_made_refuses_nothing(addresses):
+    described = [RemoteReplayBuffer(address, table="other", buffer_size=3) for address in addresses]  # So 'default' is described, and not there.
+    with ShardedReplayBuffer(addresses, buffer_size=10, sampler=Prioritized(alpha=0.7)) as buffer:
+        assert buffer.describe().config.sampler == Prioritized(alpha=0.7)
+        assert len(buffer) == 0
+    for other in described:
+        other.close()
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_first_table_that_is_made_refuses_what_differs(addresses, rows):
+    with RemoteReplayBuffer(addresses[1], buffer_size=5) as one:
+        if rows:
+            one.add_batch({"number": range(rows)})
+    with pytest.raises(TableExistsError, match=f"on {addresses[1]} with sampler"):
+        ShardedReplayBuffer(addresses, buffer_size=10, sampler=Prioritized(alpha=0.7))
+    assert RemoteReplayBuffer.tables(addresses[0]) == []
+
+
 def test_tables_of_other_settings_are_no_one_buffer_though_each_has_what_was_asked_for(addresses):
     for address, alpha in zip(addresses, (0.6, 0.7), strict=True):
         RemoteReplayBuffer(address, table="steps", buffer_size=5, sampler=Prioritized(alpha=alpha)).close()

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from tdreplay.errors import PermissionDeniedError, ReplayError, UnauthenticatedError
+from tdreplay.shard_words import shard_words
 from tdreplay_client.commands.check import Check, failed, ok, warning
 from tdreplay_client.transport.access import TLS
 from tdreplay_client.transport.addresses import is_here
@@ -185,14 +186,17 @@ def _server(connection: Connection, target: Target) -> Iterator[Check]:
     from tdreplay_client.commands.host_checks import installed_version
 
     try:
-        theirs = connection.unary("ServerStatus", pb.ServerStatusRequest()).version
+        status = connection.unary("ServerStatus", pb.ServerStatusRequest())
     except ReplayError as error:
         yield ok("server's version", f"it is for readers and admins: {type(error).__name__}")
     else:
         ours = installed_version("tdreplay")
-        text = f"server {theirs}, client {ours}"
-        same = theirs == ours
+        text = f"server {status.version}, client {ours}"
+        same = status.version == ours
         yield ok("server's version", text) if same else warning("server's version", text, "both may work together; upgrade the older one")
+        words = shard_words(status.cluster, status.shard if status.HasField("shard") else None)
+        if words:
+            yield ok("shard", words)
     if is_here(target.address):
         yield ok("transport", "shared memory, where the server runs as this user and in the same containers; else gRPC")
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from tdreplay.command import one_line
+from tdreplay.shard_words import shard_words
 from tdreplay_client.commands.looks import Look, samples_per_insert
 from tdreplay_client.commands.texts import amount, duration, percent, ratio, share, size
 
@@ -42,8 +43,10 @@ def server_lines(look: Look) -> list[Text]:
     """Three lines: who the server is, what it has, and how it serves."""
     server = look.server
     clients, tables = len(server.clients), len(look.tables)
+    words = shard_words(server.cluster, server.shard)
+    shard = f"   {one_line(words)}" if words else ""
     return [
-        Text(f"{one_line(look.address)}   tdreplay {one_line(server.version)}   up {duration(server.uptime_seconds)}", HEAD),
+        Text(f"{one_line(look.address)}   tdreplay {one_line(server.version)}   up {duration(server.uptime_seconds)}{shard}", HEAD),
         _memory(server).append("   ").append_text(_disk(server)),
         Text(f"durability {server.durability}   {_access(server)}   {_some(clients, 'client')}   {_some(tables, 'table')}"),
     ]

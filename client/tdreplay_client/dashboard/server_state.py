@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tdreplay.shard_words import shard_words
 from tdreplay.table_description import TableDescription
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.dashboard.fields import field_to_json, user_fields
@@ -38,6 +39,7 @@ def server_to_json(status: pb.ServerStatusResponse | str) -> dict[str, Any]:
     return {
         "refused": "",
         "version": status.version,
+        "shard": shard_words(status.cluster, status.shard if status.HasField("shard") else None),
         "uptime_seconds": status.uptime_seconds,
         "memory_bytes": status.memory_bytes,
         "disk_free_bytes": status.disk_free_bytes if status.disk_bytes > 0 else None,

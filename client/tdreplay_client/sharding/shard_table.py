@@ -68,9 +68,12 @@ class ShardTable(RemoteReplayBuffer):
             answer = self.answer()
         except TableNotFoundError:
             return cast("pb.DescribeResponse", self._connection.retried(self._first_table)), False
-        unused = self._table == DEFAULT_TABLE and not answer.write_count
-        # The first table, which a server describes before it is made. If it is made, `connect` compares it.
-        return answer, not unused and bool(answer.generation_id)
+        return answer, self._table != DEFAULT_TABLE or bool(answer.write_count) or self._is_made()
+
+    def _is_made(self) -> bool:
+        """Whether the table is there. A server describes its first one before."""
+        listed = self._connection.retried(lambda budget: self._connection.unary("ListTables", pb.ListTablesRequest(), budget))
+        return self._table in listed.tables
 
     def _first_table(self, budget: RetryBudget) -> Any:
         """Every server describes this table, be it there or not."""

@@ -2111,6 +2111,8 @@ class ServerStatusResponse(google.protobuf.message.Message):
     CLIENTS_FIELD_NUMBER: builtins.int
     LIMITS_FIELD_NUMBER: builtins.int
     DURABILITY_FIELD_NUMBER: builtins.int
+    CLUSTER_FIELD_NUMBER: builtins.int
+    SHARD_FIELD_NUMBER: builtins.int
     version: builtins.str
     """The version of tdreplay that it runs."""
     uptime_seconds: builtins.float
@@ -2129,6 +2131,10 @@ class ServerStatusResponse(google.protobuf.message.Message):
     """It asks its callers who they are."""
     durability: global___Durability.ValueType
     """What acknowledged rows survive."""
+    cluster: builtins.str
+    """The name of the cluster whose shard it is, as `DescribeResponse` has it. Empty: it is of none."""
+    shard: builtins.int
+    """Which of the cluster's shards it is. Unset: it is none."""
     @property
     def clients(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ConnectedClient]:
         """The clients, by peer. At most 4096 of them."""
@@ -2151,8 +2157,12 @@ class ServerStatusResponse(google.protobuf.message.Message):
         clients: collections.abc.Iterable[global___ConnectedClient] | None = ...,
         limits: collections.abc.Iterable[global___Limit] | None = ...,
         durability: global___Durability.ValueType = ...,
+        cluster: builtins.str = ...,
+        shard: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["authenticated", b"authenticated", "clients", b"clients", "disk_bytes", b"disk_bytes", "disk_free_bytes", b"disk_free_bytes", "durability", b"durability", "limits", b"limits", "memory_budget_bytes", b"memory_budget_bytes", "memory_bytes", b"memory_bytes", "tls", b"tls", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_shard", b"_shard", "shard", b"shard"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_shard", b"_shard", "authenticated", b"authenticated", "clients", b"clients", "cluster", b"cluster", "disk_bytes", b"disk_bytes", "disk_free_bytes", b"disk_free_bytes", "durability", b"durability", "limits", b"limits", "memory_budget_bytes", b"memory_budget_bytes", "memory_bytes", b"memory_bytes", "shard", b"shard", "tls", b"tls", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_shard", b"_shard"]) -> typing.Literal["shard"] | None: ...
 
 global___ServerStatusResponse = ServerStatusResponse
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tdreplay.errors import CorruptDataError, FailedPreconditionError
 from tdreplay.limits import MAX_INT64
+from tdreplay.shard_words import shard_words
 from tdreplay_server.system.private_files import read_file, sync, write_file
 
 __all__ = ["NO_SHARD", "ShardName", "agreed", "read_mark", "write_mark"]
@@ -30,8 +31,7 @@ class ShardName:
     number: int | None = None
 
     def __str__(self) -> str:
-        shard = "" if self.number is None else f"shard {self.number}"
-        return " of ".join(filter(None, (shard, self.cluster and f"cluster {self.cluster!r}"))) or "no shard"
+        return shard_words(self.cluster, self.number) or "no shard"
 
 
 NO_SHARD = ShardName()

@@ -14,6 +14,7 @@ from pathlib import Path
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tdreplay_server.durability.shard_mark import NO_SHARD, ShardName
 from tdreplay_server.monitoring.families import Labelled, gauge
 
 __all__ = ["ProcessMetrics"]
@@ -25,15 +26,19 @@ class ProcessMetrics(Collector):
     Args:
         data_dir: Where the rows lie; None: they end with the process, and no disk is watched.
         has_failed: Whether the disk has failed.
+        shard: Which shard the server is.
     """
 
-    def __init__(self, data_dir: Path | None, has_failed: Callable[[], bool]) -> None:
+    def __init__(self, data_dir: Path | None, has_failed: Callable[[], bool], shard: ShardName) -> None:
         self._data_dir, self._has_failed, self._began = data_dir, has_failed, time.monotonic()
         self._build: Labelled = {(version("tdreplay"), platform.python_version()): 1.0}
+        self._shard: Labelled = {} if shard == NO_SHARD else {(shard.cluster, "" if shard.number is None else str(shard.number)): 1.0}
 
     def collect(self) -> Iterable[Metric]:
         """The metrics as they are now."""
         yield gauge("tdreplay_build_info", "1, with what the server is.", ("version", "python"), self._build)
+        if self._shard:
+            yield gauge("tdreplay_shard_info", "1, with which shard of which cluster the server is.", ("cluster", "shard"), self._shard)
         yield gauge("tdreplay_uptime_seconds", "How long the server has been serving.", (), {(): time.monotonic() - self._began})
         yield gauge("tdreplay_threads", "Threads of Python: each open call has one.", (), {(): threading.active_count()})
         with suppress(OSError, StopIteration):

@@ -28,7 +28,7 @@ def registry_of(tables: Tables, calls: GrpcServer, data_dir: Path | None, has_fa
     """
     registry = CollectorRegistry(auto_describe=False)
     limits = LimitMetrics(lambda: (*calls.limits(), tables.used()), lambda: len(calls.clients.connected()))
-    for collector in (CallMetrics(calls.counts), limits, TableMetrics(tables.counts), ProcessMetrics(data_dir, has_failed)):
+    for collector in (CallMetrics(calls.counts), limits, TableMetrics(tables.counts), ProcessMetrics(data_dir, has_failed, tables.shard)):
         registry.register(collector)
     ProcessCollector(registry=registry)
     return registry

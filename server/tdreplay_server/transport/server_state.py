@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tdreplay.server_status import ConnectedClient, Limit, ServerStatus
+from tdreplay_server.durability.shard_mark import NO_SHARD, ShardName
 from tdreplay_server.system.memory_use import memory_bytes
 
 __all__ = ["ServerState"]
@@ -25,6 +26,7 @@ class ServerState:
         tls: whether connections are encrypted.
         authenticated: whether callers are asked who they are.
         memory_budget_bytes: the memory that clients can cost it beside the rows; 0: it is not known.
+        shard: which shard of which cluster it is.
         clients: gives those that are connected.
         limits: gives the limits, and how much of each is used.
     """
@@ -34,6 +36,7 @@ class ServerState:
     tls: bool = False
     authenticated: bool = False
     memory_budget_bytes: int = 0
+    shard: ShardName = NO_SHARD
     clients: Callable[[], tuple[ConnectedClient, ...]] = tuple
     limits: Callable[[], Iterable[Limit]] = tuple
 
@@ -53,6 +56,8 @@ class ServerState:
             tls=self.tls,
             authenticated=self.authenticated,
             durability=self.durability,
+            cluster=self.shard.cluster,
+            shard=self.shard.number,
             clients=self.clients(),
             limits=tuple(sorted(self.limits(), key=lambda limit: limit.name)),
         )

@@ -47,7 +47,7 @@ function sayServer(server, said, state) {
   server.set("disk", own.disk_free_bytes ? bytes(own.disk_free_bytes) : "–", own.disk_free_bytes ?? "");
   server.set("uptime", own.uptime_seconds ? duration(own.uptime_seconds) : "–", own.uptime_seconds ?? "");
   server.set("version", own.version || "–", own.version ?? "");
-  say(said, own.refused ? `The server does not say more of itself: ${own.refused}` : "");
+  say(said, own.refused ? `The server does not say more of itself: ${own.refused}` : own.shard ? `This server is ${own.shard}.` : "");
 }
 
 function card(table, points) {

@@ -23,16 +23,20 @@ class ShardLearner:
 
     Attributes:
         addresses: of the shards.
+        table: the name of the table.
         notes: where it notes what it has taken.
         rank: which one it is.
         world_size: how many there are.
+        epochs: how often each row is to come.
         pause: seconds that it takes for a batch.
     """
 
     addresses: tuple[str, ...]
+    table: str
     notes: str
     rank: int
     world_size: int
+    epochs: int = 1
     pause: float = 0.01
 
     @property
@@ -53,8 +57,9 @@ def learn(learner: ShardLearner) -> None:
     before = learner.lines
     Path(learner.notes).write_text("".join(json.dumps(line) + "\n" for line in before))
     print("learns", flush=True)
-    with ShardedReplayBuffer(learner.addresses, timeout=TIMEOUT) as buffer, open(learner.notes, "ab", buffering=0) as notes:
-        batches = buffer.epochs(16, 2, shuffle=True, seed=7, rank=learner.rank, world_size=learner.world_size, fields=["number"])
+    with ShardedReplayBuffer(learner.addresses, table=learner.table, timeout=TIMEOUT) as buffer, open(learner.notes, "ab", buffering=0) as notes:
+        share = {"rank": learner.rank, "world_size": learner.world_size}
+        batches = buffer.epochs(16, learner.epochs, shuffle=True, seed=7, fields=["number"], **share)
         if before:
             batches.load_state_dict(before[-1]["token"])
         for batch in batches:

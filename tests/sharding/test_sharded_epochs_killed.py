@@ -2,60 +2,72 @@
 
 from __future__ import annotations
 
+import os
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
 from shard_learners import TIMEOUT, ShardLearner, learn
+from shard_processes import Shards
 
-from children import Child, child_of, free_port, server_process
+from children import Child, child_of
+from tdreplay.epochs import Epochs
 from tdreplay.errors import ServerUnavailableError
 from tdreplay_client import RemoteReplayBuffer, ShardedReplayBuffer
-from tdreplay_server import ServerConfig
 
-SHARDS, LEARNERS, EPOCHS, KILLS = 4, 2, 2, 2
+LONG = bool(os.environ.get("TDREPLAY_LONG"))
 ROWS = (450, 250, 600, 150)
-pytestmark = pytest.mark.timeout(180)
+LEARNERS, EPOCHS, KILLS = (2, 6, 40) if LONG else (2, 1, 2)
+pytestmark = pytest.mark.timeout(900 if LONG else 180)
 
 
-class Shards:
-    """Server processes at addresses that they keep."""
+class Stage:
+    """The processes of four shards, and a table on some of them."""
 
-    def __init__(self, stack: ExitStack, directory: Path | None, count: int) -> None:
-        self._stack, self._directory = stack, directory
-        self.addresses = tuple(f"127.0.0.1:{free_port()}" for _ in range(count))
-        self.children = [self._served(place) for place in range(count)]
+    def __init__(self, shards: Shards, table: str) -> None:
+        self._shards, self.table, self.addresses = shards, table, tuple(shards.addresses)
 
-    def _served(self, place: int) -> Child:
-        data_dir = None if self._directory is None else self._directory / str(place)
-        return self._stack.enter_context(server_process(ServerConfig(address=self.addresses[place], data_dir=data_dir))).child
-
-    def fill(self, sizes: tuple[int, ...]) -> None:
-        """Fills the table 'default' of each."""
-        start = 0
+    def fill(self, *sizes: int) -> None:
+        """Fills the table of the first shards, which are those of the buffers from now on."""
+        self.addresses, start = self.addresses[: len(sizes)], 0
         for address, size in zip(self.addresses, sizes, strict=True):
-            with RemoteReplayBuffer(address, buffer_size=size, timeout=TIMEOUT) as buffer:
+            with RemoteReplayBuffer(address, table=self.table, buffer_size=size, timeout=TIMEOUT) as buffer:
                 buffer.add_batch({"number": torch.arange(start, start + size)})
             start += size
 
+    def buffer(self, **settings: object) -> ShardedReplayBuffer:
+        return ShardedReplayBuffer(self.addresses, table=self.table, **settings)
+
     def kill(self, place: int) -> None:
         """SIGKILL."""
-        killed(self.children[place])
+        assert not self._shards.servers[place].child.ended, "it came to its end before it was killed: the test proves nothing"
+        self._shards.kill(place)
 
-    def restart(self, place: int) -> None:
-        """Starts it again, over the directory that it had."""
-        self.children[place] = self._served(place)
+    def restart(self, place: int, *, empty: bool = False) -> None:
+        """Starts it again, over the directory that it had, or an empty one."""
+        self._shards.start(place, empty=empty)
 
 
-def killed(child: Child) -> None:
-    assert not child.ended, "it came to its end before it was killed: the test proves nothing"
-    child.kill()
-    child.wait()
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shards]:
+    """Four of them, each with its data."""
+    shards = Shards(tmp_path_factory.mktemp("shards"), len(ROWS))
+    yield shards
+    shards.close()
+
+
+@pytest.fixture
+def stage(processes: Shards, table: str) -> Iterator[Stage]:
+    """All of them run."""
+    yield Stage(processes, table)
+    for place, server in processes.servers.items():
+        if server.child.ended:
+            processes.start(place)
 
 
 @pytest.fixture
@@ -63,6 +75,12 @@ def stack() -> Iterator[ExitStack]:
     """Ends what was opened in it."""
     with ExitStack() as found:
         yield found
+
+
+def killed(child: Child) -> None:
+    assert not child.ended, "it came to its end before it was killed: the test proves nothing"
+    child.kill()
+    child.wait()
 
 
 def until_taken(learners: list[ShardLearner], share: float) -> None:
@@ -73,90 +91,139 @@ def until_taken(learners: list[ShardLearner], share: float) -> None:
         time.sleep(0.02)
 
 
-def test_each_row_comes_exactly_once_an_epoch_however_often_shards_and_learners_die(stack, tmp_path):
-    shards = Shards(stack, tmp_path, SHARDS)
-    shards.fill(ROWS)
-    learners = [ShardLearner(shards.addresses, str(tmp_path / f"learner-{rank}"), rank, LEARNERS) for rank in range(LEARNERS)]
+def until_back(buffer: ShardedReplayBuffer) -> None:
+    """Waits until the buffer has found all shards."""
+    deadline = time.monotonic() + TIMEOUT
+    while buffer.describe().lost_shards:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def taken(batches: Epochs) -> list[int]:
+    return [number for batch in batches for number in batch["number"].tolist()]
+
+
+def test_each_row_comes_exactly_once_an_epoch_however_often_shards_and_learners_die(stage, stack, tmp_path):
+    stage.fill(*ROWS)
+    learners = [ShardLearner(stage.addresses, stage.table, str(tmp_path / f"learner-{rank}"), rank, LEARNERS, EPOCHS) for rank in range(LEARNERS)]
     children = [stack.enter_context(child_of(learn, learner)) for learner in learners]
-    for kill in range(2 * KILLS):
-        until_taken(learners, (kill + 1) / (2 * KILLS + 2))
-        if kill % 2:
-            rank = kill // 2 % LEARNERS
+    chance = random.Random(1)
+    for kill in range(KILLS):
+        until_taken(learners, 0.8 * (kill + 1) / (KILLS + 1))
+        running = [rank for rank, child in enumerate(children) if not child.ended]
+        if kill % 2 and running:
+            rank = chance.choice(running)
             killed(children[rank])
             children[rank] = stack.enter_context(child_of(learn, learners[rank]))
         else:
-            shards.kill(kill // 2 % SHARDS)
-            shards.restart(kill // 2 % SHARDS)
+            place = chance.randrange(len(ROWS))
+            stage.kill(place)
+            stage.restart(place)
     assert [child.wait(TIMEOUT) for child in children] == [0] * LEARNERS
     assert Counter(number for learner in learners for number in learner.taken) == dict.fromkeys(range(sum(ROWS)), EPOCHS)
 
 
-def test_rows_of_a_shard_that_comes_back_empty_are_counted_as_lost(stack):
-    shards = Shards(stack, None, 2)
-    shards.fill((400, 200))
-    buffer = stack.enter_context(ShardedReplayBuffer(shards.addresses, timeout=TIMEOUT, on_loss="degrade"))
-    batches = buffer.epochs(10, 2, shuffle=True, seed=1)
-    seen = [number for _ in range(5) for number in next(batches)["number"].tolist()]
-    shards.kill(1)
-    shards.restart(1)
-    RemoteReplayBuffer(shards.addresses[1], buffer_size=200).close()
-    seen += [number for batch in batches for number in batch["number"].tolist()]
-    counts = Counter(seen)
-    assert [counts[number] for number in range(400)] == [2] * 400
-    assert sum(counts[number] for number in range(400, 600)) + batches.lost == 400
-    assert batches.lost >= 200
-    assert batches.overwritten == 0
-
-
-def test_a_shard_that_does_not_come_back_in_time_is_not_waited_for_again(stack, tmp_path):
-    shards = Shards(stack, tmp_path, 2)
-    shards.fill((400, 200))
-    buffer = stack.enter_context(ShardedReplayBuffer(shards.addresses, timeout=3.0, on_loss="degrade"))
+def test_rows_of_a_shard_that_does_not_come_back_are_counted_as_lost_and_it_is_not_waited_for_again(stage, stack):
+    stage.fill(400, 200)
+    buffer = stack.enter_context(stage.buffer(timeout=1.5, on_loss="degrade"))
     batches = buffer.epochs(10, 3, shuffle=True, seed=1)
-    shards.kill(1)
-    seen: list[int] = []
+    token = batches.state_dict()
+    stage.kill(1)
+    batches.load_state_dict(token)  # Nothing was read ahead.
     began = time.monotonic()
+    first: list[int] = []
     while batches.epoch == 0:
-        seen += next(batches)["number"].tolist()
-    assert 2.5 < time.monotonic() - began < 15.0
-    lost = batches.lost
-    assert lost == 600 - len(seen) >= 100
-    shards.restart(1)  # What comes after that comes again.
-    deadline = time.monotonic() + TIMEOUT
-    while buffer.describe().lost_shards:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    rest = [number for batch in batches for number in batch["number"].tolist()]
-    assert len(seen) + len(rest) + batches.lost == 1800
-    assert batches.lost - lost <= 60  # Read ahead while it was lost.
+        first += next(batches)["number"].tolist()
+    assert 1.4 < time.monotonic() - began < 15.0
+    assert sorted(first) == [*range(400)]
+    assert batches.lost == 200
+    seen = Counter(taken(batches))
+    assert seen == dict.fromkeys(range(400), 2)
+    assert (batches.lost, batches.overwritten) == (600, 0)
+    stage.restart(1)  # It gives the rows of later epochs again.
+    until_back(buffer)
+    batches.load_state_dict({**batches.state_dict(), "epoch": 2})
+    assert sorted(taken(batches)) == [*range(600)]
 
 
-def test_a_lost_shard_is_an_error_where_the_buffer_does_not_go_on_and_the_token_is_still_good(stack, tmp_path):
-    shards = Shards(stack, tmp_path, 2)
-    shards.fill((40, 20))
-    buffer = stack.enter_context(ShardedReplayBuffer(shards.addresses, timeout=2.0))
-    batches = buffer.epochs(10, shuffle=True, seed=1)
+def test_it_is_an_error_where_all_shards_are_lost_and_the_token_is_still_good(stage, stack):
+    stage.fill(40, 20)
+    buffer = stack.enter_context(stage.buffer(timeout=1.5, on_loss="degrade"))
+    batches = buffer.epochs(10, 1000, shuffle=True, seed=1)
     seen = next(batches)["number"].tolist()
-    shards.kill(1)
+    for place in range(2):
+        stage.kill(place)
+    with pytest.raises(ServerUnavailableError, match="all 2 shards"):
+        seen.extend(number for batch in batches for number in batch["number"].tolist())
+    token = batches.state_dict()
+    for place in range(2):
+        stage.restart(place)
+    batches = stack.enter_context(stage.buffer(timeout=TIMEOUT)).epochs(10, 1000, shuffle=True)
+    batches.load_state_dict(token)
+    while batches.epoch <= token["epoch"]:
+        seen += next(batches)["number"].tolist()
+    assert Counter(seen) == dict.fromkeys(range(60), token["epoch"] + 1)
+    assert batches.lost == 0
+
+
+def test_a_lost_shard_is_an_error_where_the_buffer_does_not_go_on_and_the_token_is_still_good(stage, stack):
+    stage.fill(40, 20)
+    buffer = stack.enter_context(stage.buffer(timeout=1.0))
+    batches = buffer.epochs(10, 1000, shuffle=True, seed=1)
+    seen = next(batches)["number"].tolist()
+    stage.kill(1)
     with pytest.raises(ServerUnavailableError):
         seen.extend(number for batch in batches for number in batch["number"].tolist())
-    assert len(seen) < 60
     token = batches.state_dict()
-    shards.restart(1)
+    with pytest.raises(ServerUnavailableError):
+        batches.load_state_dict(token)
+    stage.restart(1)
+    batches = stack.enter_context(stage.buffer(timeout=TIMEOUT)).epochs(10, 1000, shuffle=True)
     batches.load_state_dict(token)
-    seen += [number for batch in batches for number in batch["number"].tolist()]
-    assert sorted(seen) == [*range(60)]
+    while batches.epoch <= token["epoch"]:
+        seen += next(batches)["number"].tolist()
+    assert Counter(seen) == dict.fromkeys(range(60), token["epoch"] + 1)
 
 
-def test_epochs_that_wait_for_a_lost_shard_can_be_closed(stack, tmp_path):
-    shards = Shards(stack, tmp_path, 2)
-    shards.fill((40, 20))
-    buffer = stack.enter_context(ShardedReplayBuffer(shards.addresses, timeout=TIMEOUT))
-    batches = buffer.epochs(10, shuffle=True, seed=1)
-    shards.kill(1)
+def test_epochs_begin_with_the_rows_of_a_shard_that_is_away_for_a_moment(stage, stack):
+    stage.fill(40, 20)
+    buffer = stack.enter_context(stage.buffer(timeout=TIMEOUT, on_loss="degrade"))
+    stage.kill(1)
+    threading.Timer(0.5, stage.restart, [1]).start()
+    assert sorted(taken(buffer.epochs(10))) == [*range(60)]
+
+
+def test_epochs_that_wait_for_a_lost_shard_can_be_closed_and_leave_no_thread(stage, stack):
+    stage.fill(40, 20)
+    before = set(threading.enumerate())
+    buffer = stack.enter_context(stage.buffer(timeout=TIMEOUT))
+    batches = buffer.epochs(10, 1_000_000, shuffle=True, seed=1)
+    next(batches)
+    stage.kill(1)
     began = time.monotonic()
     timer = threading.Timer(1.0, batches.close)
     timer.start()
-    assert len(list(batches)) < 6
-    timer.join()
+    assert all(len(batch) == 10 for batch in batches)
+    assert batches.epoch < 1_000_000
     assert time.monotonic() - began < TIMEOUT / 2
+    buffer.close()
+    while left := {thread for thread in threading.enumerate() if thread.name == "tdreplay-reader"} - before:
+        assert time.monotonic() - began < TIMEOUT / 2, left
+        time.sleep(0.02)
+
+
+def test_rows_of_a_shard_that_comes_back_empty_are_counted_as_lost(stage, stack):
+    stage.fill(400, 200)
+    buffer = stack.enter_context(stage.buffer(timeout=TIMEOUT, on_loss="degrade"))
+    batches = buffer.epochs(10, 2, shuffle=True, seed=1)
+    seen = [number for _ in range(5) for number in next(batches)["number"].tolist()]
+    token = batches.state_dict()
+    stage.kill(1)
+    stage.restart(1, empty=True)
+    RemoteReplayBuffer(stage.addresses[1], table=stage.table, buffer_size=200).close()
+    batches.load_state_dict(token)
+    seen += taken(batches)
+    counts = Counter(seen)
+    assert [counts[number] for number in range(400)] == [2] * 400
+    assert len(seen) + batches.lost == 1200
+    assert batches.overwritten == 0

@@ -39,7 +39,7 @@ from tdreplay_client.sharding.directory import Directory, as_directory
 from tdreplay_client.sharding.draw_query import DrawQuery
 from tdreplay_client.sharding.drawn_stream import DrawnStream
 from tdreplay_client.sharding.draws import Draws
-from tdreplay_client.sharding.epochs import ShardedEpochs, plan_over
+from tdreplay_client.sharding.epochs import ShardedEpochs, described, plan_over
 from tdreplay_client.sharding.inserts import ShardedInserts
 from tdreplay_client.sharding.keeper import Keeper
 from tdreplay_client.sharding.lookups import StoredSlots, all_rows, episode_rows, listed_episodes, rows_in_slots
@@ -272,9 +272,9 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         return self._shards.config.trajectories
 
     def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> ShardedEpochs:
-        answers = self._on_those_there(lambda shard: shard.asked(ShardTable.answer))
-        plan = plan_over(query, self.table, answers, seed)
-        return ShardedEpochs(self._shards, plan, self._transfer, self._timeout if self._shards.goes_on else None, view)
+        patience = self._timeout if self._shards.goes_on else None
+        plan = plan_over(query, self.table, described(self._shards, patience), seed)
+        return ShardedEpochs(self._shards, plan, self._transfer, patience, view)
 
     # -- state --------------------------------------------------------------------------------------------------------------------------------
 

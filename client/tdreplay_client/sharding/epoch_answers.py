@@ -16,11 +16,14 @@ COMES, NO_ANCHOR, OVERWRITTEN, REPLACED, LOST = range(5)
 """What becomes of a row: the bytes of `outcomes` in a SampleByIndexResponse, and one for rows of shards that are gone for good."""
 
 Outcomes = npt.NDArray[np.uint8]
+_COME = np.array([True, False, False, True, False])
+"""For each outcome whether a row comes."""
 
 
 def come_of(outcomes: Outcomes) -> npt.NDArray[np.bool_]:
     """For each outcome whether a row comes."""
-    return np.isin(outcomes, (COMES, REPLACED))
+    found: npt.NDArray[np.bool_] = _COME[outcomes]
+    return found
 
 
 class EpochAnswer(NamedTuple):
@@ -35,6 +38,11 @@ class EpochAnswer(NamedTuple):
     outcomes: Outcomes
     batch: ShardBatch | None
     oldest: int
+
+    @property
+    def comes(self) -> npt.NDArray[np.bool_]:
+        """For each whether a row comes."""
+        return come_of(self.outcomes)
 
     @classmethod
     def of(cls, head: Any, batch: ShardBatch | None, asked: int) -> EpochAnswer:

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
-from tensordict import TensorDict
 
-from tdreplay.errors import OverwrittenError, TableChangedError
-from tdreplay.selecting import Slots
+from tdreplay.errors import OverwrittenError, ServerUnavailableError, TableChangedError
 from tdreplay.shard_ids import sharded_row_ids
-from tdreplay_client.reading.device_transfer import DeviceTransfer
+from tdreplay_client.sharding.epoch_places import Piece, Places
 from tdreplay_client.sharding.epoch_plan import ShardedPlace, ShardedPlan
-from tdreplay_client.sharding.epoch_rows import PLACES, Places, ReadAhead
-from tdreplay_client.sharding.joining import joined
+from tdreplay_client.sharding.epoch_read_ahead import PLACES, ReadAhead
 
-__all__ = ["EpochBatches", "Piece", "StepEpochBatches", "made_batch"]
-
-
-class Piece(NamedTuple):
-    """Rows of a batch: those that come at the places from start to stop of some."""
-
-    places: Places
-    start: int
-    stop: int
-
-
-def made_batch(pieces: Sequence[Piece], shards: int, transfer: DeviceTransfer) -> TensorDict:
-    """The batch of some pieces, one row at least, in the order of their places. `shards`: how many shards the buffer has."""
-    parts, targets, before = [], [], 0
-    for places, start, stop in pieces:
-        ranks: Slots = np.cumsum(places.comes[start:stop]) - 1 + before
-        for part, mine in places.parts(start, stop):
-            parts.append(part)
-            targets.append(ranks[mine - start])
-        before += int(np.count_nonzero(places.comes[start:stop]))
-    return joined(parts, shards, None if len(parts) == 1 else np.concatenate(targets), transfer)
+__all__ = ["EpochBatches", "StepEpochBatches"]
 
 
 class EpochBatches:
@@ -51,6 +26,7 @@ class EpochBatches:
 
     def __init__(self, plan: ShardedPlan, place: ShardedPlace, ahead: ReadAhead) -> None:
         self._plan, self._ahead = plan, ahead
+        self._rest: Piece | None = None  # What was read of the places from the next one on.
 
     def next(self, place: ShardedPlace) -> tuple[list[Piece], ShardedPlace]:
         """The next batch, which begins at `place`, and the place after it. No piece: the epochs are over, or were closed.
@@ -60,29 +36,59 @@ class EpochBatches:
             TableChangedError, ServerUnavailableError: its rows cannot be read.
         """
         while not self._plan.is_over(place):
-            if self._nothing_left:
-                return [], self._plan.end(place)
-            found = self._ahead.take()
-            if found is None:
+            if self._nothing_comes(place):
+                return [], self._end(place)
+            piece = self._read()
+            if piece is None:
                 break
-            whole = Piece(found, 0, len(found.outcomes))
-            self._check_overwritten(whole)
-            place = self._behind(place, whole)
-            if found.comes.any():
-                return [whole], place
+            piece = self._cut(piece, min(piece.start + self._plan.query.batch_size, piece.stop))
+            self._check_overwritten(piece)
+            place = self._behind(place, piece)
+            if piece.rows:
+                return [piece], place
         return [], place
 
-    @property
-    def _nothing_left(self) -> bool:
-        """Whether all rows were overwritten, and are to be left out.
+    def _read(self) -> Piece | None:
+        """What was read from the next place on; None: it was closed."""
+        if self._rest is not None:
+            return self._rest
+        found = self._ahead.take()
+        if found is None:
+            return None
+        if found.lost.any():
+            self._check_there()
+        return Piece(found, 0, len(found))
+
+    def _cut(self, piece: Piece, stop: int) -> Piece:
+        """A piece up to a place. The next one begins there."""
+        self._rest = piece._replace(start=stop) if stop < piece.stop else None
+        return piece._replace(stop=stop)
+
+    def _check_there(self) -> None:
+        """Passes where rows of a shard may still come.
 
         Raises:
             TableChangedError: the tables of all shards are others by now.
+            ServerUnavailableError: all shards are lost, but for those whose table is another one.
         """
         windows = self._ahead.windows
         if all(window.is_gone for window in windows):
             raise TableChangedError("the tables of all shards were reset, rewound or lost rows since the epochs began")
-        return self._plan.query.on_overwrite == "skip" and all(window.has_none_left for window in windows)
+        if all(window.is_gone or window.is_given_up for window in windows):
+            raise ServerUnavailableError(f"all {len(windows)} shards that the epochs go over are lost for longer than the buffer's timeout")
+
+    def _nothing_comes(self, place: ShardedPlace) -> bool:
+        """Whether no row comes any more: all were overwritten, and are to be left out, or, from the beginning of an epoch on, are gone."""
+        if self._rest is not None or self._plan.query.on_overwrite != "skip":
+            return False
+        windows = self._ahead.windows
+        return all(window.has_none_left or (window.is_gone and not place.position) for window in windows) and not all(one.is_gone for one in windows)
+
+    def _end(self, place: ShardedPlace) -> ShardedPlace:
+        """The end, where nothing comes after `place`. Of the rows that were to come, shards have as many as of those of a whole epoch."""
+        after, gone = self._plan.end(place), sum(window.window.rows for window in self._ahead.windows if window.is_gone)
+        lost = (after.overwritten - place.overwritten) * gone // self._plan.rows
+        return replace(after, overwritten=after.overwritten - lost, lost=place.lost + lost)
 
     def _behind(self, place: ShardedPlace, piece: Piece) -> ShardedPlace:
         """The place after a piece from `place` on, with what was overwritten or lost in it."""
@@ -115,13 +121,12 @@ class StepEpochBatches(EpochBatches):
 
     def __init__(self, plan: ShardedPlan, place: ShardedPlace, ahead: ReadAhead) -> None:
         super().__init__(plan, place, ahead)
-        self._rest: Piece | None = None  # What was read of the places from the next one on.
         self._empty_from = None if place.position else place.epoch  # Since the beginning of this epoch nothing came.
 
     def next(self, place: ShardedPlace) -> tuple[list[Piece], ShardedPlace]:
         while not self._plan.is_over(place):
-            if self._nothing_left and self._rest is None:
-                return [], self._plan.end(place)
+            if self._nothing_comes(place):
+                return [], self._end(place)
             filled = self._filled(place)
             if filled is None:
                 break
@@ -148,21 +153,15 @@ class StepEpochBatches(EpochBatches):
         pieces: list[Piece] = []
         missing, looked_behind, now = self._plan.query.batch_size, 0, place
         while now.epoch == place.epoch:
-            piece = self._rest
+            piece = self._read()
             if piece is None:
-                found = self._ahead.take()
-                if found is None:
-                    return None
-                piece = Piece(found, 0, len(found.outcomes))
-            stop = self._stop(piece, missing)
-            taken = piece._replace(stop=stop)
-            count = int(np.count_nonzero(piece.places.comes[piece.start : stop]))
-            if count:
-                pieces.append(taken)
-            missing -= count
-            now = self._behind(now, taken)
-            self._rest = piece._replace(start=stop) if stop < piece.stop else None
-            looked_behind += 0 if missing else stop - piece.start
+                return None
+            piece = self._cut(piece, self._stop(piece, missing))
+            if piece.rows:
+                pieces.append(piece)
+            missing -= piece.rows
+            now = self._behind(now, piece)
+            looked_behind += 0 if missing else piece.stop - piece.start
             if not missing and (self._rest is not None or looked_behind >= PLACES):
                 break
         return pieces, missing, now

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import cast
@@ -15,14 +17,52 @@ from tdreplay.table_messages import trajectories_from_message
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView
 from tdreplay_client.reading.device_transfer import DeviceTransfer
-from tdreplay_client.sharding.epoch_batches import EpochBatches, StepEpochBatches, made_batch
+from tdreplay_client.sharding.epoch_batches import EpochBatches, StepEpochBatches
+from tdreplay_client.sharding.epoch_places import made_batch
 from tdreplay_client.sharding.epoch_plan import FIRST, ShardedPlace, ShardedPlan, ShardWindow
-from tdreplay_client.sharding.epoch_rows import ReadAhead
+from tdreplay_client.sharding.epoch_read_ahead import ReadAhead
+from tdreplay_client.sharding.epoch_rows import PAUSE_SECONDS
 from tdreplay_client.sharding.shard import Shard
-from tdreplay_client.sharding.shard_set import ShardSet
+from tdreplay_client.sharding.shard_set import ShardSet, none_there
 from tdreplay_client.sharding.shard_table import ShardTable
 
-__all__ = ["ShardedEpochs", "plan_over"]
+__all__ = ["ShardedEpochs", "described", "plan_over"]
+
+log = logging.getLogger("tdreplay")
+
+
+def described(shards: ShardSet, patience: float | None) -> list[tuple[Shard, pb.DescribeResponse]]:
+    """What the servers say of the tables now. A shard that is lost is waited for, because its rows are to come too.
+
+    Args:
+        shards: The buffer's shards.
+        patience: For how many seconds a lost shard is waited for, where epochs begin without it then; None: they do not.
+
+    Raises:
+        ServerUnavailableError: no shard is there, or one is not.
+    """
+    if patience is None:
+        return shards.on_those_there(lambda shard: shard.asked(ShardTable.answer))
+
+    def answer(shard: Shard) -> pb.DescribeResponse | ServerUnavailableError:
+        error = ServerUnavailableError(f"shard {shard.number} at {shard.place.address} is lost")
+        while not shard.is_lost_for(patience):
+            try:
+                if shard.is_there:
+                    return shard.asked(ShardTable.answer)
+            except ServerUnavailableError as failure:
+                error = failure
+            shards.check_open()
+            time.sleep(PAUSE_SECONDS)  # The buffer asks it whether it is back.
+        log.warning("epochs begin without the rows of shard %d, which is lost", shard.number)
+        return error
+
+    there = shards.now
+    found = list(zip(there, shards.each(answer, there), strict=True))
+    answers = [(shard, answer) for shard, answer in found if not isinstance(answer, ServerUnavailableError)]
+    if not answers:
+        raise none_there(answer for _, answer in found)
+    return answers
 
 
 def plan_over(query: EpochQuery, table: str, answers: Sequence[tuple[Shard, pb.DescribeResponse]], seed: int | None) -> ShardedPlan:
@@ -68,15 +108,15 @@ class ShardedEpochs(Epochs):
         self._place: ShardedPlace = FIRST
         self._plan: ShardedPlan = plan
         self._shards, self._transfer, self._patience = shards, transfer, patience
-        self._check_query(plan)
+        self._row_bytes = self._checked_row_bytes(plan)
         self._batches: EpochBatches | None = self._opened(plan, FIRST)
 
     def _opened(self, plan: ShardedPlan, place: ShardedPlace) -> EpochBatches:
         kind = StepEpochBatches if plan.of_steps else EpochBatches
-        return kind(plan, place, ReadAhead(self._shards, plan, place, self._patience))
+        return kind(plan, place, ReadAhead(self._shards, plan, place, self._patience, self._row_bytes))
 
-    def _check_query(self, plan: ShardedPlan) -> None:
-        """Asks a shard for one row, so that what cannot be is said at once. Where none answers, the batches say so."""
+    def _checked_row_bytes(self, plan: ShardedPlan) -> int:
+        """Asks a shard for one row, so that what cannot be is said at once. Its bytes; 0: none came. Where no shard answers, the batches say so."""
         shards = {shard.number: shard for shard in self._shards.now}
         for window in plan.windows:
             shard = shards.get(window.shard)
@@ -84,12 +124,13 @@ class ShardedEpochs(Epochs):
                 continue
             ids = np.array([window.first_row_id], np.int64)
             try:
-                shard.asked(partial(ShardTable.epoch_rows, row_ids=ids, window=window, query=plan.query))
+                answer = shard.asked(partial(ShardTable.epoch_rows, row_ids=ids, window=window, query=plan.query))
             except (TableChangedError, TableNotFoundError, ServerUnavailableError):
                 if self._patience is None:
                     raise
                 continue
-            return
+            return 0 if answer.batch is None else answer.batch.nbytes
+        return 0
 
     @property
     def lost(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.shard_batches import ShardBatch
 from tdreplay_client.sharding.slots import whole_slots
 
-__all__ = ["LOST_SHARDS", "Part", "joined"]
+__all__ = ["LOST_SHARDS", "Part", "check_same", "joined", "joined_columns"]
 
 LOST_SHARDS = "lost_shards"
 """The field of a batch that says how many shards were not drawn from, where the buffer goes on without those that are lost."""
@@ -73,17 +73,30 @@ def joined(
         SchemaError: the parts have other fields.
     """
     first, rows = parts[0].batch, sum(part.rows for part in parts)
-    for part in parts[1:]:
-        _check_same(first, part)
     same = {} if drawn is None else {name: value for name, value in drawn.items() if name in first.columns}
-    whole = _taken_over(parts[0], shards, same) if len(parts) == 1 and order is None else _copied(parts, rows, shards, order, transfer, same)
+    whole = joined_columns(parts, shards, order, transfer, same)
     whole |= {name: torch.full((rows,), value, dtype=first.columns[name].dtype, device="cpu") for name, value in same.items()}
     batch = transfer.bring(whole, (rows, *first.batch_shape), first.dim_names).take()
     # Only now: a view would take a field that is neither the rows' nor the draw's for one of its steps.
     return batch if lost is None else batch.set(LOST_SHARDS, torch.full(batch.batch_size, lost, dtype=torch.int64, device=batch.device))
 
 
-def _taken_over(part: Part, shards: int, left_out: Mapping[str, float]) -> dict[str, torch.Tensor]:
+def joined_columns(
+    parts: Sequence[Part], shards: int, order: npt.NDArray[np.int64] | None, transfer: DeviceTransfer, left_out: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """The columns of `joined`, in the host's memory, without those that are left out.
+
+    Raises:
+        SchemaError: the parts have other fields.
+    """
+    for part in parts[1:]:
+        check_same(parts[0].batch.columns, part.batch.columns, part.number)
+    if len(parts) == 1 and order is None:
+        return _taken_over(parts[0], shards, left_out)
+    return _copied(parts, sum(part.rows for part in parts), shards, order, transfer, left_out)
+
+
+def _taken_over(part: Part, shards: int, left_out: Collection[str]) -> dict[str, torch.Tensor]:
     """The columns of the only part. Rows of a batch that has others too are copied: each batch has memory of its own."""
     shared = (part.start, part.stop) != (0, part.batch.rows)
     columns = {name: column[part.start : part.stop] for name, column in part.batch.columns.items() if name not in left_out}
@@ -97,7 +110,7 @@ def _copied(
     shards: int,
     order: npt.NDArray[np.int64] | None,
     transfer: DeviceTransfer,
-    left_out: Mapping[str, float],
+    left_out: Collection[str],
 ) -> dict[str, torch.Tensor]:
     """The columns of all parts in new memory, each row at its place."""
     kinds = {name: column for name, column in parts[0].batch.columns.items() if name not in left_out}
@@ -111,11 +124,16 @@ def _copied(
     return columns
 
 
-def _check_same(first: ShardBatch, part: Part) -> None:
-    mine, theirs = _kinds(first.columns), _kinds(part.batch.columns)
+def check_same(first: Columns, others: Columns, number: int) -> None:
+    """Passes where rows of the shard `number` have the fields of other ones.
+
+    Raises:
+        SchemaError: they do not.
+    """
+    mine, theirs = _kinds(first), _kinds(others)
     if mine != theirs:
         differing = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
-        raise SchemaError(f"the shards are no one buffer: their rows differ in the fields {differing}, and those of shard {part.number} are others")
+        raise SchemaError(f"the shards are no one buffer: their rows differ in the fields {differing}, and those of shard {number} are others")
 
 
 def _kinds(columns: Columns) -> dict[str, tuple[torch.dtype, torch.Size]]:

@@ -68,6 +68,11 @@ class Shard:
         """Whether it answered when it was last asked."""
         return self.lost_since is None
 
+    def is_lost_for(self, seconds: float, start: float = 0.0) -> bool:
+        """Whether it is lost for that long already. `start`: not counting the time before that, as `time.monotonic` says it."""
+        since = self.lost_since
+        return since is not None and time.monotonic() - max(since, start) >= seconds
+
     def asked(self, call: Callable[[ShardTable], T]) -> T:
         """The answer of its table. Where it does not answer, the shard counts as lost from then on.
 

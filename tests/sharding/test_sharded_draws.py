@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,43 +72,6 @@ def test_priorities_that_this_buffer_changes_count_at_once(addresses, table):
         everything = buffer.sample_all()
         buffer.update_priorities(everything["row_id"], torch.where(everything["number"] == 3, 5.0, 0.0))
         assert set(buffer.sample_batch(500)["number"].tolist()) == {3}
-
-
-def test_draws_stay_within_the_bound_while_others_insert_rows(addresses, table):
-    """Shard 0 fills while rows are drawn: its rows come too seldom at most by those that came since it was heard, at least every 0.1 s."""
-    fill_unevenly(addresses, table, sizes=(0, 500, 500))
-    over, sizes = threading.Event(), list[int]()
-
-    def insert() -> None:
-        with RemoteReplayBuffer(addresses[0], table=table, transport="grpc") as shard:
-            for first in range(0, 400, 5):
-                if over.wait(0.02):
-                    return
-                shard.add_batch(numbered(1000 + first, 5))
-
-    with opened(addresses, table) as buffer, ThreadPoolExecutor(1) as thread:
-        working = thread.submit(insert)
-        drawn, expected, off = 0, 0.0, 0.0
-        try:
-            while not working.done():
-                before = shard_size(addresses[0], table)
-                batch = buffer.sample_batch(200)
-                after = shard_size(addresses[0], table)
-                sizes.append(after)
-                drawn += int((shard_numbers(batch["row_id"].numpy()) == 0).sum())
-                share, most = before / (1000 + before), after / (1000 + after)
-                expected += 200 * share
-                off += 200 * (most - share + 30 / (1000 + after))  # 30: the rows of 0.1 s, and some more where this machine is slow.
-        finally:
-            over.set()
-        working.result()
-    assert len(sizes) > 5
-    assert abs(drawn - expected) < off + 5 * (expected**0.5 + 1)
-
-
-def shard_size(address: str, table: str) -> int:
-    with RemoteReplayBuffer(address, table=table) as shard:
-        return shard.size
 
 
 def test_rows_of_a_batch_come_in_random_order_over_the_shards(addresses, table):

@@ -69,7 +69,7 @@ def blocks_alone(*languages: str) -> list[object]:
 @pytest.mark.parametrize("block", blocks_alone("python"))
 def test_a_python_block_runs_when_it_is_pasted_alone(block, tmp_path, address):
     """In a process and a directory of its own, beside a server at the usual address."""
-    program = block.text.replace(ADDRESS, address)
+    program = block.text.replace(ADDRESS, address).replace("/tmp/replay", str(tmp_path / "replay"))
     ended = children.completed("-c", program, directory=tmp_path)
     assert ended.returncode == 0, ended.stderr
 

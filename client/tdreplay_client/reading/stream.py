@@ -79,6 +79,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
 
     Attributes:
         shared: whether batches come through memory that is shared with the server.
+        losses: how often the connection was lost.
 
     Args:
         connection: the connection to the server.
@@ -113,7 +114,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
         self._transfer = transfer.for_view(view)
         self._view, self._place = view, self._beginning()
         self._over = self._lost = False
-        self._waits, self._counted, self.shared = wait, counted, False
+        self._waits, self._counted, self.shared, self.losses = wait, counted, False, 0
         self._call: BatchCall | None = None
         self._updated = Updated(0, 0)  # Over the calls before this one.
         self._end: Callable[[], object] = lambda: None
@@ -235,6 +236,7 @@ class BatchStream(OfOneProcess, Iterator[TensorDict]):
                 self._end_call()
                 if self._over:  # Another thread closed the stream, and with it the call.
                     raise StopIteration
+                self.losses += isinstance(pending, ServerUnavailableError)
                 self._lost = isinstance(pending, (*MAY_PASS, *((EmptyTableError,) if self._waits else ())))
                 if not isinstance(pending, self._DRAWN_ANEW):
                     raise pending

@@ -53,7 +53,8 @@ from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.shard_table import ShardTable
 from tdreplay_client.sharding.shard_writer import checked_settings
 from tdreplay_client.sharding.shares import share_of
-from tdreplay_client.sharding.stream import ShardedStream, StreamPlan
+from tdreplay_client.sharding.stream import ShardedStream
+from tdreplay_client.sharding.stream_plan import StreamPlan
 from tdreplay_client.sharding.totals import KnownTotals
 from tdreplay_client.sharding.writer import ShardedWriter
 from tdreplay_client.sharding.writer_watch import WriterWatch

@@ -22,7 +22,7 @@ from tdreplay_client.sharding.draws import Draws
 from tdreplay_client.sharding.joining import LOST_SHARDS
 from tdreplay_client.sharding.priority_updates import update_shards
 from tdreplay_client.sharding.shard_set import ShardSet
-from tdreplay_client.sharding.stream import StreamPlan
+from tdreplay_client.sharding.stream_plan import StreamPlan
 from tdreplay_client.sharding.totals import KnownTotals
 
 __all__ = ["DrawnStream"]

@@ -20,7 +20,7 @@ from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.shard_batches import ShardBatch
 from tdreplay_client.sharding.slots import whole_slots
 
-__all__ = ["LOST_SHARDS", "Part", "check_same", "joined", "joined_columns"]
+__all__ = ["LOST_SHARDS", "Part", "check_same", "joined", "joined_columns", "with_lost_shards"]
 
 LOST_SHARDS = "lost_shards"
 """The field of a batch that says how many shards were not drawn from, where the buffer goes on without those that are lost."""
@@ -74,12 +74,21 @@ def joined(
         SchemaError: the parts have other fields.
     """
     first, rows = parts[0].batch, sum(part.rows for part in parts)
-    same = {} if drawn is None else {name: value for name, value in drawn.items() if name in first.columns}
+    same = {} if drawn is None or not first.is_weighed else drawn
     whole = joined_columns(parts, shards, order, transfer, same)
     whole |= {name: torch.full((rows,), value, dtype=first.columns[name].dtype, device="cpu") for name, value in same.items()}
     batch = transfer.bring(whole, (rows, *first.batch_shape), first.dim_names).take()
-    # Only now: a view would take a field that is neither the rows' nor the draw's for one of its steps.
-    return batch if lost is None else batch.set(LOST_SHARDS, torch.full(batch.batch_size, lost, dtype=torch.int64, device=batch.device))
+    return batch if lost is None else with_lost_shards(batch, lost)
+
+
+def with_lost_shards(batch: TensorDict, lost: int) -> TensorDict:
+    """The same batch, which says how many shards were not drawn from, unless its rows have a field of that name.
+
+    A view must be made before: it would take the field for one of its steps.
+    """
+    if LOST_SHARDS not in batch.keys():  # noqa: SIM118 - a TensorDict iterates over its rows, not its keys.
+        batch.set(LOST_SHARDS, torch.full(batch.batch_size, lost, dtype=torch.int64, device=batch.device))
+    return batch
 
 
 def joined_columns(
@@ -149,6 +158,6 @@ def _of_whole(name: str, column: torch.Tensor, part: Part, shards: int) -> torch
         known = column.numpy()  # A few numbers: NumPy takes a third of torch's time for them.
         whole = sharded_row_ids(known, part.number) if name == ROW_ID.name else whole_slots(known, part.place, shards)
         return torch.from_numpy(whole if known.ndim == 1 else np.where(known < 0, known, whole))
-    if name == PROBABILITY.name and part.share != 1.0:
+    if name == PROBABILITY.name and part.share != 1.0 and part.batch.is_weighed:
         return column * part.share
     return column

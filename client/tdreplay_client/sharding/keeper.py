@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
-from tdreplay.errors import ClosedError, EmptyTableError, ReplayError, ServerUnavailableError
+import numpy as np
+import numpy.typing as npt
+
+from tdreplay.errors import ClosedError, DeadlineError, EmptyTableError, OverloadedError, ReplayError, ServerUnavailableError
+from tdreplay.priorities import Updated
+from tdreplay.shard_ids import local_row_ids, shard_numbers
+from tdreplay_client.sharding.priority_updates import check_shard_numbers
 from tdreplay_client.sharding.pull_streams import PullStreams
 from tdreplay_client.sharding.shard_set import ShardSet
-from tdreplay_client.sharding.supply import Supply
+from tdreplay_client.sharding.supply import NOTHING, Supply, add_up
 
 __all__ = ["FRESH_SECONDS", "Keeper"]
 
@@ -34,33 +42,66 @@ class Keeper:
         self.supplies: tuple[Supply, ...] = ()
         self.lost = 0
         self.error: ReplayError | None = None
-        self.changed = threading.Condition()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # No condition: an interrupt of the one who waits would leave its lock behind.
         self._over = threading.Event()
-        self._used = True
+        self._used, self._wanted = True, False
+        self._left = Updated(0, 0)
 
     # -- for the thread that takes batches ----------------------------------------------------------------------------------------------------
 
-    def use(self) -> None:
-        """Notes that batches are taken: while they are not, nothing is asked."""
-        self._used = True
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While it lasts, a batch is wanted. While none is, nothing is asked."""
+        self._used = self._wanted = True
+        try:
+            yield
+        finally:
+            self._wanted = False
 
     def wait(self, seconds: float) -> None:
         """Waits until something changed, at most for so long."""
-        self.use()
-        with self.changed:
-            self.changed.wait(min(seconds, FRESH_SECONDS))
+        with suppress(queue.Empty):
+            self._bell.get(timeout=max(0.0, min(seconds, FRESH_SECONDS)))
 
     def begin_at(self, taken: Mapping[int, int]) -> None:
         """Ends the streams of all shards. They begin again after so many rows of each shard, by its number."""
         for supply in self.supplies:
             supply.begin_at(taken.get(supply.shard.number, 0))
-        self.use()
 
     def lose(self, supply: Supply, error: ReplayError) -> None:
         """Notes that a shard is lost, and ends its stream."""
         supply.shard.lose(error)
         self._count_lost()
-        supply.drop()
+        supply.lose(error)
+
+    def is_renewed(self, supply: Supply) -> bool:
+        """Whether the shard has other rows than it had when the stream began. It is asked, where that is not known.
+
+        Raises:
+            ReplayError: it does not say it.
+        """
+        return supply.is_renewed or supply.is_other(self._streams.totals(supply.shard)[1])
+
+    @property
+    def updated(self) -> Updated:
+        """What became of the rows of updates, of shards that left, too."""
+        return add_up(self._left, *(supply.updated for supply in self.supplies))
+
+    def send_priorities(self, row_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
+        """Sends new priorities of rows to their shards. Those of shards that are lost, or left, are stale.
+
+        Raises:
+            RowIdError: an id names a shard that the buffer never had. Nothing is sent.
+        """
+        supplies, numbers, own = self.supplies, shard_numbers(row_ids), local_row_ids(row_ids)
+        rows_of = [(supply, np.flatnonzero(numbers == supply.shard.number)) for supply in supplies]
+        gone = len(row_ids) - sum(len(rows) for _, rows in rows_of)
+        if gone:
+            check_shard_numbers(row_ids, numbers, {supply.shard.number for supply in supplies} | self._shards.removed)
+            self._left = add_up(self._left, Updated(0, gone))
+        for supply, rows in rows_of:
+            if len(rows):
+                supply.send_priorities(own[rows], priorities[rows])
 
     # -- for the thread that keeps ------------------------------------------------------------------------------------------------------------
 
@@ -84,7 +125,7 @@ class Keeper:
         while not self._over.wait(FRESH_SECONDS / 2):
             if not self._used:
                 continue
-            self._used = False
+            self._used = self._wanted
             try:
                 self._join()
                 self._refresh(self._due())
@@ -94,21 +135,23 @@ class Keeper:
 
     def _fail(self, error: ReplayError) -> None:
         self.error = error
-        with self.changed:
-            self.changed.notify_all()
+        self._ring()
+
+    def _ring(self) -> None:
+        """Ends a wait for a change."""
+        if self._bell.empty():
+            self._bell.put(None)
 
     def _join(self) -> None:
         """Makes a supply for each shard that came, and ends those of shards that left."""
-        shards = list(self._shards.now)
-        known = {supply.shard: supply for supply in self.supplies}
-        if list(known) == shards:
+        shards, known = self._shards.now, {supply.shard: supply for supply in self.supplies}
+        if tuple(known) == shards:
             return
-        for place, shard in enumerate(shards):
-            if shard in known:
-                known[shard].place = place
-        self.supplies = tuple(known.pop(shard) if shard in known else Supply(shard, place, self._streams) for place, shard in enumerate(shards))
+        self.supplies = tuple(known.pop(shard) if shard in known else Supply(shard, self._streams) for shard in shards)
         for supply in known.values():
             supply.drop()
+            self._left = add_up(self._left, supply.updated)
+        self._ring()
 
     def _due(self) -> list[Supply]:
         """The supplies of the shards that are to be asked. Of those that are lost the buffer itself says when they are back."""
@@ -124,23 +167,31 @@ class Keeper:
         self._count_lost()
         for supply, answer in zip(supplies, answers, strict=True):
             if isinstance(answer, ServerUnavailableError):
-                supply.error = answer
                 if self._shards.goes_on:
-                    supply.drop()
-        with self.changed:
-            self.changed.notify_all()
+                    supply.lose(answer)
+                supply.error = answer
+        self._ring()
 
     def _asked(self, supply: Supply) -> None:
-        """Asks a shard for its totals, and opens its stream where it has rows."""
+        """Asks a shard for its totals, and opens its stream where it has rows. Only then it has a part in the draws."""
+        try:
+            self._ask(supply)
+        except (DeadlineError, OverloadedError) as error:  # It may pass: who takes batches finds out for how long it is waited for.
+            raise ServerUnavailableError(str(error)) from error
+
+    def _ask(self, supply: Supply) -> None:
         asked = time.monotonic()
-        supply.note(self._streams.totals(supply.shard), asked)
-        if supply.totals.rows and not supply.is_open and not self._over.is_set():
+        totals, generation_id = self._streams.totals(supply.shard)
+        if supply.is_open and supply.is_other(generation_id):
+            supply.drop()
+        if totals.rows and not supply.is_open and not self._over.is_set():
             try:
-                supply.shard.asked(lambda _: supply.open())
+                supply.shard.asked(lambda _: supply.open(generation_id))
             except EmptyTableError:
-                supply.empty()
-            if self._over.is_set():
-                supply.drop()
+                totals = NOTHING
+        supply.note(totals, asked)
+        if self._over.is_set():
+            supply.drop()
 
     def _count_lost(self) -> None:
         self.lost = sum(not supply.shard.is_there for supply in self.supplies)

@@ -15,7 +15,7 @@ from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.totals import KnownTotals
 
-__all__ = ["update_shards"]
+__all__ = ["check_shard_numbers", "update_shards"]
 
 
 def update_shards(shards: ShardSet, totals: KnownTotals, row_ids: Any, priorities: Any) -> Updated:
@@ -31,7 +31,7 @@ def update_shards(shards: ShardSet, totals: KnownTotals, row_ids: Any, prioritie
     given = checked_priorities(priorities, len(ids))
     there = shards.now
     numbers = shard_numbers(ids)
-    _check_numbers(ids, numbers, {shard.number for shard in there} | shards.removed)
+    check_shard_numbers(ids, numbers, {shard.number for shard in there} | shards.removed)
     of_shard = {shard: np.flatnonzero(numbers == shard.number) for shard in there}
     asked = [shard for shard in there if len(of_shard[shard])] or there[:1]  # The first one says whether there are priorities at all.
     _check_given(shards, {shard: local_row_ids(ids[of_shard[shard]]) for shard in asked})
@@ -54,7 +54,12 @@ def update_shards(shards: ShardSet, totals: KnownTotals, row_ids: Any, prioritie
     return Updated(sum(one.updated for one in found), sum(one.stale for one in found) + gone)
 
 
-def _check_numbers(ids: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], known: set[int]) -> None:
+def check_shard_numbers(ids: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], known: set[int]) -> None:
+    """Passes where each row is of a shard that is known.
+
+    Raises:
+        RowIdError: one is not. The first of them is named.
+    """
     unknown = ~np.isin(numbers, list(known))
     if unknown.any():
         first = int(np.flatnonzero(unknown)[0])

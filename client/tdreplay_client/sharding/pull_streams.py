@@ -49,17 +49,18 @@ class PullSize(NamedTuple):
             batch_bytes: About what they take.
             shards: How many there are.
             prefetch: The most batches that are drawn ahead.
-            seeded: Whether the rows of a batch are to follow from a seed alone: then what comes as one does not depend on `prefetch`.
+            seeded: Whether the rows of a batch are to follow from a seed alone: then what comes as one does not depend on `prefetch`. That of a shard
+                that is alone is a batch, as the same seed gives it to one server.
             counted: Whether draws count: then no more come than are needed.
         """
-        if counted:
+        if counted or (seeded and shards == 1):
             return cls(-(-batch_size // shards), prefetch + 1, 1)
         if batch_bytes >= LARGE_BATCH:
             return cls(-(-batch_size * min(PARTS_AT_ONCE, shards) // shards), max(2, -(-prefetch // min(PARTS_AT_ONCE, shards)) + 1), 1)
         most = batch_size * LARGE_BATCH // max(batch_bytes, 1)
-        whole = max(batch_size * min(MOST_AHEAD, shards) // shards, FEWEST_ROWS)  # Of each shard for each of the batches that are drawn ahead.
-        rows = min(whole if seeded else whole * max(1, prefetch // 2), most, MAX_BATCH_SIZE)
-        return cls(rows, max(2, whole * prefetch // rows), max(1, prefetch // 2))
+        share = batch_size * min(MOST_AHEAD, shards) // shards  # Of each shard for each of the batches that are drawn ahead.
+        rows = min(max(share if seeded else share * max(1, prefetch // 2), FEWEST_ROWS), most, MAX_BATCH_SIZE)
+        return cls(rows, max(2, share * prefetch // rows), max(1, prefetch // 2))
 
 
 class PullStreams:
@@ -83,13 +84,13 @@ class PullStreams:
         self._fields, self._counted = fields, counted
         self.size: PullSize | None = None
 
-    def totals(self, shard: Shard) -> Totals:
-        """Of what the shard would draw now.
+    def totals(self, shard: Shard) -> tuple[Totals, str]:
+        """Of what the shard would draw now, and the generation of its table.
 
         Raises:
             ReplayError: it does not say it.
         """
-        return shard.asked(lambda table: table.totals(uniform=self._uniform, view=self._asked.view))
+        return shard.asked(lambda table: table.totals_now(uniform=self._uniform, view=self._asked.view))
 
     @property
     def _uniform(self) -> bool:
@@ -102,7 +103,7 @@ class PullStreams:
             ReplayError: it cannot be opened.
         """
         size = self.size = self.size or self._suitable(shard)
-        seed = None if self.seed is None else derived_seed(self.seed, shard.number)
+        seed = self.seed if self.seed is None or self._shards == 1 else derived_seed(self.seed, shard.number)
         view = None if self._asked.view is None else self._asked.view.view
         stream = shard.reads.stream(size.rows, prefetch=size.ahead, fields=self._fields, seed=seed, wait=False, uniform=self._uniform, view=view)
         if seed is None:

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from tdreplay.schema import Columns, DimNames
+from tdreplay.system_fields import TABLE_SIZE
 from tdreplay.views import TableView
 from tdreplay_client.reading.device_transfer import DeviceTransfer, MadeBatch, PendingBatch
 
@@ -61,6 +62,11 @@ class ShardBatch(NamedTuple):
     def nbytes(self) -> int:
         """The bytes of all rows."""
         return sum(column.nbytes for column in self.columns.values())
+
+    @property
+    def is_weighed(self) -> bool:
+        """Whether the rows say how probable they were. Where they do not, fields of a user may have the names of what says it."""
+        return getattr(self.head, TABLE_SIZE.name, 0) > 0
 
     @property
     def totals(self) -> Totals | None:

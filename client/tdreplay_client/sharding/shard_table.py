@@ -95,7 +95,11 @@ class ShardTable(RemoteReplayBuffer):
         return cast("pb.DescribeResponse", self._connection.retried(self._answer))
 
     def totals(self, *, uniform: bool = False, view: TableView | None = None, counted: bool = False) -> Totals:
-        """Of what the table would draw a batch now.
+        """Of what the table would draw a batch now; see `totals_now`."""
+        return self.totals_now(uniform=uniform, view=view, counted=counted)[0]
+
+    def totals_now(self, *, uniform: bool = False, view: TableView | None = None, counted: bool = False) -> tuple[Totals, str]:
+        """Of what the table would draw a batch now, and its generation.
 
         Args:
             uniform: Whether all rows are equally probable.
@@ -110,7 +114,8 @@ class ShardTable(RemoteReplayBuffer):
         answer = self._connection.retried(lambda budget: self._connection.unary("Describe", request, budget))
         if not answer.HasField("totals"):
             raise UnimplementedError(f"server {self.address} is of an older version, which cannot be a shard")
-        return Totals(answer.available, float(answer.available)) if counted else Totals.of(answer.totals)
+        found = Totals(answer.available, float(answer.available)) if counted else Totals.of(answer.totals)
+        return found, answer.generation_id
 
     def begin(self, one: OneBatch) -> BegunBatch | None:
         """Asks for a random batch where a call is open for it, and waits for nothing. None: there is none. What it gives is a `ShardBatch`.

@@ -13,53 +13,42 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from tensordict import TensorDict, TensorDictBase
 from typing_extensions import Self
 
 from tdreplay.copying import OfOneProcess
-from tdreplay.errors import ClosedError, DeadlineError, EmptyTableError, FailedPreconditionError, RateLimitedError, ServerUnavailableError
+from tdreplay.errors import (
+    ClosedError,
+    DeadlineError,
+    EmptyTableError,
+    FailedPreconditionError,
+    RateLimitedError,
+    ReplayError,
+    RowIdError,
+    ServerUnavailableError,
+    TableChangedError,
+    TableNotFoundError,
+)
 from tdreplay.limits import MAX_INT64
 from tdreplay.priorities import Updated
 from tdreplay.processes import Owner
-from tdreplay.shard_ids import local_row_ids, shard_numbers
 from tdreplay.tokens import check_keys, check_same, whole_of
-from tdreplay.views import TableView
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.reading.stream import new_priorities
-from tdreplay_client.sharding.joining import LOST_SHARDS
+from tdreplay_client.sharding.joining import with_lost_shards
 from tdreplay_client.sharding.keeper import Keeper
 from tdreplay_client.sharding.mixing import Given, drawn_places, mixed
 from tdreplay_client.sharding.pull_streams import PullStreams
 from tdreplay_client.sharding.recycled_memory import RecycledMemory
+from tdreplay_client.sharding.stream_plan import StreamPlace, StreamPlan
 from tdreplay_client.sharding.supply import Supply
 from tdreplay_client.transport.threads import start_reader
 
-__all__ = ["ShardedStream", "StreamPlan"]
+__all__ = ["ShardedStream"]
 
 JOIN_SECONDS = 5.0
 VERSION = 1
 """Of the tokens of streams over shards."""
-
-
-class StreamPlan(NamedTuple):
-    """What a stream is asked to be.
-
-    Attributes:
-        table: The table's name.
-        batch_size: Rows of a batch.
-        view: What is made of the windows of a batch; None: the rows come as they are.
-        wait: Whether a batch waits while all shards are empty.
-        degrade: Whether it goes on without shards that are lost.
-        timeout: The most seconds that a batch waits.
-    """
-
-    table: str
-    batch_size: int
-    view: TableView | None
-    wait: bool
-    degrade: bool
-    timeout: float
 
 
 class _Ready(NamedTuple):
@@ -99,13 +88,13 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
     def __init__(self, plan: StreamPlan, transfer: DeviceTransfer, streams: PullStreams, keeper: Keeper) -> None:
         self._plan, self._transfer, self._streams, self._keeper = plan, transfer.for_view(plan.view), streams, keeper
         self._memory = RecycledMemory(transfer)
-        self._position = 0
+        self._place, self._is_sound = StreamPlace(), True
+        self._numbers: npt.NDArray[np.float64] | None = None
         self._rng = np.random.Generator(np.random.SFC64())
         self._ready: deque[_Ready] = deque()
         self._drawn = 0  # Batches that were put together: the number of the next one.
-        self._taken: dict[int, int] = {}  # Rows of each shard in the batches that were handed out.
         self._over = False
-        self._taking = threading.Lock()
+        self._taking = threading.RLock()  # An interrupt on the way out of it may leave it to its thread, which gets it again.
         self._owner = Owner("the stream")
         self._end: Callable[[], object] = weakref.finalize(self, keeper.close)
         try:
@@ -121,35 +110,42 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
 
     def __next__(self) -> TensorDict:
         self._owner.check()
-        with self._taking:
-            try:
+        before: StreamPlace | None = None
+        try:
+            with self._taking:
+                before = self._place
                 return self._next()
-            except (RateLimitedError, EmptyTableError, StopIteration) as error:
-                if isinstance(error, EmptyTableError) and not self._plan.wait:
-                    self._over = True
-                    self._end()
-                raise
-            except Exception:
-                self._over = True
-                self._end()
-                raise
-            except BaseException:  # An interrupt: draws may be lost with it, and are drawn again.
-                self._go_to(self._position, self._taken)
-                raise
+        except (RateLimitedError, EmptyTableError, StopIteration) as error:
+            self._is_sound = True  # Nothing was taken. The batch that could not be had is still the next one.
+            if isinstance(error, EmptyTableError) and not self._plan.wait:
+                self._fail()
+            raise
+        except Exception:
+            self._fail()
+            raise
+        except BaseException:  # An interrupt: nobody got the batch. It is drawn again.
+            if before is not None:
+                self._place, self._is_sound = before, False
+            raise
 
     def _next(self) -> TensorDict:
+        if self._over:
+            raise StopIteration
+        if not self._is_sound:  # An interrupt may have come anywhere, and another one while that was dealt with.
+            self._go_to(self._place)
+        self._is_sound = False
         if not self._ready:
-            if self._over:
-                raise StopIteration
-            self._put_together()
+            with self._keeper.used():
+                self._put_together()
         ready = self._ready.popleft()
-        batch = ready.batch
-        if self._plan.degrade:
-            batch.set(LOST_SHARDS, torch.full(batch.batch_size, ready.lost, dtype=torch.int64, device=batch.device))
-        self._position += 1
-        for number, rows in ready.taken.items():
-            self._taken[number] = self._taken.get(number, 0) + rows
+        batch = with_lost_shards(ready.batch, ready.lost) if self._plan.degrade else ready.batch
+        self._place, self._is_sound = self._place.after(ready.taken), True
         return batch
+
+    def _fail(self) -> None:
+        """Ends the stream, which gives no batch after an error."""
+        self._over = True
+        self._end()
 
     def _put_together(self) -> None:
         """Puts the next batches together.
@@ -158,25 +154,47 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
             EmptyTableError: there is no row to draw.
             ReplayError: a shard is lost, or refused something.
         """
-        keeper, until = self._keeper, time.monotonic() + self._plan.timeout
-        keeper.use()
+        until = time.monotonic() + self._plan.timeout
         while True:
-            supplies, masses = _weighed(keeper.supplies)
+            self._check_kept()
+            every = self._keeper.supplies
+            weighed = self._weighed(every)
+            if weighed is None:
+                self._await_rows(until)
+                continue
+            supplies, masses = weighed
             size = self._streams.size
             batches = 1 if size is None else size.together
-            if supplies:
-                places = drawn_places(masses, self._uniform(batches))
-                if self._are_here(supplies, places, until):
-                    break
-            else:
-                self._await_rows(until)
-        self._mix(batches, supplies, masses / masses.sum(), places)
+            places = drawn_places(masses, self._uniform(batches))
+            if self._are_here(supplies, places, until):
+                break
+        self._mix(batches, every, supplies, masses / masses.sum(), places)
+
+    def _weighed(self, every: tuple[Supply, ...]) -> tuple[list[Supply], npt.NDArray[np.float64]] | None:
+        """From which shards rows are drawn, and in which proportion: that of their masses; where none has any, that of their rows.
+
+        None: none has a row, or one has some of which no draw can be had at this moment. Without it, too few rows would be drawn from it.
+        """
+        there = [supply for supply in every if supply.totals.rows]
+        if not there or not all(supply.is_open for supply in there):
+            return None
+        masses = [supply.totals.mass for supply in there]
+        if not any(masses):
+            return there, np.array([float(supply.totals.rows) for supply in there])
+        some = [(supply, mass) for supply, mass in zip(there, masses, strict=True) if mass > 0]
+        return [supply for supply, _ in some], np.array([mass for _, mass in some])
 
     def _uniform(self, batches: int) -> npt.NDArray[np.float64]:
-        """A random number for each row of the next batches: of the seed and the number of its batch alone, where there is a seed."""
+        """A random number for each row of the next batches: of the seed and the number of its batch alone, where there is a seed.
+
+        They are the same until the batches are put together. A draw that waits for a shard's rate limiter would else be made again and again until it
+        needs fewer rows of that shard.
+        """
         rows, seed = self._plan.batch_size, self._streams.seed
         if seed is None:
-            return self._rng.random(rows * batches)
+            if self._numbers is None:
+                self._numbers = self._rng.random(rows * batches)
+            return self._numbers
         keys = [np.array([seed, self._drawn + number], np.uint64) for number in range(batches)]
         return np.concatenate([np.random.Generator(np.random.Philox(key=key)).random(rows) for key in keys])
 
@@ -187,7 +205,6 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
             EmptyTableError: no shard has a row.
             ReplayError: no shard answers, or one refused something.
         """
-        self._check_kept()
         left, supplies = until - time.monotonic(), self._keeper.supplies
         may_come = any(supply.totals.rows or not supply.shard.is_there for supply in supplies)
         if left <= 0 or not (may_come or self._plan.wait):
@@ -207,34 +224,56 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
         for supply, rows in zip(supplies, places, strict=True):
             try:
                 while not supply.has(len(rows)):
-                    self._fill(supply, len(rows), until)
+                    if not self._fill(supply, len(rows), until):
+                        return False
             except EmptyTableError:
                 supply.empty()
                 return False
-            except (ServerUnavailableError, DeadlineError) as error:
+            except (ServerUnavailableError, DeadlineError, TableNotFoundError, TableChangedError, RowIdError) as error:
                 self._check_kept()
                 if supply not in self._keeper.supplies:
                     return False
-                if not self._plan.degrade:
-                    raise
-                self._keeper.lose(supply, error)
+                self._lose(supply, error)
                 return False
         return True
 
-    def _fill(self, supply: Supply, rows: int, until: float) -> None:
-        """Waits for draws, in the end as long as a batch may, whatever less the shard's own calls wait."""
+    def _lose(self, supply: Supply, error: ReplayError) -> None:
+        """Goes on without a shard that is lost, where that is wanted.
+
+        Raises:
+            ReplayError: it is not wanted, or the shard is not lost.
+        """
+        if not self._plan.degrade:
+            raise error
+        if isinstance(error, RowIdError):  # It was started again without the rows that it had, and got updates of their priorities?
+            if not self._keeper.is_renewed(supply):
+                raise error
+            supply.lose(error)
+        else:
+            self._keeper.lose(supply, error)
+
+    def _fill(self, supply: Supply, rows: int, until: float) -> bool:
+        """Waits for draws, in the end as long as a batch may, whatever less the shard's own calls wait. As `Supply.ensure`."""
         try:
-            supply.ensure(rows)
+            return supply.ensure(rows)
         except RateLimitedError:
             if not self._plan.degrade or time.monotonic() >= until:
                 raise
+            return True
 
-    def _mix(self, batches: int, supplies: list[Supply], shares: npt.NDArray[np.float64], places: list[npt.NDArray[np.intp]]) -> None:
+    def _mix(
+        self,
+        batches: int,
+        every: tuple[Supply, ...],
+        supplies: list[Supply],
+        shares: npt.NDArray[np.float64],
+        places: list[npt.NDArray[np.intp]],
+    ) -> None:
         """Makes batches of the draws, which are here."""
-        rows, every = self._plan.batch_size, self._keeper.supplies
+        rows = self._plan.batch_size
         size, least = _of_whole(every, sum(supply.totals.mass for supply in supplies))
         given = [
-            Given(supply.take(len(where)), where, supply.shard.number, supply.place, share)
+            Given(supply.take(len(where)), where, supply.shard.number, every.index(supply), share)
             for supply, where, share in zip(supplies, places, shares.tolist(), strict=True)
             if len(where)
         ]
@@ -243,7 +282,7 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
         whole = self._transfer.bring(columns, (batches * rows, *first.batch_shape), first.dim_names).take()
         parts = [whole] if batches == 1 else whole.split(rows)  # One TensorDict that is split costs half as much as several that are made.
         self._ready.extend(_Ready(one, self._counts(given, number), self._keeper.lost) for number, one in enumerate(parts))
-        self._drawn += batches
+        self._drawn, self._numbers = self._drawn + batches, None
 
     def _counts(self, given: list[Given], batch: int) -> Mapping[int, int]:
         """How many rows of the batch of this number each shard gave, where it is to be known."""
@@ -267,8 +306,9 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
         """
         if self._streams.seed is None:
             raise FailedPreconditionError("a stream without a seed has no place: its batches cannot be drawn again. Give it a seed")
-        taken = {str(number): rows for number, rows in sorted(self._taken.items())}
-        return {**self._settings(), "seed": self._streams.seed, "position": self._position, "taken": taken}
+        place = self._place
+        taken = {str(number): rows for number, rows in sorted(place.taken.items())}
+        return {**self._settings(), "seed": self._streams.seed, "position": place.position, "taken": taken}
 
     def _settings(self) -> dict[str, Any]:
         view = {} if self._plan.view is None else {"view": self._plan.view.view.to_json()}
@@ -291,14 +331,15 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
         taken = {numbers[name]: whole_of(found, name, 0, MAX_INT64) for name in found}
         with self._taking:
             self._streams.seed = seed
-            self._go_to(position, taken)
+            self._place = StreamPlace(position, taken)
+            self._go_to(self._place)
+            self._is_sound = True
 
-    def _go_to(self, position: int, taken: Mapping[int, int]) -> None:
-        """Makes the batch of this number the next one."""
+    def _go_to(self, place: StreamPlace) -> None:
+        """Draws the batches from this place on anew."""
         self._ready.clear()
-        self._position = self._drawn = position
-        self._taken = dict(taken)
-        self._keeper.begin_at(self._taken)
+        self._drawn = place.position
+        self._keeper.begin_at(place.taken)
 
     # -- priorities ---------------------------------------------------------------------------------------------------------------------------
 
@@ -308,17 +349,12 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
         row_ids, priorities = new_priorities(batch, td_error)
         if self._over:
             raise ClosedError("the stream is closed")
-        numbers, own = shard_numbers(row_ids), local_row_ids(row_ids)
-        for supply in self._keeper.supplies:
-            of_it = numbers == supply.shard.number
-            if of_it.any():
-                supply.send_priorities(own[of_it], priorities[of_it])
+        self._keeper.send_priorities(row_ids, priorities)
 
     @property
     def updated(self) -> Updated:
-        """What became of the rows of this stream's updates, as far as the shards have said."""
-        parts = [supply.updated for supply in self._keeper.supplies]
-        return Updated(sum(part.updated for part in parts), sum(part.stale for part in parts))
+        """What became of the rows of this stream's updates, as far as the shards have said. Those that a lost shard did not confirm are stale."""
+        return self._keeper.updated
 
     # -- the rest -----------------------------------------------------------------------------------------------------------------------------
 
@@ -346,16 +382,6 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
-
-
-def _weighed(supplies: tuple[Supply, ...]) -> tuple[list[Supply], npt.NDArray[np.float64]]:
-    """Those from which rows are drawn, and in which proportion: that of their masses; where none has any, that of their rows."""
-    there = [supply for supply in supplies if supply.is_open and supply.totals.rows]
-    masses = [supply.totals.mass for supply in there]
-    if not any(masses):
-        return there, np.array([float(supply.totals.rows) for supply in there])
-    some = [(supply, mass) for supply, mass in zip(there, masses, strict=True) if mass > 0]
-    return [supply for supply, _ in some], np.array([mass for _, mass in some])
 
 
 def _of_whole(supplies: tuple[Supply, ...], mass: float) -> tuple[int, float]:

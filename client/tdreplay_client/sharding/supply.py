@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay.errors import ReplayError, ServerUnavailableError
+from tdreplay.errors import ClosedError, ReplayError, ServerUnavailableError
 from tdreplay.memory import Rows, as_rows, rows_of
 from tdreplay.priorities import Updated
 from tdreplay.system_fields import MIN_PROBABILITY, TABLE_SIZE
@@ -19,11 +19,17 @@ from tdreplay_client.reading.stream import BatchStream
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_batches import ShardBatch, Totals
 
-__all__ = ["Pull", "Run", "Supply"]
+__all__ = ["NOTHING", "Pull", "Run", "Supply", "add_up"]
 
 OF_THE_DRAW = frozenset({TABLE_SIZE.name, MIN_PROBABILITY.name})
 """Fields that are the same in all rows of a batch: they are made for the whole, and not put together."""
 NOTHING = Totals(0, 0.0)
+"""Of an empty shard."""
+
+
+def add_up(*parts: Updated) -> Updated:
+    """What became of the rows of all these updates."""
+    return Updated(*map(sum, zip(*parts, strict=True)))
 
 
 class Pull:
@@ -39,7 +45,7 @@ class Pull:
 
     def __init__(self, batch: ShardBatch) -> None:
         self.batch, self.rows = batch, batch.rows
-        self.is_weighed = getattr(batch.head, TABLE_SIZE.name, 0) > 0  # A user's fields may have the same names where rows have no priorities.
+        self.is_weighed = batch.is_weighed
         self.of_draw = OF_THE_DRAW if self.is_weighed else frozenset()
         own = {name: column for name, column in batch.columns.items() if name not in self.of_draw and column.nbytes}
         self.columns: dict[str, Rows] = {
@@ -67,21 +73,22 @@ class Supply:
 
     Attributes:
         shard: Whose they are.
-        place: Of the shard among those of the buffer.
         totals: Of what the shard drew, or would draw, when it was last heard of.
         heard: When that was, as `time.monotonic` says it.
         taken: How many rows were taken since the stream began.
-        error: Why there is no stream, where that is neither a loss nor a lack of rows.
+        generation_id: Of the shard's table, when its stream was last opened.
+        is_renewed: Whether that was another one before.
+        error: Why there is no stream, where that is not a lack of rows.
 
     Args:
         shard: Whose draws these are.
-        place: Of the shard among those of the buffer.
         opened: Opens a stream of the shard that begins with this pull.
     """
 
-    def __init__(self, shard: Shard, place: int, opened: Callable[[Shard, int], tuple[BatchStream, int]]) -> None:
-        self.shard, self.place, self._opened = shard, place, opened
+    def __init__(self, shard: Shard, opened: Callable[[Shard, int], tuple[BatchStream, int]]) -> None:
+        self.shard, self._opened = shard, opened
         self.totals, self.heard = NOTHING, 0.0
+        self.generation_id, self.is_renewed = "", False
         self.taken, self.waiting = 0, 0
         self.error: ReplayError | None = None
         self._stream: BatchStream | None = None
@@ -90,7 +97,8 @@ class Supply:
         self._start = 0  # Of the first pull's rows, those before it were taken.
         self._skip = 0  # Rows of the next pull that were taken from another stream.
         self._updated = Updated(0, 0)  # By the streams before this one.
-        self._opening, self._changing = threading.Lock(), threading.Lock()
+        self._sent = 0  # Rows of updates that went to this stream.
+        self._opening, self._changing = threading.Lock(), threading.RLock()  # The latter: a signal handler may interrupt its owner.
 
     # -- what is known of the shard -----------------------------------------------------------------------------------------------------------
 
@@ -112,15 +120,17 @@ class Supply:
 
     @property
     def updated(self) -> Updated:
-        """What became of the rows of updates, as far as the server has said."""
+        """What became of the rows of updates, as far as the server has said. What it will not say any more is stale."""
         stream, before = self._stream, self._updated
-        now = Updated(0, 0) if stream is None else stream.updated
-        return Updated(before.updated + now.updated, before.stale + now.stale)
+        return before if stream is None else add_up(before, stream.updated)
 
     # -- its stream ---------------------------------------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
+    def open(self, generation_id: str) -> None:
         """Opens the stream where there is none.
+
+        Args:
+            generation_id: Of the shard's table.
 
         Raises:
             ReplayError: it cannot be opened.
@@ -131,15 +141,38 @@ class Supply:
             stream, rows = self._opened(self.shard, self.taken)
             with self._changing:
                 self._skip, self._stream, self.error = rows, stream, None
+                self.is_renewed |= self.is_other(generation_id)
+                self.generation_id = generation_id
+
+    def is_other(self, generation_id: str) -> bool:
+        """Whether the draws are of a table of another generation: its rows are other ones now."""
+        return self.generation_id not in ("", generation_id)
 
     def drop(self) -> None:
         """Ends the stream. Draws that were not taken are forgotten: they will be drawn again, where the shard is still the same."""
+        stream = self._detached(is_lost=False)
+        if stream is not None:
+            stream.close()
+
+    def lose(self, error: ReplayError) -> None:
+        """Ends the stream of a shard that does not answer, or whose rows are gone. It waits for nothing, and updates on their way count as stale."""
+        self.error = error
+        stream = self._detached(is_lost=True)
+        if stream is not None:
+            stream.break_off()
+            stream.close()
+
+    def _detached(self, *, is_lost: bool) -> BatchStream | None:
+        """The stream, which is none any more."""
         with self._changing:
             stream, self._stream = self._stream, None
             if stream is not None:
-                self._updated = Updated(*map(sum, zip(self._updated, stream.updated, strict=True)))
-        if stream is not None:
-            stream.close()
+                found, sent = stream.updated, self._sent
+                self._updated = add_up(self._updated, found, Updated(0, sent - sum(found) if is_lost else 0))
+                self._sent = 0
+            if is_lost:
+                self.totals, self.heard = NOTHING, time.monotonic()  # It has no part in a draw before it is heard of again.
+        return stream
 
     def empty(self) -> None:
         """Notes that the shard has no row to draw from, and ends the stream."""
@@ -153,10 +186,16 @@ class Supply:
             self.taken = taken
 
     def send_priorities(self, row_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]) -> None:
-        """Sends new priorities of rows, by the shard's own ids. Where there is no stream they are forgotten."""
-        stream = self._stream
-        if stream is not None:
-            stream.send_priorities(row_ids, priorities)
+        """Sends new priorities of rows, by the shard's own ids. Where there is no stream they are stale."""
+        with self._changing:
+            try:
+                if self._stream is not None:
+                    self._stream.send_priorities(row_ids, priorities)
+                    self._sent += len(row_ids)
+                    return
+            except ClosedError:  # It failed just now.
+                pass
+            self._updated = add_up(self._updated, Updated(0, len(row_ids)))
 
     # -- its draws ----------------------------------------------------------------------------------------------------------------------------
 
@@ -164,8 +203,8 @@ class Supply:
         """Whether so many draws are here."""
         return self.waiting >= rows and self._source is self._stream
 
-    def ensure(self, rows: int) -> None:
-        """Waits until so many draws are here.
+    def ensure(self, rows: int) -> bool:
+        """Waits until so many draws are here. False: the shard was lost and is back, and its stream is to be opened anew.
 
         Raises:
             ServerUnavailableError, DeadlineError: the shard is lost.
@@ -178,9 +217,13 @@ class Supply:
             self._source = stream
         while self.waiting < rows:
             batch = None if stream is None else next(stream, None)
-            if batch is None:
+            if stream is None or batch is None:
                 raise self.error or ServerUnavailableError(f"shard {self.shard.number} at {self.shard.place.address} is lost")
+            if stream.losses:  # It goes on with a server that was started again: the rows that wait may be of a table that is no more.
+                self.drop()
+                return False
             self._take_in(cast("ShardBatch", batch))
+        return True
 
     def _take_in(self, batch: ShardBatch) -> None:
         self._pulls.append(Pull(batch))

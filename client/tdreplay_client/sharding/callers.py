@@ -28,7 +28,9 @@ class Callers:
 
     def __init__(self, most: int) -> None:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._idle, self._starting = threading.Semaphore(0), threading.Lock()
+        # Ctrl-C may leave locks behind: idle threads are counted by items of a queue, which has none, and the thread that has the lock may close it.
+        self._idle: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._starting = threading.RLock()
         self._most, self._threads = most, 0
         self._end = weakref.finalize(self, self._calls.put, None)
         self._end.atexit = False
@@ -44,7 +46,9 @@ class Callers:
             if not self._end.alive:
                 raise ClosedError("the buffer is closed")
             self._calls.put((found, work, arguments))
-        if not self._idle.acquire(blocking=False):
+        try:
+            self._idle.get_nowait()
+        except queue.Empty:
             with self._starting:
                 if self._threads < self._most:
                     self._threads += 1
@@ -60,12 +64,12 @@ class Callers:
 _Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 
 
-def _answer_calls(calls: queue.SimpleQueue[_Call | None], idle: threading.Semaphore) -> None:
+def _answer_calls(calls: queue.SimpleQueue[_Call | None], idle: queue.SimpleQueue[None]) -> None:
     """In a thread: makes calls until None comes, which it passes on to the next thread."""
     while (call := calls.get()) is not None:
         _answer(*call)
         del call  # Else the last result would live as long as the thread waits.
-        idle.release()
+        idle.put(None)
     calls.put(None)
 
 

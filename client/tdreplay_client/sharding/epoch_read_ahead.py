@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -35,27 +36,38 @@ FIRST_IDS = 1 << 8
 MOST_THREADS = 32
 
 
+Answer: TypeAlias = "tuple[Slots, EpochAnswer, int]"
+"""Some of the places of a part, counted from its first one; what their shard says of them; and the place of that among the shards."""
+
+
 class _Asked(NamedTuple):
     """A part that was asked for.
 
     Attributes:
         ids: The rows that are to come, as their shards number them.
         shards: The numbers of their shards.
-        answers: Some of the places each, counted from the first one, with what their shard says of them.
+        parts: Some of the places each, for which a call asks.
+        came: What the calls brought or raised; None: nobody waits for it any more. A queue, and no futures: Ctrl-C may not leave their locks behind.
     """
 
     ids: Slots
     shards: Slots
-    answers: list[tuple[Slots, Future[tuple[EpochAnswer, int]]]]
+    parts: Sequence[Slots]
+    came: queue.SimpleQueue[Answer | BaseException | None]
 
-    def places(self) -> Places:
-        """The part. All answers are there."""
+    def places(self) -> Places | None:
+        """The part, once all answers are there; None: nobody waits for it. Raises what a call raised."""
         outcomes, given = np.zeros(len(self.ids), np.uint8), []
-        for places, future in self.answers:
-            answer, shard_place = future.result()
-            outcomes[places] = answer.outcomes
-            if answer.batch is not None:
-                given.append(Given(places[answer.comes], answer.batch, int(self.shards[places[0]]), shard_place))
+        for _ in self.parts:
+            answer = self.came.get()
+            if answer is None:
+                return None
+            if isinstance(answer, BaseException):
+                raise answer
+            places, found, shard_place = answer
+            outcomes[places] = found.outcomes
+            if found.batch is not None:
+                given.append(Given(places[found.comes], found.batch, int(self.shards[places[0]]), shard_place))
         return Places(self.ids, self.shards, outcomes, given)
 
 
@@ -74,11 +86,12 @@ class ReadAhead:
 
     def __init__(self, shards: ShardSet, plan: ShardedPlan, place: ShardedPlace, patience: float | None, row_bytes: int) -> None:
         self._plan, self._epoch, self._position, self._row_bytes = plan, place.epoch, place.position, row_bytes
-        self._closed, self._end, self._closing = threading.Event(), Future[None](), threading.Lock()
+        self._closed = threading.Event()
         self._numbers = np.array([window.shard for window in plan.windows], np.int64)
         self.windows = [WindowRows(shards, plan, window, patience, self._closed) for window in plan.windows]
         self._callers = Callers(min(MOST_THREADS, READ_AHEAD * len(plan.windows)))
         self._waiting: deque[_Asked] = deque()
+        self._taken: _Asked | None = None
         self._places_of_one = 1.0
 
     def take(self) -> Places | None:
@@ -86,12 +99,10 @@ class ReadAhead:
         self._ask()
         if not self._waiting:
             return None
-        asked = self._waiting.popleft()
-        for _, future in asked.answers:
-            wait(cast("list[Future[Any]]", [self._end, future]), return_when=FIRST_COMPLETED)
-            if self._end.done():
-                return None
-        found = asked.places()
+        self._taken = asked = self._waiting.popleft()
+        found = None if self._closed.is_set() else asked.places()
+        if found is None:
+            return None
         self._note(found)
         self._ask()
         return found
@@ -108,10 +119,9 @@ class ReadAhead:
         plan = self._plan
         while len(self._waiting) < READ_AHEAD and self._epoch < plan.query.n_epochs and plan.share:
             stop = min(self._position + self._width, plan.share)
-            with self._closing:
-                if self._end.done():
-                    return
-                self._waiting.append(self._asked(stop))
+            if self._closed.is_set():
+                return
+            self._waiting.append(self._asked(stop))
             self._epoch, self._position = (self._epoch, stop) if stop < plan.share else (self._epoch + 1, 0)
 
     @property
@@ -131,17 +141,27 @@ class ReadAhead:
 
     def _asked(self, stop: int) -> _Asked:
         numbers, ids = self._plan.rows_at(self._epoch, self._position, stop)
-        asked, most = _Asked(ids, self._numbers[numbers], []), self._ids
+        most, parts = self._ids, list[tuple[int, Slots]]()
         for number in np.unique(numbers):
             mine = np.flatnonzero(numbers == number)
-            for some in (mine[start : start + most] for start in range(0, len(mine), most)):
-                asked.answers.append((some, self._callers.call(self.windows[number].at, ids[some])))
+            parts += [(int(number), mine[start : start + most]) for start in range(0, len(mine), most)]
+        asked = _Asked(ids, self._numbers[numbers], [some for _, some in parts], queue.SimpleQueue())
+        for number, some in parts:
+            self._callers.call(_bring, self.windows[number], ids[some], some, asked.came)
         return asked
 
     def close(self) -> None:
-        """Asks for nothing more. Who waits gets None."""
-        with self._closing:
-            self._closed.set()
-            if not self._end.done():
-                self._end.set_result(None)
-            self._callers.close()
+        """Asks for nothing more. Who waits gets None. Any thread may call it."""
+        self._closed.set()
+        taken = self._taken
+        if taken is not None:
+            taken.came.put(None)
+        self._callers.close()
+
+
+def _bring(window: WindowRows, ids: Slots, places: Slots, came: queue.SimpleQueue[Answer | BaseException | None]) -> None:
+    """In a thread: asks for rows of a window."""
+    try:
+        came.put((places, *window.at(ids)))
+    except BaseException as error:  # noqa: BLE001 - whoever waits for the rows raises it.
+        came.put(error)

@@ -10,9 +10,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from tdreplay.errors import DeadlineError, FailedPreconditionError, InternalError, ReplayError, ServerUnavailableError, TableNotFoundError
-from tdreplay_client.ray.settings import NAMESPACE, directory_name
+from tdreplay_client.ray.settings import NAMESPACE, directory_name, shard_name
 
-__all__ = ["answer_of", "answers_of", "check_connected", "found_directory", "is_restarted"]
+__all__ = ["answer_of", "answers_of", "check_connected", "found_directory", "found_shards", "is_restarted"]
 
 
 def check_connected() -> None:
@@ -78,6 +78,13 @@ def found_directory(name: str) -> Any:
         return ray.get_actor(directory_name(name), namespace=NAMESPACE)
     except ValueError:
         raise TableNotFoundError(f"there is no cluster {name!r} on this Ray: it was not started, or was stopped") from None
+
+
+def found_shards(name: str) -> list[int]:
+    """The numbers of the shards of a cluster whose actors have their names: those that run, or are being restarted."""
+    beginning = shard_name(name, "")
+    names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True) if entry["namespace"] == NAMESPACE]
+    return sorted(int(one.removeprefix(beginning)) for one in names if one.startswith(beginning))
 
 
 def is_restarted() -> bool:

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import ray
 from typing_extensions import Self
 
-from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ReplayError, ServerUnavailableError
+from tdreplay.errors import ServerUnavailableError
 from tdreplay.limits import check_choice, check_number, check_seconds
 from tdreplay.table_config import TableConfig
 from tdreplay_client.ray.calls import answer_of, check_connected, found_directory
 from tdreplay_client.ray.directory import RayDirectory
-from tdreplay_client.ray.directory_actor import DirectoryActor
-from tdreplay_client.ray.settings import NAMESPACE, ClusterSettings, check_name, check_shards, directory_name
+from tdreplay_client.ray.named_directory import check_reach, end_cluster, named_directory, wait_until_gone
+from tdreplay_client.ray.settings import ClusterSettings, check_name, check_shards
 from tdreplay_client.ray.status import ClusterStatus, Resized
+from tdreplay_client.ray.watched_shards import seconds_until
 from tdreplay_client.sharding.buffer import ShardedReplayBuffer
 from tdreplay_client.transport.access import TLS
 
 __all__ = ["ReplayCluster"]
 
 ANSWER_SECONDS = 10.0
+UNDO_SECONDS = 60.0
+"""How much later than `start_timeout` whoever starts a cluster is answered: what was started is ended before."""
 STOP_SECONDS = 120.0
 MODES = ("move", "drain")
 
 
 class ReplayCluster:
     """Shards of one buffer on the nodes of a Ray cluster: ``ReplayCluster(shards=4, table=TableConfig(1_000_000), data_dir="/data/replay")``.
+
+    It uses the Ray to which this process is connected, and never connects it: `ray.init` joins a Ray that runs on this host already, or starts one,
+    and which of both is the caller's to say.
 
     Each shard is a tdreplay server, a process of its own, with a port and a directory of its own on the disk of its node. An actor of Ray supervises
     it. The actors are named and detached: the cluster lives until `stop`, whatever becomes of the driver that started it, and any driver of the same
@@ -38,7 +44,7 @@ class ReplayCluster:
     - A server that dies is started again by its actor at once, on its data and at its address. A killed actor takes its server with it; Ray starts
       both again. Clients wait, or go on with the other shards (`on_loss` of the buffer), and need not be restarted.
     - Where a node is gone, Ray starts its shards on another one that has room. Their rows are not there: they begin empty. `status` says so, and the
-      log of the actor does. On a disk that all nodes have, they go on with their rows.
+      log of the actor does. On a disk that all nodes have, they go on with their rows. While no node has room, the shard is ``restarting``.
     - A cluster of the same name and `data_dir` that was stopped is started again with its rows, on whichever nodes have them.
 
     The servers listen at the addresses of their nodes. Where these are no loopback addresses, other hosts reach them, and a server then takes a
@@ -65,13 +71,14 @@ class ReplayCluster:
         server: Further settings of the servers, by name.
         tls: How clients connect, as in `RemoteReplayBuffer`: this object's buffers, and the shards when rows are moved.
         token: The same for what clients show. The actors of the cluster know it; tokens are no secret from those who may use this Ray.
-        start_timeout: Within how many seconds all servers must be ready.
+        start_timeout: Within how many seconds all servers must be ready. The constructor waits for them; where they are not, it ends what it started
+            and raises, within a minute more at most.
 
     Raises:
         InvalidArgumentError: an argument breaks its rule; or the nodes' addresses are reached by other hosts, and nothing protects the servers.
         FailedPreconditionError: this process is not connected to Ray; there is a cluster of this name; the disks have more shards; or a server does
-            not start, as with a setting that it refuses: then the message has the end of its log.
-        ResourceExhaustedError: the nodes have no room for the shards, and did not get it in time.
+            not start, as with a setting that it refuses: then the message has the end of its log; or `data_dir` cannot be written.
+        ResourceExhaustedError: the nodes have no room for the shards, and did not get it in time. The message says what is missing.
         DeadlineError, ServerUnavailableError: they were not ready in time.
     """
 
@@ -97,12 +104,13 @@ class ReplayCluster:
         node = ray.get_runtime_context().get_node_id()
         path = os.fspath(data_dir)
         settings = ClusterSettings.of(name, number, table, path, resources, placement, durability, host, insecure, server, tls, token, node)
-        _check_reach(settings)
-        self._settings, self._actor = settings, _named_actor(settings)
+        check_reach(settings)
+        self._settings, actor = settings, named_directory(settings)
         try:
-            self._ask(self._actor.start.remote(number, seconds), seconds + ANSWER_SECONDS)
+            answer_of(actor.start.remote(number, seconds), seconds + UNDO_SECONDS, f"cluster {settings.name!r}")
         except BaseException:
-            ray.kill(self._actor, no_restart=True)
+            end_cluster(settings.name, actor)
+            wait_until_gone(settings.name)
             raise
 
     @classmethod
@@ -120,8 +128,7 @@ class ReplayCluster:
             ServerUnavailableError, DeadlineError: it does not answer.
         """
         made = cls.__new__(cls)
-        made._actor = found_directory(check_name(name))
-        settings = answer_of(made._actor.settings.remote(), ANSWER_SECONDS, f"cluster {name!r}")
+        settings: ClusterSettings = answer_of(found_directory(check_name(name)).settings.remote(), ANSWER_SECONDS, f"cluster {name!r}")
         made._settings = settings.shown_by(tls, token)
         return made
 
@@ -156,7 +163,7 @@ class ReplayCluster:
             TableNotFoundError: it was stopped.
             ServerUnavailableError, DeadlineError: the actor that knows it does not come back, or does not answer.
         """
-        found: ClusterStatus = self._ask_again(self._actor.status.remote, ANSWER_SECONDS)
+        found: ClusterStatus = self._ask_again("status", ANSWER_SECONDS)
         return found
 
     def resize(
@@ -185,87 +192,59 @@ class ReplayCluster:
         Raises:
             InvalidArgumentError: an argument is out of its range.
             FailedPreconditionError: the cluster is being changed already.
-            ResourceExhaustedError: the nodes have no room for new shards. Nothing changed.
+            TableNotFoundError: it was stopped.
+            ServerUnavailableError: the actor that knows the cluster was restarted meanwhile. It goes on with shards that leave by itself.
+            DeadlineError: it was not done in time.
+            ResourceExhaustedError: the nodes have no room for new shards, and did not get it within two minutes. Nothing changed.
             ReplayError: rows were not moved, as where a shard that stays refuses them. They are on the disk of their shard.
         """
         number, seconds = check_shards(shards), check_seconds(timeout, "timeout")
         how, drained = check_choice(mode, "mode", MODES), check_number(drain_seconds, "drain_seconds", 0.0, 1e6)
-        found: Resized = self._ask(self._actor.resize.remote(number, how, drained, seconds), seconds + drained + ANSWER_SECONDS)
+        found: Resized = self._ask("resize", seconds + drained + ANSWER_SECONDS, number, how, drained, seconds)
         return found
 
     def drain(self) -> None:
-        """Takes no more rows, on all shards. Those that are there are drawn until `stop`.
+        """Takes no more rows, on all shards. Those that are there are drawn until `stop`. A cluster that is started again takes rows.
+
+        Clients know it about a second later. Their writers then raise `FailedPreconditionError`.
 
         Raises:
             FailedPreconditionError: the cluster is being changed already.
             ServerUnavailableError, DeadlineError: a shard does not answer.
         """
-        self._ask(self._actor.drain.remote(), 2 * ANSWER_SECONDS)
+        self._ask("drain", 2 * ANSWER_SECONDS)
 
     def stop(self) -> None:
         """Ends the servers and all actors of the cluster. Rows stay on the disks: a cluster of this name and `data_dir` goes on with them.
+
+        It waits for the servers to end as after SIGTERM, for two minutes at most. Those of nodes that do not answer are ended by Ray.
 
         Raises:
             FailedPreconditionError: the cluster is being changed, as by `resize`.
             TableNotFoundError: it was stopped already.
             ServerUnavailableError, DeadlineError: it does not answer.
         """
-        self._ask_again(self._actor.stop.remote, STOP_SECONDS)
-        ray.kill(self._actor, no_restart=True)
-        _wait_until_gone(self._settings.name)
+        actor = found_directory(self._settings.name)
+        self._ask_again("stop", STOP_SECONDS)
+        end_cluster(self._settings.name, actor)
+        wait_until_gone(self._settings.name)
 
-    def _ask_again(self, call: Callable[[], Any], seconds: float) -> Any:
-        """The answer of the actor that knows the cluster, also where that is being restarted."""
+    def _ask_again(self, order: str, seconds: float) -> Any:
+        """What the actor that knows the cluster says, also where that is being restarted."""
         until = time.monotonic() + seconds
         while True:
             try:
-                return self._ask(call(), max(0.1, until - time.monotonic()))
+                return self._ask(order, seconds_until(until))
             except ServerUnavailableError:
                 if time.monotonic() > until:
                     raise
-                found_directory(self._settings.name)
                 time.sleep(0.2)
 
-    def _ask(self, reference: Any, seconds: float) -> Any:
-        return answer_of(reference, seconds, f"cluster {self._settings.name!r}")
+    def _ask(self, order: str, seconds: float, *arguments: Any) -> Any:
+        """What it says. It is found by its name each time: this process may have left its Ray, and come back."""
+        actor = found_directory(self._settings.name)
+        return answer_of(getattr(actor, order).remote(*arguments), seconds, f"cluster {self._settings.name!r}")
 
 
 def _connected(name: str, tls: TLS | bool | None, token: str | None) -> ReplayCluster:
     return ReplayCluster.connect(name, tls=tls, token=token)
-
-
-def _named_actor(settings: ClusterSettings) -> Any:
-    """The new actor that knows the shards.
-
-    Raises:
-        FailedPreconditionError: the name is taken.
-    """
-    options: dict[str, Any] = {"name": directory_name(settings.name), "namespace": NAMESPACE, "lifetime": "detached"}
-    try:
-        return ray.remote(DirectoryActor).options(num_cpus=0, max_restarts=-1, max_concurrency=64, **options).remote(settings)
-    except ValueError:
-        raise FailedPreconditionError(
-            f"cluster {settings.name!r} is there already: ReplayCluster.connect({settings.name!r}) uses it; another one needs another name"
-        ) from None
-
-
-def _check_reach(settings: ClusterSettings) -> None:
-    """Passes where other hosts do not reach the servers, or may."""
-    hosts = [settings.host] if settings.host else [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
-    reached = [host for host in hosts if not host.startswith("127.") and host not in ("::1", "localhost")]
-    if reached and not settings.is_encrypted and not settings.insecure:
-        raise InvalidArgumentError(
-            f"the servers would listen at {reached[0]} without TLS, and other hosts reach that: give server={{'cert_file': ..., 'key_file': ...}}, "
-            "or insecure=True where everybody in the network may read and change the rows, or host='127.0.0.1' where all nodes are this host"
-        )
-
-
-def _wait_until_gone(name: str) -> None:
-    """Ray forgets the name of an actor a moment after it ended."""
-    until = time.monotonic() + ANSWER_SECONDS
-    while time.monotonic() < until:
-        try:
-            found_directory(name)
-        except ReplayError:
-            return
-        time.sleep(0.05)

@@ -12,11 +12,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from tdreplay.errors import ResourceExhaustedError
 from tdreplay_client.ray.calls import answer_of
-from tdreplay_client.ray.settings import NAMESPACE, ClusterSettings, shard_name
+from tdreplay_client.ray.settings import NAMESPACE, ClusterSettings, group_name, shard_name
 from tdreplay_client.ray.shard_actor import ShardActor
 from tdreplay_client.ray.shard_record import ShardRecord, cluster_directory, records_under
 
-__all__ = ["Kept", "kept_shards", "remove_group", "started_shards"]
+__all__ = ["Kept", "kept_shards", "remove_group", "shortage", "started_shards"]
 
 log = logging.getLogger("tdreplay")
 STRATEGIES = {"spread": "SPREAD", "pack": "PACK"}
@@ -75,7 +75,7 @@ def started_shards(settings: ClusterSettings, numbers: Sequence[int], kept: Mapp
     if settings.placement == "with_learner":
         places.update({number: _Place(NodeAffinitySchedulingStrategy(settings.learner_node, soft=True), "") for number in free})
     elif free:
-        name = f"tdreplay:{settings.name}:group:{free[0]}"
+        name = group_name(settings.name, free[0])
         group = _group(settings, name, len(free), seconds)
         places.update({number: _Place(PlacementGroupSchedulingStrategy(group, bundle), name) for bundle, number in enumerate(free)})
     return {number: _actor(settings, number, places[number], next_number, has_data=number in kept) for number in numbers}
@@ -94,9 +94,24 @@ def _group(settings: ClusterSettings, name: str, shards: int, seconds: float) ->
         remove_placement_group(group)
         raise ResourceExhaustedError(
             f"there is no room on the nodes for {shards} shards with {dict(settings.resources)} each, within {seconds:.0f} s: "
-            f"{ray.available_resources()} is free"
+            f"{shortage(settings.resources, shards) or 'Ray did not place them'}"
         )
     return group
+
+
+def shortage(resources: Mapping[str, float], shards: int) -> str:
+    """What the nodes have too little of for so many shards, in words; '': nothing."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    free = ray.available_resources()
+    for name, each in resources.items():
+        most, total = max((node.get(name, 0.0) for node in nodes), default=0.0), sum(node.get(name, 0.0) for node in nodes)
+        if most < each:
+            return f"no node has {name}: {each:g}, the most that one has is {most:g}"
+        if total < each * shards:
+            return f"all {len(nodes)} nodes together have {name}: {total:g}"
+        if free.get(name, 0.0) < each * shards:
+            return f"{name}: {free.get(name, 0.0):g} is free of {total:g}, others use the rest"
+    return ""
 
 
 def remove_group(name: str) -> None:

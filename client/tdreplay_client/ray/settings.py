@@ -13,7 +13,7 @@ from tdreplay.table_config import TableConfig, TableRequest, check_limiter
 from tdreplay_client.sharding.shares import share_of
 from tdreplay_client.transport.access import TLS
 
-__all__ = ["NAMESPACE", "PLACEMENTS", "ClusterSettings", "check_name", "check_shards", "directory_name", "shard_name"]
+__all__ = ["NAMESPACE", "PLACEMENTS", "ClusterSettings", "check_name", "check_shards", "directory_name", "group_name", "shard_name"]
 
 NAMESPACE = "tdreplay"
 """Of the names of all actors: drivers of any namespace find them."""
@@ -115,6 +115,11 @@ def directory_name(name: str) -> str:
 def shard_name(name: str, number: int | str) -> str:
     """The name of the actor of a shard."""
     return f"tdreplay:{name}:shard:{number}"
+
+
+def group_name(name: str, number: int) -> str:
+    """The name of the placement group whose first shard has this number."""
+    return f"tdreplay:{name}:group:{number}"
 
 
 def _share(table: TableConfig, shards: int) -> TableRequest:

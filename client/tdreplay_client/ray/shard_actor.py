@@ -10,17 +10,18 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 
 import ray
 from ray.util import get_node_ip_address
 
 from tdreplay.environment import environment_name
-from tdreplay.errors import FailedPreconditionError
+from tdreplay.errors import FailedPreconditionError, ReplayError
 from tdreplay_client.ray.calls import is_restarted
 from tdreplay_client.ray.server_process import SupervisedServer, free_port, server_options
 from tdreplay_client.ray.settings import ClusterSettings
 from tdreplay_client.ray.shard_record import ShardRecord, shard_directory
-from tdreplay_client.ray.status import DRAINING, LEAVING, STARTING, ShardStatus, Target
+from tdreplay_client.ray.status import DRAINING, LEAVING, SERVING, STARTING, ShardStatus, Target
 
 __all__ = ["ShardActor"]
 
@@ -50,17 +51,25 @@ class ShardActor:
         self._directory = shard_directory(settings.data_dir, settings.name, number)
         self._node = ray.get_runtime_context().get_node_id()
         self._address = ""
-        self._writing = threading.RLock()
-        self._record = ShardRecord.read(self._directory) or self._begun(next_number, has_data or is_restarted())
-        self._server: SupervisedServer | None = None if self._record.state == LEAVING else self._supervised()
+        self._writing, self._emptying = threading.RLock(), threading.Lock()
+        self._server: SupervisedServer | None = None
+        self._broken = ""
+        self._emptied: tuple[int, int] | None = None
+        had_data = has_data or is_restarted()
+        self._record = ShardRecord(number, time.time(), next_number, began_empty=had_data)
+        try:
+            self._record = ShardRecord.read(self._directory) or self._begun()
+            self._server = None if self._record.state == LEAVING else self._supervised()
+        except (OSError, ReplayError) as error:  # The actor lives on, to say so: Ray would say that it died.
+            self._broken = f"data_dir ({settings.data_dir!r}) must be a directory in which a shard can write, on node {self._node[:8]}: {error}"
+            log.error("shard %d of cluster %s does not start: %s", number, settings.name, self._broken)
 
-    def _begun(self, next_number: int, had_data: bool) -> ShardRecord:
+    def _begun(self) -> ShardRecord:
         """The record of a shard of which this node has nothing."""
-        if had_data:
+        if self._record.began_empty:
             log.warning("shard %d of cluster %s begins empty: its rows are not on this node", self._number, self._settings.name)
-        record = ShardRecord(self._number, time.time(), next_number, began_empty=had_data)
-        record.write(self._directory)
-        return record
+        self._record.write(self._directory)
+        return self._record
 
     def _change(self, **changes: object) -> None:
         with self._writing:
@@ -104,6 +113,8 @@ class ShardActor:
             FailedPreconditionError: it does not start. The message has the end of its log.
             ServerUnavailableError: it is not ready in time.
         """
+        if self._broken:
+            raise FailedPreconditionError(self._broken)
         if self._server is not None:
             self._server.wait(seconds)
         return self.status()
@@ -113,7 +124,7 @@ class ShardActor:
         record, server = self._record, self._server
         there = server is not None and server.is_ready
         state = record.state if there or record.state == LEAVING else STARTING
-        pid, error = (None, "") if server is None else (server.pid, server.error)
+        pid, error = (None, self._broken) if server is None else (server.pid, server.error)
         return ShardStatus(self._number, self._address, self._node, state, max(0, record.starts - 1), record.began_empty, error, pid)
 
     def kept(self) -> tuple[ShardRecord, str]:
@@ -128,18 +139,32 @@ class ShardActor:
         """Says that it takes no more rows, and when it leaves and how; '': it stays."""
         if self._record.state != LEAVING:
             self._change(state=DRAINING, mode=mode, leaves_at=leaves_at)
+            threading.Thread(target=import_module, args=["tdreplay_client.ray.moving"], daemon=True).start()  # It takes seconds, and is needed soon.
 
-    def leave(self, targets: Sequence[int]) -> None:
-        """Says that clients do not use it any more. Its rows go to the shards of these numbers, where they are to be moved."""
+    def serve(self) -> None:
+        """Takes rows again, where it was drained and is not to leave."""
+        if self._record.state == DRAINING and not self._record.mode:
+            self._change(state=SERVING)
+
+    def leave(self, mode: str, targets: Sequence[int]) -> None:
+        """Says that clients do not use it any more. Its rows go to the shards of these numbers, where they are to be moved; `mode` may change."""
         if self._record.state != LEAVING:
-            self._change(state=LEAVING, targets=tuple(targets))
+            self._change(state=LEAVING, mode=mode, targets=tuple(targets))
+        elif self._record.mode != mode:
+            self._change(mode=mode)
 
     def empty(self, targets: Sequence[Target], seconds: float) -> tuple[int, int]:
         """Gives its rows to others, or drops them, and keeps nothing on its disk. How many rows were moved, and how many were dropped.
 
         Its server is started anew where this user of this host alone reaches it: whatever it acknowledged to clients is stored by then, and nothing
-        comes after that. An actor that was restarted meanwhile goes on with the rows that were not moved yet.
+        comes after that. An actor that was restarted meanwhile goes on with the rows that were not moved yet. A second call waits for the first.
         """
+        with self._emptying:
+            if self._emptied is None:
+                self._emptied = self._given_away(targets, seconds)
+            return self._emptied
+
+    def _given_away(self, targets: Sequence[Target], seconds: float) -> tuple[int, int]:
         self.stop()
         with tempfile.TemporaryDirectory(prefix="tdreplay-") as scratch:
             address = f"unix:{scratch}/shard.sock"
@@ -147,21 +172,21 @@ class ShardActor:
             server = SupervisedServer(lambda: (server_options(options), {}), self._directory / "server.log", lambda _: None)
             try:
                 server.wait(START_SECONDS)
-                moved, dropped = self._emptied(address, targets, seconds)
+                moved, dropped = self._moved(address, targets, seconds)
             finally:
                 server.stop()
         shutil.rmtree(self._directory)
         log.info("shard %d of cluster %s left: %d rows moved, %d dropped", self._number, self._settings.name, moved, dropped)
         return moved, dropped
 
-    def _emptied(self, address: str, targets: Sequence[Target], seconds: float) -> tuple[int, int]:
+    def _moved(self, address: str, targets: Sequence[Target], seconds: float) -> tuple[int, int]:
         from tdreplay_client.ray.moving import (  # Here: torch takes seconds, and the actor of a shard that stays needs none.
             move_tables,
             rows_of_server,
         )
 
         if self._record.mode != "move":
-            return 0, rows_of_server(address)
+            return self._record.moved_rows, max(0, rows_of_server(address) - self._record.moved_rows)
         if tuple(target.number for target in targets) != self._record.targets:
             raise FailedPreconditionError(f"the rows of shard {self._number} go to the shards {list(self._record.targets)}, which are not all there")
         move_tables(address, targets, self._settings.tls, self._settings.token, seconds, self)

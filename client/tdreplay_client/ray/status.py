@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 __all__ = ["DRAINING", "LEAVING", "RESTARTING", "SERVING", "STARTING", "ClusterStatus", "Resized", "ShardStatus", "Target"]
@@ -77,3 +78,7 @@ class Resized:
     removed: tuple[int, ...] = ()
     moved_rows: int = 0
     dropped_rows: int = 0
+
+    def with_added(self, numbers: Iterable[int]) -> Resized:
+        """The same, and these shards were added."""
+        return replace(self, added=tuple(numbers))

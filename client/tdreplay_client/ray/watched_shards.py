@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
-from tdreplay.errors import ReplayError
+from tdreplay.errors import ReplayError, ServerUnavailableError
 from tdreplay_client.ray.calls import answer_of
 from tdreplay_client.ray.status import LEAVING, RESTARTING, STARTING, ShardStatus
 
-__all__ = ["WatchedShards"]
+__all__ = ["ANSWER_SECONDS", "PAUSE_SECONDS", "WatchedShards", "seconds_until"]
 
 log = logging.getLogger("tdreplay")
 ASK_SECONDS = 0.5
@@ -25,6 +25,10 @@ SILENT_SECONDS = 2.0
 """An actor that does not answer for so long is being restarted, as far as the status says."""
 FIRST_SECONDS = 1.5
 """How long whoever asks for the places waits where not all addresses are known."""
+ANSWER_SECONDS = 15.0
+"""How long an actor may take for what it does at once."""
+PAUSE_SECONDS = 0.5
+"""Before an actor that is being restarted is asked again."""
 
 
 @dataclass
@@ -35,7 +39,8 @@ class _Shard:
     heard: float
     asked: Any = None
     """The call that has not been answered."""
-    begun_empty: set[str] = field(default_factory=set)
+    leaves: bool = False
+    """Whether clients use it no longer, whatever it says: it may have been restarted on another node, without what it knew."""
 
 
 class WatchedShards:
@@ -68,8 +73,35 @@ class WatchedShards:
                 return
             if status.began_empty and not shard.status.began_empty:
                 log.warning("shard %d began empty on node %s: what it held is lost", status.number, status.node[:8])
-            shard.status, shard.heard = status, time.monotonic()
+            address = status.address or shard.status.address  # Its last one, while it has none: clients wait for it, or go on without it.
+            shard.status, shard.heard = replace(status, address=address), time.monotonic()
             self._changed.notify_all()
+
+    def let_leave(self, numbers: Iterable[int]) -> None:
+        """Notes that clients use these shards no longer."""
+        with self._changed:
+            for number in numbers:
+                self._shards[number].leaves = True
+
+    def asked(self, number: int, method: str, until: float, *arguments: Any) -> Any:
+        """What a shard answers. While its actor is being restarted, it is asked again.
+
+        Raises:
+            ReplayError: what it raised; or it did not answer in time.
+        """
+        while True:
+            try:
+                return answer_of(getattr(self.actor(number), method).remote(*arguments), seconds_until(until), f"shard {number}")
+            except ServerUnavailableError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(PAUSE_SECONDS)
+
+    def ask_all(self) -> None:
+        """Learns at once how all shards are."""
+        for actor in self.actors().values():
+            with suppress(ReplayError):  # It is being restarted, and says so by its silence.
+                self.note(answer_of(actor.status.remote(), PAUSE_SECONDS, "a shard"))
 
     def actor(self, number: int) -> Any:
         """That of a shard."""
@@ -94,7 +126,7 @@ class WatchedShards:
         """What those said last that clients use: all but those that leave. Empty where one did not say its address yet."""
         with self._changed:
             self._changed.wait_for(lambda: all(shard.status.address for shard in self._shards.values()), FIRST_SECONDS)
-            using = [self._shards[number].status for number in sorted(self._shards) if self._shards[number].status.state != LEAVING]
+            using = [shard.status for _, shard in sorted(self._shards.items()) if not shard.leaves and shard.status.state != LEAVING]
         return using if all(status.address for status in using) else ()
 
     def end(self) -> None:
@@ -116,6 +148,13 @@ class WatchedShards:
                         self.note(answer_of(reference, ASK_SECONDS, "a shard"))
 
 
+def seconds_until(moment: float) -> float:
+    """How long it is until a moment of `time.monotonic`, and not nothing: an answer may be there already."""
+    return max(0.1, moment - time.monotonic())
+
+
 def _said(shard: _Shard, now: float) -> ShardStatus:
+    if shard.leaves:
+        return replace(shard.status, state=LEAVING)
     silent = now - shard.heard > SILENT_SECONDS and shard.status.state not in (LEAVING, STARTING)
     return replace(shard.status, state=RESTARTING, pid=None) if silent else shard.status

@@ -63,8 +63,12 @@ def _looking(settings: ClusterSettings) -> list[ShardRecord]:
     return records_under(cluster_directory(settings.data_dir, settings.name))
 
 
-def started_shards(settings: ClusterSettings, numbers: Sequence[int], kept: Mapping[int, Kept], next_number: int, seconds: float) -> dict[int, Any]:
+def started_shards(
+    settings: ClusterSettings, numbers: Sequence[int], kept: Mapping[int, Kept], next_number: int, seconds: float, beside: str = ""
+) -> dict[int, Any]:
     """The actors of shards, by number. Those whose rows are on one node's disk are placed there, the others as the cluster says.
+
+    `beside` is the id of the node that has most of the cluster's shards already; '': there are none.
 
     Raises:
         ResourceExhaustedError: there is no room for them on the nodes.
@@ -74,10 +78,11 @@ def started_shards(settings: ClusterSettings, numbers: Sequence[int], kept: Mapp
     free = [number for number in numbers if number not in places]
     if settings.placement == "with_learner":
         places.update({number: _Place(NodeAffinitySchedulingStrategy(settings.learner_node, soft=True), "") for number in free})
+    elif settings.placement == "pack" and beside:
+        for number in free:
+            places.update(_in_group(settings, [number], seconds, beside))
     elif free:
-        name = group_name(settings.name, free[0])
-        group = _group(settings, name, len(free), seconds)
-        places.update({number: _Place(PlacementGroupSchedulingStrategy(group, bundle), name) for bundle, number in enumerate(free)})
+        places.update(_in_group(settings, free, seconds))
     return {number: _actor(settings, number, places[number], next_number, has_data=number in kept) for number in numbers}
 
 
@@ -88,15 +93,18 @@ class _Place(NamedTuple):
     group: str
 
 
-def _group(settings: ClusterSettings, name: str, shards: int, seconds: float) -> Any:
-    group = placement_group([dict(settings.resources)] * shards, STRATEGIES[settings.placement], name=name, lifetime="detached")
+def _in_group(settings: ClusterSettings, numbers: Sequence[int], seconds: float, beside: str = "") -> dict[int, _Place]:
+    """The places of a new group, by number. Each group is placed by itself; one of a single shard is on a given node, where that has room."""
+    name, shards = group_name(settings.name, numbers[0]), len(numbers)
+    strategy, where = ("STRICT_PACK", {"_soft_target_node_id": beside}) if beside else (STRATEGIES[settings.placement], {})
+    group = placement_group([dict(settings.resources)] * shards, strategy, name=name, lifetime="detached", **where)
     if not group.wait(seconds):
         remove_placement_group(group)
         raise ResourceExhaustedError(
             f"there is no room on the nodes for {shards} shards with {dict(settings.resources)} each, within {seconds:.0f} s: "
             f"{shortage(settings.resources, shards) or 'Ray did not place them'}"
         )
-    return group
+    return {number: _Place(PlacementGroupSchedulingStrategy(group, bundle), name) for bundle, number in enumerate(numbers)}
 
 
 def shortage(resources: Mapping[str, float], shards: int) -> str:

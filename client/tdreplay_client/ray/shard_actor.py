@@ -139,7 +139,8 @@ class ShardActor:
         """Says that it takes no more rows, and when it leaves and how; '': it stays."""
         if self._record.state != LEAVING:
             self._change(state=DRAINING, mode=mode, leaves_at=leaves_at)
-            threading.Thread(target=import_module, args=["tdreplay_client.ray.moving"], daemon=True).start()  # It takes seconds, and is needed soon.
+            if mode == "move":  # What moves rows takes seconds to import, and is needed soon.
+                threading.Thread(target=import_module, args=["tdreplay_client.ray.moving"], daemon=True).start()
 
     def serve(self) -> None:
         """Takes rows again, where it was drained and is not to leave."""

@@ -82,15 +82,18 @@ class ShardStarts:
         return list(range(self._next - shards, self._next))
 
     def _start(self, numbers: Sequence[int], kept: Mapping[int, Kept], until: float) -> None:
-        actors = started_shards(self._settings, numbers, kept, self._next, seconds_until(until))
+        nodes = [status.node for status in self._shards.statuses()]
+        beside = max(nodes, key=nodes.count, default="")
+        actors: dict[int, Any] = {}
         try:
+            actors = started_shards(self._settings, numbers, kept, self._next, seconds_until(until), beside)
             waiting = {number: actor.ready.remote(seconds_until(until)) for number, actor in actors.items()}
             keeping = [actor.keep_next_number.remote(self._next) for actor in (self._shards.actors() | actors).values()]
             found = {number: self._ready(number, reference, until, len(numbers)) for number, reference in waiting.items()}
             answers_of(keeping, ANSWER_SECONDS, "a shard")
             groups = {number: answer_of(actor.kept.remote(), ANSWER_SECONDS, f"shard {number}")[1] for number, actor in actors.items()}
         except BaseException as error:
-            self._undo(actors, kept, NO_ROOM_SECONDS if isinstance(error, ResourceExhaustedError) else ANSWER_SECONDS)
+            self._undo(numbers, actors, kept, NO_ROOM_SECONDS if isinstance(error, ResourceExhaustedError) else ANSWER_SECONDS)
             raise
         for number, actor in actors.items():
             self._shards.add(number, actor, groups[number], found[number])
@@ -104,10 +107,11 @@ class ShardStarts:
                 raise ResourceExhaustedError(f"there is no room on the nodes for shard {number}: {missing}") from None
             raise error
 
-    def _undo(self, actors: Mapping[int, Any], kept: Mapping[int, Kept], seconds: float) -> None:
+    def _undo(self, numbers: Sequence[int], actors: Mapping[int, Any], kept: Mapping[int, Kept], seconds: float) -> None:
         ending = [(actor.stop if number in kept else actor.discard).remote() for number, actor in actors.items()]
-        ray.wait(ending, num_returns=len(ending), timeout=seconds)
+        if ending:
+            ray.wait(ending, num_returns=len(ending), timeout=seconds)
         for actor in actors.values():
             ray.kill(actor, no_restart=True)
-        for number in actors:
+        for number in numbers:
             remove_group(group_name(self._settings.name, number))

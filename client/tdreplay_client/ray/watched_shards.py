@@ -73,8 +73,7 @@ class WatchedShards:
                 return
             if status.began_empty and not shard.status.began_empty:
                 log.warning("shard %d began empty on node %s: what it held is lost", status.number, status.node[:8])
-            address = status.address or shard.status.address  # Its last one, while it has none: clients wait for it, or go on without it.
-            shard.status, shard.heard = replace(status, address=address), time.monotonic()
+            shard.status, shard.heard = replace(status, address=_address(status, shard.status)), time.monotonic()
             self._changed.notify_all()
 
     def let_leave(self, numbers: Iterable[int]) -> None:
@@ -151,6 +150,11 @@ class WatchedShards:
 def seconds_until(moment: float) -> float:
     """How long it is until a moment of `time.monotonic`, and not nothing: an answer may be there already."""
     return max(0.1, moment - time.monotonic())
+
+
+def _address(status: ShardStatus, before: ShardStatus) -> str:
+    """Where a shard is, for clients: its last address until its server is ready at another one. To them it is lost meanwhile, and was not removed."""
+    return status.address if status.state != STARTING or not before.address else before.address
 
 
 def _said(shard: _Shard, now: float) -> ShardStatus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -58,24 +59,25 @@ class ShardedInserts:
         route = self.routes.claim(rows)
         if route is not None:
             return self._again(rows, route, writer_id)
-        fitted = self.schema.fitted(rows)
-        if not fitted.is_first:
-            return self._fitting(rows, fitted, writer_id)
-        with self.schema.fixing:  # One shard says whether it takes the first rows, before another gets any.
-            return self._fitting(rows, self.schema.fitted(rows), writer_id)
+        return self._fresh(rows, self.schema.fitted(rows), writer_id)
 
-    def _fitting(self, rows: Given, fitted: Fitted, writer_id: str) -> RowIds:
-        """Stores rows that fit."""
-        parts = self._placed(fitted, rows.number, writer_id)
+    def _fresh(self, rows: Given, fitted: Fitted, writer_id: str) -> RowIds:
+        """Stores rows that fit, and did not fail before. Nothing is called behind the try: an interrupt there would find rows that are forgotten."""
+        parts: list[SentPart] = []
         try:
-            row_ids = self._sender.send(self._as_sent(rows, fitted), parts, writer_id, one_first=fitted.is_first)
+            # Of the first rows one shard says whether it takes them, before another gets any.
+            with self.schema.fixing if fitted.is_first else nullcontext():
+                if fitted.is_first:
+                    fitted = self.schema.fitted(rows)
+                parts += self._placed(fitted, rows.number, writer_id)
+                row_ids = self._sender.send(self._as_sent(rows, fitted), parts, writer_id, one_first=fitted.is_first)
+                self.schema.confirm(fitted.schema)
         except BaseException as error:
-            if not _is_refused(parts, error):
+            if parts and not _is_refused(parts, error):
                 self.routes.note(rows, parts)
             if isinstance(error, SchemaError):  # A shard has another schema by now.
                 self.schema.forget()
             raise
-        self.schema.confirm(fitted.schema)
         return row_ids
 
     def _again(self, rows: Given, route: Route, writer_id: str) -> RowIds:
@@ -85,11 +87,9 @@ class ShardedInserts:
             route.parts = [part for before in route.parts for part in self._anew(sent, before, writer_id)]
             row_ids = self._sender.send(sent, route.parts, writer_id)
         except BaseException as error:
-            if _is_refused(route.parts, error):
-                self.routes.forget(route)
-            self.routes.release(route)
+            route.thread, route.is_over = 0, _is_refused(route.parts, error)
             raise
-        self.routes.forget(route)
+        route.is_over = True  # As the last step, see above.
         return row_ids
 
     def _as_sent(self, rows: Given, fitted: Fitted | None = None) -> Given:

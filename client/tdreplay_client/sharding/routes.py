@@ -52,6 +52,7 @@ class Route:
         rows, schema, digest: By these its rows are known again.
         parts: Where they went.
         thread: The thread that sends them again; 0: none does.
+        is_over: Whether they are stored: who gives such rows now gives new ones.
     """
 
     rows: int
@@ -59,6 +60,7 @@ class Route:
     digest: bytes
     parts: Sequence[SentPart]
     thread: int = 0
+    is_over: bool = False
 
 
 class Routes:
@@ -72,7 +74,8 @@ class Routes:
         """Keeps where the parts of an insert went that failed."""
         schema, digest = _known_by(rows)
         with self._lock:
-            self._routes.append(Route(rows.number, schema, digest, parts))
+            kept = [route for route in self._routes if not route.is_over]
+            self._routes = deque([*kept, Route(rows.number, schema, digest, parts)], MAX_ROUTES)
 
     def knows(self, rows: Given) -> bool:
         """Whether these rows were given before, and failed."""
@@ -81,7 +84,7 @@ class Routes:
     def claim(self, rows: Given) -> Route | None:
         """Where the parts of these rows went, if they were given before, and failed. None: they were not, or another thread sends them again.
 
-        The route stays until `forget`: where this thread is interrupted, it finds it again.
+        The route stays until it is over: where this thread is interrupted, it finds it again.
         """
         with self._lock:
             found = self._found(rows)
@@ -89,22 +92,12 @@ class Routes:
                 found.thread = threading.get_ident()
             return found
 
-    def release(self, route: Route) -> None:
-        """Keeps a claimed route: its rows failed again."""
-        route.thread = 0
-
-    def forget(self, route: Route) -> None:
-        """Forgets a claimed route: its rows are stored. Forgetting it twice is allowed."""
-        with self._lock:
-            if route in self._routes:
-                self._routes.remove(route)
-
     def _found(self, rows: Given) -> Route | None:
-        if not any(route.rows == rows.number for route in tuple(self._routes)):
+        if not any(route.rows == rows.number and not route.is_over for route in tuple(self._routes)):
             return None
         known, free = (rows.number, *_known_by(rows)), (0, threading.get_ident())
         alike = (route for route in tuple(self._routes) if (route.rows, route.schema, route.digest) == known)
-        return next((route for route in alike if route.thread in free), None)
+        return next((route for route in alike if route.thread in free and not route.is_over), None)
 
     def clear(self) -> None:
         """Forgets them: the tables do not hold earlier rows any more."""

@@ -264,6 +264,11 @@ class GuardedEngine:
             self._release_lock()
         return nested
 
+    def release_left_lock(self) -> None:
+        """Gives back the lock where an exception left it to this thread. So another thread can have it that this one is about to wait for."""
+        if not self.inside:
+            self._release_lock()
+
     def _release_lock(self) -> None:
         """Gives back the lock where this thread still has it, because an exception (of a debugger) came as it was about to be given back."""
         try:

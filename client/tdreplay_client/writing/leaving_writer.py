@@ -87,6 +87,7 @@ class LeavingWriter(Writer):
 
     def ask(self, question: Callable[[], T]) -> T:
         """The result of `question`, from a thread of its own: an interrupt of this thread does not reach it."""
+        self._core.release_left_lock()
         return self._core.ask(question)
 
     def flush_unless_lost(self, timeout: float | None = None) -> bool:

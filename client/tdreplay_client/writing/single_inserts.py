@@ -95,12 +95,13 @@ class SingleInserts:
             self._connection.retried(partial(self._attempt, insert))
             # Inside the try: an interrupt from now on finds rows that are stored, and they are noted.
             self._unacknowledged.writer_ids.give_back(insert.insert_ids)
+            insert.lost()  # It and its call know each other: the rows would stay in the memory until the garbage collector comes.
+            row_ids = insert.given.row_ids
         except BaseException as error:
             if not self._unacknowledged.note(left_of(insert.given, insert), error):
                 self._unacknowledged.writer_ids.give_back(insert.insert_ids)
             raise
-        insert.lost()  # It and its call know each other: the rows would stay in the memory until the garbage collector comes.
-        return insert.given.row_ids
+        return row_ids  # Nothing is called behind the try.
 
     def _attempt(self, insert: _Insert, budget: RetryBudget) -> None:
         if time.monotonic() >= self._not_before and not self._lock.locked():

@@ -1,13 +1,12 @@
 """How long a single batch over many shards takes, worked out of what single shards took. No clocks and no sockets: ``shards_plan`` measures.
 
 A batch of n rows over k shards asks each shard for its multinomial count, all at once, and skips those whose count is 0. It is there when the last of
-them has answered: the maximum of as many draws from what one shard takes for so many rows. Two things stand in the way of "all at once". The client
-works a little for each call, one call after the other, and it has so many threads for calls and no more.
+them has answered: the maximum of as many draws from what one shard takes for so many rows. What stands in the way of "all at once" is the client: it
+works a little for each call, for one after the other. Where servers and clients share cores, these are a second bound.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,14 +46,12 @@ class FanOut:
 
     Attributes:
         rows: of a batch.
-        threads: the most calls at once.
         client_seconds: what the client itself works for each call, one call after the other.
         call_seconds: what client and server together work for each call.
         cores: that client and servers share; 0: each has its own.
     """
 
     rows: int
-    threads: int = 64
     client_seconds: float = 0.0
     call_seconds: float = 0.0
     cores: int = 0
@@ -69,12 +66,9 @@ def predicted(latencies: Latencies, shards: int, plan: FanOut, batches: int, rng
 
 
 def _last(calls: Array, plan: FanOut) -> float:
-    """When the last of the calls of a batch is there: each begins in its turn, once a thread is free."""
-    free = [0.0] * plan.threads
-    for number, seconds in enumerate(calls.tolist()):
-        begin = max(number * plan.client_seconds, heapq.heappop(free))
-        heapq.heappush(free, begin + seconds)
-    return max(*free, len(calls) * plan.call_seconds / plan.cores if plan.cores else 0.0)
+    """When the last of the calls of a batch is there: each begins in its turn."""
+    own = float((np.arange(len(calls)) * plan.client_seconds + calls).max())
+    return max(own, len(calls) * plan.call_seconds / plan.cores) if plan.cores else own
 
 
 def asked_shards(rows: int, shards: int) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -38,6 +38,7 @@ class Phase:
         steps: does the work, step by step, and gives how many rows each step was.
         transport: of the client.
         client_rows: rows a second of one client of this kind, for counting how many of them a core of the server carries.
+        clients: what such clients are called; '': they are not counted.
     """
 
     what: str
@@ -45,6 +46,7 @@ class Phase:
     steps: Callable[[RemoteReplayBuffer, Work], Steps]
     transport: str = "grpc"
     client_rows: int = ACTOR_ROWS
+    clients: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,12 @@ def _extends(buffer: RemoteReplayBuffer, work: Work) -> Steps:
             yield BATCH
 
 
-def _streams(buffer: RemoteReplayBuffer, work: Work) -> Steps:
+def _streams(buffer: RemoteReplayBuffer, work: Work, rows: int = BATCH) -> Steps:
     """Batches of a learner."""
-    with buffer.stream(BATCH, prefetch=4) as batches:
+    with buffer.stream(rows, prefetch=4) as batches:
         check(work, next(batches), CAPACITY[work.name])
         for _ in batches:
-            yield BATCH
+            yield rows
 
 
 def _samples(buffer: RemoteReplayBuffer, _work: Work) -> Steps:
@@ -125,13 +127,16 @@ def _samples(buffer: RemoteReplayBuffer, _work: Work) -> Steps:
 
 
 LEARNER_ROWS = LEARNER_BATCHES * BATCH
+FEW = 64
+"""Rows that one of many shards sends at once."""
 PHASES = (
-    Phase("stream, batches of 256", "small", _streams, client_rows=LEARNER_ROWS),
-    Phase("stream, batches of 256", "image", _streams, client_rows=LEARNER_ROWS),
-    Phase("stream, shared memory", "image", _streams, "auto", LEARNER_ROWS),
-    Phase("single batches of 256", "small", _samples, client_rows=LEARNER_ROWS),
-    Phase("append, blocks of 10", "small", _appends),
-    Phase("append, blocks of 10", "image", _appends),
+    Phase("stream, batches of 256", "small", _streams, client_rows=LEARNER_ROWS, clients="learners"),
+    Phase(f"stream, batches of {FEW}", "small", partial(_streams, rows=FEW), client_rows=LEARNER_ROWS, clients="learners"),
+    Phase("stream, batches of 256", "image", _streams, client_rows=LEARNER_ROWS, clients="learners"),
+    Phase("the same in shared memory", "image", _streams, "auto", LEARNER_ROWS, "learners"),
+    Phase("single batches of 256", "small", _samples, client_rows=LEARNER_ROWS, clients="learners"),
+    Phase("append, blocks of 10", "small", _appends, clients="actors"),
+    Phase("append, blocks of 10", "image", _appends, clients="actors"),
     Phase("extend, blocks of 256", "small", _extends),
     Phase("extend, blocks of 256", "image", _extends),
 )
@@ -182,10 +187,6 @@ class Turns:
     seconds: dict[str, list[float]]
     client: dict[str, float]
     server: dict[str, float]
-
-    def median(self, name: str) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds[name])
 
 
 def took_turns(calls: Mapping[str, Callable[[], object]], servers: list[ServerProcess], turns: int, calls_a_turn: int = 20) -> Turns:

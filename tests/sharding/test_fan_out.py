@@ -35,11 +35,6 @@ def test_what_the_client_does_for_each_call_adds_up():
     assert predicted(Latencies({500: [1.0]}), 10, FanOut(rows=500, client_seconds=0.5), 1, rng) == pytest.approx([9 * 0.5 + 1.0])
 
 
-def test_calls_wait_for_threads():
-    rng = np.random.default_rng(0)
-    assert predicted(Latencies({500: [1.0]}), 10, FanOut(rows=500, threads=4), 1, rng) == pytest.approx([3.0])
-
-
 def test_shards_on_the_same_cores_share_them():
     rng = np.random.default_rng(0)
     assert predicted(Latencies({500: [1.0]}), 10, FanOut(rows=500, call_seconds=0.8, cores=2), 1, rng) == pytest.approx([4.0])

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import psutil
 
@@ -66,7 +67,7 @@ def _connections(addresses: Sequence[str]) -> int:
 
 
 @contextmanager
-def _with_batches(addresses: list[str], on_loss: str) -> Iterator[ShardedReplayBuffer]:
+def _with_batches(addresses: list[str], on_loss: Literal["raise", "degrade"]) -> Iterator[ShardedReplayBuffer]:
     with ShardedReplayBuffer(addresses, transport="grpc", on_loss=on_loss) as buffer:
         for _ in range(10):
             buffer.sample_batch(BATCH)

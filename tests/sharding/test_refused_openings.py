@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from tdreplay.errors import InvalidArgumentError, TableExistsError
+from tdreplay.errors import InvalidArgumentError, SchemaError, TableExistsError, TableNotFoundError
 from tdreplay_client import Prioritized, RemoteReplayBuffer, SamplesPerInsert, ShardedReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
 
@@ -47,6 +48,28 @@ def test_tables_of_other_settings_are_no_one_buffer_though_each_has_what_was_ask
         RemoteReplayBuffer(address, table="steps", buffer_size=5, sampler=Prioritized(alpha=alpha)).close()
     with pytest.raises(InvalidArgumentError, match="sampler of the first is"):
         ShardedReplayBuffer(addresses, table="steps", buffer_size=10)
+
+
+def test_rows_of_other_fields_are_no_one_buffer(addresses):
+    for address, name in zip(addresses, "ab", strict=True):
+        with RemoteReplayBuffer(address, table="steps", buffer_size=5) as buffer:
+            buffer.add_batch({name: torch.zeros(3, 4)})
+    with pytest.raises(SchemaError, match=r"shard 1 at .* are others than those of shard 0 at .*: 'a' is not there, and F32 \[4\]"):
+        ShardedReplayBuffer(addresses, table="steps")
+
+
+def test_a_table_that_is_on_one_server_alone_is_missed_by_name(addresses):
+    RemoteReplayBuffer(addresses[0], table="steps", buffer_size=5).close()
+    with pytest.raises(TableNotFoundError, match=f"on {addresses[1]}, table 'steps' is not there"):
+        ShardedReplayBuffer(addresses, table="steps")
+
+
+def test_a_server_of_no_cluster_is_no_shard_of_one(addresses):
+    with (
+        ReplayServer(ServerConfig(address="127.0.0.1:0", cluster="replay", shard=0)) as shard,
+        pytest.raises(InvalidArgumentError, match=f"server at {addresses[0]} is of no cluster, and the one at {shard.address} of cluster 'replay'"),
+    ):
+        ShardedReplayBuffer([shard.address, addresses[0]], buffer_size=10)
 
 
 def test_limiters_of_other_ratios_are_no_one_limiter(addresses):

@@ -14,13 +14,13 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
-from interrupts import interrupted_at, interrupting
 from shard_processes import Shards
 from shard_servers import fill_unevenly, numbered, shard_servers
 from tensordict import TensorDict
 
 from chi_square import deviation
 from conftest import freeze, thaw
+from interrupts import interrupted_at, interrupting
 from tdreplay.errors import ReplayError, RowIdError, ServerUnavailableError, TableNotFoundError
 from tdreplay.rate_limiters import MinSize, SamplesPerInsert
 from tdreplay.shard_ids import shard_numbers

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tdreplay.errors import InvalidArgumentError, SchemaError, TableExistsError
+from tdreplay.fields import DTYPE_NAMES
+from tdreplay.schema import Schema
+from tdreplay.shard_words import shard_words
 from tdreplay.table_config import TableRequest
 from tdreplay.table_description import TableDescription
 from tdreplay_client.sharding.shard import ShardPlace
@@ -74,11 +77,13 @@ def check_settings(members: Mapping[int, Member], asked: TableRequest, shards: i
 def _check_identity(first: Member, member: Member) -> None:
     place = member.place
     if member.cluster != first.cluster:
-        raise InvalidArgumentError(
-            f"the shard at {place.address} is of cluster {member.cluster!r}, and the one at {first.place.address} of cluster {first.cluster!r}"
-        )
+        raise InvalidArgumentError(f"the server at {place.address} is of {_words(member)}, and the one at {first.place.address} of {_words(first)}")
     if member.shard is not None and member.shard != place.number:
         raise InvalidArgumentError(f"the server at {place.address} is shard {member.shard}, not {place.number}: give the addresses in order")
+
+
+def _words(member: Member) -> str:
+    return shard_words(member.cluster, None) or "no cluster"
 
 
 def _check_is_alone(member: Member, others: Sequence[Member]) -> None:
@@ -88,10 +93,21 @@ def _check_is_alone(member: Member, others: Sequence[Member]) -> None:
 
 
 def _check_schemas(members: Sequence[Member]) -> None:
-    known = [member for member in members if member.description.schema is not None]
-    for member in known[1:]:
-        if member.description.schema != known[0].description.schema:
+    known = [(member.place, member.description.schema) for member in members if member.description.schema is not None]
+    for place, schema in known[1:]:
+        first, of_first = known[0]
+        if schema != of_first:
             raise SchemaError(
-                f"the rows of shard {member.place.number} at {member.place.address} have other fields than those of shard {known[0].place.number} "
-                f"at {known[0].place.address}"
+                f"the rows of shard {place.number} at {place.address} are others than those of shard {first.number} at {first.address}: "
+                f"{_difference(schema, of_first)}"
             )
+
+
+def _difference(schema: Schema, other: Schema) -> str:
+    """In words, how the first of two schemas differs from the other."""
+    ours, theirs = ({field.name: f"{DTYPE_NAMES[field.dtype]} {list(field.shape)}" for field in one.fields} for one in (schema, other))
+    for name in sorted({*ours, *theirs}):
+        if ours.get(name) != theirs.get(name):
+            return f"{name!r} is {ours.get(name, 'not there')}, and {theirs.get(name, 'not there')}"
+    shapes = (f"{list(one.row_shape)}, with the dimensions {list(one.dim_names)}" for one in (schema, other))
+    return f"rows are of shape {', and '.join(shapes)}"

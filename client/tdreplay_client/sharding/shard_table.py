@@ -59,7 +59,10 @@ class ShardTable(RemoteReplayBuffer):
         Raises:
             TableNotFoundError, TableExistsError: as the constructor of `RemoteReplayBuffer`.
         """
-        self._connection.retried(self._agree)
+        try:
+            self._connection.retried(self._agree)
+        except TableNotFoundError as error:
+            raise TableNotFoundError(f"on {self.address}, {error}") from None
         return self.answer()
 
     def look_before(self) -> tuple[pb.DescribeResponse, bool]:

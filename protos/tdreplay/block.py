@@ -32,7 +32,7 @@ from tdreplay.memory import Rows
 from tdreplay.schema import METADATA, DimNames, Schema, check_dim_names
 from tdreplay.system_fields import DRAWN_NAMES, SYSTEM_FIELDS, SYSTEM_NAMES
 
-__all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_header", "checked_places", "decode", "layout", "listed_spans"]
+__all__ = ["ALIGNMENT", "Block", "Layout", "Span", "check_header", "checked_places", "decode", "layout", "layout_of", "listed_spans"]
 
 ALIGNMENT = 16
 BATCH_SHAPE = "batch_shape"
@@ -257,6 +257,19 @@ def decode(memory: Bytes, *, longer: bool = False) -> Block:
     if parsed.size > len(memory) or (parsed.size < len(memory) and not longer):
         raise CodecError(f"not a block: the header speaks of {parsed.data_size} bytes of data, {len(memory) - len(parsed.header)} are there")
     return Block(parsed, memory)
+
+
+def layout_of(header: bytes) -> Layout:
+    """The layout that a header describes which comes alone: its length prefix is part of it.
+
+    Raises:
+        CodecError: it is none, or its fields cannot be those of a batch.
+    """
+    if len(header) < 8 or struct.unpack("<Q", header[:8])[0] != len(header) - 8 or len(header) > MAX_HEADER_BYTES + 8:
+        raise CodecError(f"not the header of a block: {len(header)} bytes that do not begin with their number")
+    found = _parse(header)
+    found.check_fields()
+    return found
 
 
 @lru_cache(maxsize=128)

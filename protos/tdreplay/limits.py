@@ -26,6 +26,7 @@ __all__ = [
     "MAX_SECONDS",
     "MAX_SHARDS",
     "MAX_WRITER_ID",
+    "MOST_PLACED_BYTES",
     "MOST_SHARED_BYTES",
     "SEGMENTS_START",
     "SEQUENCE_WINDOW",
@@ -81,6 +82,9 @@ LEAST_SHARED_BYTES = 256 << 10
 
 MOST_SHARED_BYTES = 64 << 20
 """The most bytes of shared memory for one stream: of all its segments together."""
+
+MOST_PLACED_BYTES = 128 << 20
+"""The most bytes of a client's memory for whole batches, to which servers write: of all its segments together."""
 
 MAX_INT64 = (1 << 63) - 1
 """The largest number in a message."""

@@ -16,12 +16,12 @@ from tensordict import TensorDict
 
 from tdreplay.errors import CodecError, ReplayError
 from tdreplay.framing import split
+from tdreplay.mapped_segments import MappedSegments
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.v1.replay_buffer_pb2 import SharedMemory
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_client.reading.batch_credit import BatchCredit
 from tdreplay_client.reading.segment_loans import SegmentLoans
-from tdreplay_client.transport.shared_memory import MappedSegments
 
 SLOT = 1 << 20
 SIZE = 4096 + 2 * SLOT

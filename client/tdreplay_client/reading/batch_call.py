@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from tdreplay.framing import split
+from tdreplay.mapped_segments import MappedSegments
 from tdreplay.priorities import Updated
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.assembly import assemble
@@ -19,7 +20,7 @@ from tdreplay_client.reading.segment_loans import SegmentLoans
 from tdreplay_client.transport.answers import end_call
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget
-from tdreplay_client.transport.shared_memory import MappedSegments, mapped
+from tdreplay_client.transport.shared_memory import mapped
 
 __all__ = ["BatchCall"]
 

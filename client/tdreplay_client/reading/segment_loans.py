@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 
 from tdreplay.block import Bytes
+from tdreplay.mapped_segments import MappedSegments
 from tdreplay_client.reading.batch_credit import BatchCredit
-from tdreplay_client.transport.shared_memory import MappedSegments
 
 __all__ = ["SegmentLoans"]
 

@@ -202,3 +202,4 @@ class Keeper:
         self._fail(ClosedError("the stream is closed"))
         for supply in self.supplies:
             supply.drop()
+        self._streams.forget()

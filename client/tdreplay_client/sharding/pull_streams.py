@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import weakref
 from typing import NamedTuple
 
-from tdreplay.limits import MAX_BATCH_SIZE
+from tdreplay.block import Layout
+from tdreplay.errors import SchemaError
+from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MOST_PLACED_BYTES
 from tdreplay.samplers import Uniform
 from tdreplay.seeds import derived_seed
+from tdreplay_client.reading.placed_call import PlacedCall
 from tdreplay_client.reading.single_batches import Asked
 from tdreplay_client.reading.stream import BatchStream
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_batches import Totals
+from tdreplay_client.transport.batch_memory import BatchMemory
 
 __all__ = ["PullSize", "PullStreams"]
 
+log = logging.getLogger("tdreplay")
 LARGE_BATCH = 1 << 20
 """From so many bytes on, a batch is put together alone; small rows do not come in larger messages."""
 PARTS_AT_ONCE = 2
@@ -25,6 +33,14 @@ MOST_AHEAD = 4
 
 So up to so many shards the messages of each are as large as those of a server that is alone.
 """
+
+SPARE_SLOTS = 2
+"""Slots for whole batches beside those for the batches on their way: for the batch that is used, and the one that was."""
+DRAWN_BYTES = 64
+"""What a row takes beside its fields, with all that can be known of its draw."""
+HEADER_BYTES = MAX_HEADER_BYTES + 8
+MOST_PLACED_ROWS = 8192
+"""Rows of a batch whose places have room in a message, of several batches at once."""
 
 
 class PullSize(NamedTuple):
@@ -68,6 +84,8 @@ class PullStreams:
 
     Attributes:
         seed: Of the whole stream; None: it has none.
+        places: Whether the shards write to memory of this process, as far as is known.
+        memory: That memory. None: there is none yet.
         size: How the draws come. It follows from the rows, so it is known when the first stream is opened.
 
     Args:
@@ -80,9 +98,13 @@ class PullStreams:
     """
 
     def __init__(self, asked: Asked, shards: int, prefetch: int, *, fields: tuple[str, ...] | None, seed: int | None, counted: bool) -> None:
-        self._asked, self._shards, self._prefetch, self.seed = asked, shards, prefetch, seed
+        self._asked, self._shards, self.prefetch, self.seed = asked, shards, prefetch, seed
         self._fields, self._counted = fields, counted
         self.size: PullSize | None = None
+        self.places = asked.view is None and seed is None and not counted and asked.rows <= MOST_PLACED_ROWS
+        self.memory: BatchMemory | None = None
+        self._layouts: weakref.WeakKeyDictionary[BatchMemory, Layout] = weakref.WeakKeyDictionary()
+        self._making = threading.Lock()
 
     def totals(self, shard: Shard) -> tuple[Totals, str]:
         """Of what the shard would draw now, and the generation of its table.
@@ -96,12 +118,18 @@ class PullStreams:
     def _uniform(self) -> bool:
         return self._asked.sampler == Uniform.name
 
-    def __call__(self, shard: Shard, taken: int) -> tuple[BatchStream, int]:
+    def __call__(self, shard: Shard, taken: int) -> tuple[BatchStream | PlacedCall, int]:
         """A stream of the shard of which so many rows were taken, and how many rows of its first batch were among them.
 
+        Where rows are large, and all servers can write to memory of this process, it is a `PlacedCall`.
+
         Raises:
+            SchemaError: the shard has rows of other fields than the others.
             ReplayError: it cannot be opened.
         """
+        call = self._placed(shard) if self.places else None
+        if call is not None:
+            return call, 0
         size = self.size = self.size or self._suitable(shard)
         seed = self.seed if self.seed is None or self._shards == 1 else derived_seed(self.seed, shard.number)
         view = None if self._asked.view is None else self._asked.view.view
@@ -113,9 +141,47 @@ class PullStreams:
             stream.load_state_dict({**stream.state_dict(), "position": number})
         return stream, rows
 
-    def _suitable(self, shard: Shard) -> PullSize:
+    def _placed(self, shard: Shard) -> PlacedCall | None:
+        """A call over which the shard writes to memory of this process. None: from now on none does."""
+        with self._making:
+            memory = self.memory = self.memory or self._made_memory(shard)
+        call = None if memory is None else shard.reads.placed(self._asked.rows, memory, fields=self._fields, uniform=self._uniform)
+        if call is None or memory is None:
+            self.places = False
+            self.forget()
+            return None
+        with self._making:
+            layout = self._layouts.setdefault(memory, call.layout)
+        if layout != call.layout:
+            call.break_off()
+            raise SchemaError(f"the shards are no one buffer: rows of shard {shard.number} have other fields than those of another shard")
+        return call
+
+    def _made_memory(self, shard: Shard) -> BatchMemory | None:
+        row = self._row_bytes(shard)
+        size = self._asked.rows * (row + DRAWN_BYTES) + HEADER_BYTES
+        slots = min(self.prefetch + SPARE_SLOTS, MOST_PLACED_BYTES // size)
+        if not shard.reads.wants_shared or self._asked.rows * row < LARGE_BATCH or slots <= SPARE_SLOTS:
+            return None
+        try:
+            return BatchMemory(slots, size, SPARE_SLOTS)
+        except OSError as error:
+            log.warning("no memory for whole batches, so that their parts are copied: %s", error)
+            return None
+
+    def forget(self) -> None:
+        """Gives up the memory: servers that were asked to write there may still do so. The next call makes another one."""
+        with self._making:
+            memory, self.memory = self.memory, None
+        if memory is not None:
+            memory.close()
+
+    def _row_bytes(self, shard: Shard) -> int:
         schema = shard.reads.state().schema
-        row = 0 if schema is None else sum(field.row_bytes for field in schema.select(self._fields))
+        return 0 if schema is None else sum(field.row_bytes for field in schema.select(self._fields))
+
+    def _suitable(self, shard: Shard) -> PullSize:
+        row = self._row_bytes(shard)
         steps = 1 if self._asked.view is None else max(window.length for window in self._asked.view.windows.windows)
         size, seeded = self._asked.rows * row * steps, self.seed is not None
-        return PullSize.of(self._asked.rows, size, self._shards, self._prefetch, seeded=seeded, counted=self._counted)
+        return PullSize.of(self._asked.rows, size, self._shards, self.prefetch, seeded=seeded, counted=self._counted)

@@ -25,10 +25,12 @@ from tdreplay_client.buffer import RemoteReplayBuffer
 from tdreplay_client.reading.assembly import assemble
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.reading.named_batches import BegunBatch, NamedBatches, OneBatch
+from tdreplay_client.reading.placed_call import PlacedCall
 from tdreplay_client.sharding.epoch_answers import EpochAnswer
 from tdreplay_client.sharding.epoch_plan import ShardWindow
 from tdreplay_client.sharding.shard_batches import ColumnTransfer, ShardBatch, Totals
 from tdreplay_client.transport.access import Access
+from tdreplay_client.transport.batch_memory import BatchMemory
 from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.writing.known_schema import WriterSchema
 from tdreplay_client.writing.leaving_writer import LeavingWriter
@@ -159,6 +161,24 @@ class ShardTable(RemoteReplayBuffer):
             batch = cast("ShardBatch", self._random_batch(one.kind._replace(rows=one.rows), one.draw, False, budget, one.seconds))
             self._named.came_alone(one.kind, totals=batch.totals is not None)
         return batch
+
+    @property
+    def wants_shared(self) -> bool:
+        """Whether memory is to be shared with the server, as far as is known."""
+        return self._sharing.wanted
+
+    def placed(self, rows: int, memory: BatchMemory, *, fields: tuple[str, ...] | None, uniform: bool) -> PlacedCall | None:
+        """A call over which the server draws rows when it is asked to, and writes them to batches of so many rows in this memory.
+
+        None: it does not, because it is on another host, say, or of an older version.
+
+        Raises:
+            EmptyTableError: there is no row.
+        """
+        sampler = Uniform.name if uniform else ""
+        query = pb.SampleRequest(table=self._table, batch_size=rows, fields=fields, sampler=sampler, knows_priorities=True, wants_totals=True)
+        call = self._connection.retried(lambda budget: PlacedCall(self._connection, query, memory, budget))
+        return call if call.accepted else None
 
     def look(self, seconds: float, *, create: bool) -> pb.DescribeResponse:
         """What the server says of the table, if it answers within so many seconds. It is asked once.

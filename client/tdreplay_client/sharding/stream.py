@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ from tdreplay_client.sharding.pull_streams import PullStreams
 from tdreplay_client.sharding.recycled_memory import RecycledMemory
 from tdreplay_client.sharding.stream_plan import StreamPlace, StreamPlan
 from tdreplay_client.sharding.supply import Supply
+from tdreplay_client.sharding.whole_batches import Giver, Whole, WholeBatches
 from tdreplay_client.transport.threads import start_reader
 
 __all__ = ["ShardedStream"]
@@ -88,6 +89,7 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
     def __init__(self, plan: StreamPlan, transfer: DeviceTransfer, streams: PullStreams, keeper: Keeper) -> None:
         self._plan, self._transfer, self._streams, self._keeper = plan, transfer.for_view(plan.view), streams, keeper
         self._memory = RecycledMemory(transfer)
+        self._whole = WholeBatches(plan.batch_size, streams)
         self._place, self._is_sound = StreamPlace(), True
         self._numbers: npt.NDArray[np.float64] | None = None
         self._rng = np.random.Generator(np.random.SFC64())
@@ -158,15 +160,20 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
         while True:
             self._check_kept()
             every = self._keeper.supplies
+            self._whole.check(every)
             weighed = self._weighed(every)
             if weighed is None:
                 self._await_rows(until)
                 continue
             supplies, masses = weighed
+            if any(supply.call is not None for supply in supplies):
+                if self._is_written(every, supplies, masses, until):
+                    return
+                continue
             size = self._streams.size
             batches = 1 if size is None else size.together
             places = drawn_places(masses, self._uniform(batches))
-            if self._are_here(supplies, places, until):
+            if self._are_here(zip(supplies, map(len, places), strict=True), until):
                 break
         self._mix(batches, every, supplies, masses / masses.sum(), places)
 
@@ -219,12 +226,24 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
         if self._keeper.error is not None:
             raise copy(self._keeper.error)
 
-    def _are_here(self, supplies: list[Supply], places: list[npt.NDArray[np.intp]], until: float) -> bool:
-        """Whether the draws of these rows are here. Where a shard was lost meanwhile, or became empty, the rows are to be drawn anew."""
-        for supply, rows in zip(supplies, places, strict=True):
+    def _is_written(self, every: tuple[Supply, ...], supplies: list[Supply], masses: npt.NDArray[np.float64], until: float) -> bool:
+        """Waits for a batch whose rows the shards write to memory of this process. False: it is to be drawn anew."""
+        givers = [Giver(supply, supply.call, supply.call.layout, every.index(supply)) for supply in supplies if supply.call is not None]
+        if len(givers) < len(supplies):
+            return False
+        size, least = _of_whole(every, sum(supply.totals.mass for supply in supplies))
+        first = self._whole.ask(Whole(givers, masses, len(every), size, least, self._keeper.lost))
+        if first is None or not self._are_here(first.needed, until):
+            return False
+        self._ready.append(_Ready(self._whole.take().made(self._transfer), {}, first.of.lost))
+        return True
+
+    def _are_here(self, needed: Iterable[tuple[Supply, int]], until: float) -> bool:
+        """Whether each shard's draws are here, so many. Where one was lost meanwhile, or became empty, the rows are to be drawn anew."""
+        for supply, rows in needed:
             try:
-                while not supply.has(len(rows)):
-                    if not self._fill(supply, len(rows), until):
+                while not supply.has(rows):
+                    if not self._fill(supply, rows, until):
                         return False
             except EmptyTableError:
                 supply.empty()
@@ -244,8 +263,11 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
             ReplayError: it is not wanted, or the shard is not lost.
         """
         if not self._plan.degrade:
-            raise error
-        if isinstance(error, RowIdError):  # It was started again without the rows that it had, and got updates of their priorities?
+            if supply.call is None or not isinstance(error, ServerUnavailableError):
+                raise error
+            supply.drop()
+            supply.error = error  # If it is not back as soon as a batch may wait.
+        elif isinstance(error, RowIdError):  # It was started again without the rows that it had, and got updates of their priorities?
             if not self._keeper.is_renewed(supply):
                 raise error
             supply.lose(error)

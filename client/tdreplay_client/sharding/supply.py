@@ -11,10 +11,11 @@ from typing import NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay.errors import ClosedError, ReplayError, ServerUnavailableError
+from tdreplay.errors import ClosedError, ReplayError, ServerUnavailableError, TableChangedError
 from tdreplay.memory import Rows, as_rows, rows_of
 from tdreplay.priorities import Updated
 from tdreplay.system_fields import MIN_PROBABILITY, TABLE_SIZE
+from tdreplay_client.reading.placed_call import PlacedCall
 from tdreplay_client.reading.stream import BatchStream
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_batches import ShardBatch, Totals
@@ -85,13 +86,13 @@ class Supply:
         opened: Opens a stream of the shard that begins with this pull.
     """
 
-    def __init__(self, shard: Shard, opened: Callable[[Shard, int], tuple[BatchStream, int]]) -> None:
+    def __init__(self, shard: Shard, opened: Callable[[Shard, int], tuple[BatchStream | PlacedCall, int]]) -> None:
         self.shard, self._opened = shard, opened
         self.totals, self.heard = NOTHING, 0.0
         self.generation_id, self.is_renewed = "", False
         self.taken, self.waiting = 0, 0
         self.error: ReplayError | None = None
-        self._stream: BatchStream | None = None
+        self._stream: BatchStream | PlacedCall | None = None
         self._source: BatchStream | None = None  # Of the draws that wait.
         self._pulls: deque[Pull] = deque()
         self._start = 0  # Of the first pull's rows, those before it were taken.
@@ -111,6 +112,11 @@ class Supply:
     def is_open(self) -> bool:
         """Whether draws can be taken."""
         return self._stream is not None
+
+    @property
+    def call(self) -> PlacedCall | None:
+        """The call over which the shard writes its rows to memory of this process. None: there is none; draws come as batches, if at all."""
+        return self._stream if isinstance(self._stream, PlacedCall) else None
 
     @property
     def shared(self) -> bool:
@@ -162,7 +168,7 @@ class Supply:
             stream.break_off()
             stream.close()
 
-    def _detached(self, *, is_lost: bool) -> BatchStream | None:
+    def _detached(self, *, is_lost: bool) -> BatchStream | PlacedCall | None:
         """The stream, which is none any more."""
         with self._changing:
             stream, self._stream = self._stream, None
@@ -200,11 +206,12 @@ class Supply:
     # -- its draws ----------------------------------------------------------------------------------------------------------------------------
 
     def has(self, rows: int) -> bool:
-        """Whether so many draws are here."""
-        return self.waiting >= rows and self._source is self._stream
+        """Whether so many draws are here; where the shard writes them itself: so many parts of its call."""
+        call = self.call
+        return call.done >= rows if call is not None else self.waiting >= rows and self._source is self._stream
 
     def ensure(self, rows: int) -> bool:
-        """Waits until so many draws are here. False: the shard was lost and is back, and its stream is to be opened anew.
+        """Waits until so many draws are here, counted as in `has`. False: the stream is to be opened anew, because the shard was lost, and is back.
 
         Raises:
             ServerUnavailableError, DeadlineError: the shard is lost.
@@ -212,6 +219,8 @@ class Supply:
             ReplayError: as the stream of a table.
         """
         stream = self._stream
+        if isinstance(stream, PlacedCall):
+            return self._await_parts(stream, rows)
         if stream is not self._source:
             self._forget()
             self._source = stream
@@ -223,6 +232,23 @@ class Supply:
                 self.drop()
                 return False
             self._take_in(cast("ShardBatch", batch))
+        return True
+
+    def _await_parts(self, call: PlacedCall, parts: int) -> bool:
+        """As `ensure`, of parts of a call, which cannot go on with a server that was lost, or with rows of other fields."""
+        if parts > call.asked:  # It is not the call that was asked for them, but a later one.
+            return False
+        try:
+            call.wait(parts)
+        except TableChangedError:
+            self.drop()
+            return False
+        except ReplayError:
+            if not call.over:
+                raise
+            return False
+        if call.head.HasField("totals"):
+            self.note(Totals.of(call.head.totals), call.came)
         return True
 
     def _take_in(self, batch: ShardBatch) -> None:

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from tdreplay.limits import BLOCK_BYTES, LEAST_SHARED_BYTES, SHARED_BLOCK_BYTES
+from tdreplay.mapped_segments import MappedSegments
 from tdreplay.schema import Schema
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.transport.answers import end_call
 from tdreplay_client.transport.connection import Connection
 from tdreplay_client.transport.retry_budget import RetryBudget
-from tdreplay_client.transport.shared_memory import MappedSegments, Sharing, mapped
+from tdreplay_client.transport.shared_memory import Sharing, mapped
 from tdreplay_client.writing.insert_messages import InsertMessage, InsertMessages, block_layout, rows_per_block
 
 __all__ = ["SEGMENTS", "WAKE_UP", "InsertCall", "Outgoing", "Requests", "largest_block", "open_inserts"]

@@ -14,11 +14,11 @@ from tdreplay.columns import to_tensordict
 from tdreplay.framing import frame
 from tdreplay.insert_id import InsertId
 from tdreplay.limits import BLOCK_BYTES, LEAST_SHARED_BYTES, MAX_BATCH_SIZE
+from tdreplay.mapped_segments import MappedSegments
 from tdreplay.memory import Rows, rows_of
 from tdreplay.schema import Columns, Schema
 from tdreplay.system_fields import PRIORITY
 from tdreplay.v1 import replay_buffer_pb2 as pb
-from tdreplay_client.transport.shared_memory import MappedSegments
 
 __all__ = ["InsertMessage", "InsertMessages", "block_layout", "framed", "rows_per_block"]
 

@@ -499,6 +499,8 @@ class SampleRequest(google.protobuf.message.Message):
     WINDOWS_FIELD_NUMBER: builtins.int
     WANTS_TOTALS_FIELD_NUMBER: builtins.int
     NEXT_FIELD_NUMBER: builtins.int
+    CLIENT_MEMORY_FIELD_NUMBER: builtins.int
+    PLACED_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -566,6 +568,20 @@ class SampleRequest(google.protobuf.message.Message):
         none of the message is drawn, and the call ends. Servers that never set `totals` do not know this field: they would send nothing.
         """
 
+    @property
+    def client_memory(self) -> global___SharedMemory:
+        """The client has memory for whole batches of `batch_size` rows, of which this server is to write some rows: it is on the server's host, and may be one
+        of several servers that write to the same batches. Batches are then asked for by `placed` alone, and no credits are granted. The client sets
+        `shared_slots` too: so an older server, which does not know this field, answers at once. The first response says in `placed_header` whether the
+        server writes there. First message only.
+        """
+
+    @property
+    def placed(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlacedRows]:
+        """Rows to be drawn and written to `client_memory`, in this order. One response comes for each message that has any, when all of them are in their
+        places. INVALID_ARGUMENT if a slot or a place is not there: then none of the message is drawn. At most 1024 in a message. Not in the first one.
+        """
+
     def __init__(
         self,
         *,
@@ -588,9 +604,11 @@ class SampleRequest(google.protobuf.message.Message):
         windows: global___WindowQuery | None = ...,
         wants_totals: builtins.bool = ...,
         next: collections.abc.Iterable[global___NextBatch] | None = ...,
+        client_memory: global___SharedMemory | None = ...,
+        placed: collections.abc.Iterable[global___PlacedRows] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "seed", b"seed", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "next", b"next", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds", "wants_totals", b"wants_totals", "windows", b"windows"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "client_memory", b"client_memory", "seed", b"seed", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "client_memory", b"client_memory", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "next", b"next", "placed", b"placed", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds", "wants_totals", b"wants_totals", "windows", b"windows"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -632,6 +650,30 @@ class NextBatch(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_wait_seconds", b"_wait_seconds"]) -> typing.Literal["wait_seconds"] | None: ...
 
 global___NextBatch = NextBatch
+
+@typing.final
+class PlacedRows(google.protobuf.message.Message):
+    """Rows of a batch, and where they go."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SLOT_FIELD_NUMBER: builtins.int
+    PLACES_FIELD_NUMBER: builtins.int
+    slot: builtins.int
+    """The slot of `client_memory` in which the batch lies."""
+    @property
+    def places(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Which rows of the batch these are, ascending, each from 0 to `batch_size` - 1, at least one. As many rows are drawn."""
+
+    def __init__(
+        self,
+        *,
+        slot: builtins.int = ...,
+        places: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["places", b"places", "slot", b"slot"]) -> None: ...
+
+global___PlacedRows = PlacedRows
 
 @typing.final
 class PriorityUpdate(google.protobuf.message.Message):
@@ -721,6 +763,8 @@ class SampleResponse(google.protobuf.message.Message):
     UPDATED_FIELD_NUMBER: builtins.int
     STALE_FIELD_NUMBER: builtins.int
     TOTALS_FIELD_NUMBER: builtins.int
+    PLACED_HEADER_FIELD_NUMBER: builtins.int
+    PLACED_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
@@ -739,6 +783,12 @@ class SampleResponse(google.protobuf.message.Message):
     """Of the rows in this call's `updates` so far: how many have their new priority."""
     stale: builtins.int
     """And how many were not stored any more."""
+    placed_header: builtins.bytes
+    """The answer to `client_memory`: the header of a block of `batch_size` rows. Each slot has the room for the block; its rows are written where that
+    header says, and the header itself is not. Empty: the server does not write there, and the call ends. First response only.
+    """
+    placed: builtins.int
+    """How many `PlacedRows` of this call are in their places."""
     padding: builtins.bytes
     """Any bytes: aligns the block in memory. Ignore it."""
     block: builtins.bytes
@@ -763,11 +813,13 @@ class SampleResponse(google.protobuf.message.Message):
         updated: builtins.int = ...,
         stale: builtins.int = ...,
         totals: global___DrawTotals | None = ...,
+        placed_header: builtins.bytes = ...,
+        placed: builtins.int = ...,
         padding: builtins.bytes = ...,
         block: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_slot", b"_slot", "shared_memory", b"shared_memory", "slot", b"slot", "totals", b"totals"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "min_probability", b"min_probability", "padding", b"padding", "shared_memory", b"shared_memory", "slot", b"slot", "stale", b"stale", "table_size", b"table_size", "totals", b"totals", "updated", b"updated"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_slot", b"_slot", "batch_rows", b"batch_rows", "block", b"block", "first_row", b"first_row", "min_probability", b"min_probability", "padding", b"padding", "placed", b"placed", "placed_header", b"placed_header", "shared_memory", b"shared_memory", "slot", b"slot", "stale", b"stale", "table_size", b"table_size", "totals", b"totals", "updated", b"updated"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_slot", b"_slot"]) -> typing.Literal["slot"] | None: ...
 
 global___SampleResponse = SampleResponse

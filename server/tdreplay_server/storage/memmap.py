@@ -112,23 +112,26 @@ class MemmapRows(RowStorage):
         self._file_writes = FILE_WRITES if blocks_read() != before else max(0, self._file_writes - 1)
         self._targets = self._in_files if self._file_writes else self._rows
 
-    def gather(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool = False) -> None:
+    def gather(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool = False, places: Slots | None = None) -> None:
         """As `RowStorage.gather`."""
         before = blocks_read()
         if self._reads_disk:
-            self._read_ahead(slots, out, threads=threads)
+            self._read_ahead(slots, out, threads=threads, places=places)
         else:
-            super().gather(slots, out, threads=threads)
+            super().gather(slots, out, threads=threads, places=places)
         self._reads_disk = blocks_read() != before
 
-    def _read_ahead(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool) -> None:
+    def _read_ahead(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool, places: Slots | None) -> None:
         """Gathers some rows after the others: all that is asked for has to stay in memory until it is copied."""
         step = max(1, AHEAD_BYTES // max(1, sum(place.itemsize for place in out.values())))
         for start in range(0, len(slots), step):
             some = slots[start : start + step]
             for name in out:
                 self._in_files[name].ask_for(some)
-            super().gather(some, {name: place[start : start + step] for name, place in out.items()}, threads=threads)
+            if places is None:
+                super().gather(some, {name: place[start : start + step] for name, place in out.items()}, threads=threads)
+            else:
+                super().gather(some, out, threads=threads, places=places[start : start + step])
 
     def sync(self) -> None:
         """Returns when all that was written is on the disk.

@@ -26,6 +26,8 @@ from tdreplay_server.system.failpoints import failpoint
 
 __all__ = ["Inserts", "RowStorage"]
 
+LARGE_ROW = 4096
+"""Bytes from which on a row is copied once, with a call for each run of rows, rather than twice with two calls for all."""
 Inserts: TypeAlias = "Mapping[str, torch.Tensor | Rows]"
 """Columns that are to be stored: tensors, or rows of bytes as they came over the wire. A field without bytes may be missing among the latter."""
 
@@ -143,18 +145,28 @@ class RowStorage(ABC):
             StorageError: the disk failed.
         """
 
-    def gather(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool = False) -> None:
+    def gather(self, slots: Slots, out: Mapping[str, Rows], *, threads: bool = False, places: Slots | None = None) -> None:
         """Copies the rows in `slots` (checked by the caller) into `out`: rows of bytes on the CPU, for any of the fields that have bytes.
 
-        `threads`: several may work on it.
+        `threads`: several may work on it. `places`: where each row goes in `out`, ascending; None: one after the other.
         """
         for name, place in out.items():
-            if name in self._rows and threads:
+            if places is not None:
+                self._scatter(name, slots, place, places)
+            elif name in self._rows and threads:
                 _gather(self._rows[name], slots, place)
             elif name in self._rows:
                 self._rows[name].take(slots, out=place, mode="clip")  # Not "raise", which would gather into a copy of `out` first.
             else:
                 place[:] = as_rows(self._select_one(name, slots).cpu())
+
+    def _scatter(self, name: str, slots: Slots, out: Rows, places: Slots) -> None:
+        if name not in self._rows:
+            out[places] = as_rows(self._select_one(name, slots).cpu())
+        elif out.itemsize < LARGE_ROW:
+            out[places] = self._rows[name].take(slots)
+        else:
+            _gather_runs(self._rows[name], slots, out, places)
 
     def select(self, slots: Slots, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Copies of the rows in `slots` (checked by the caller), on the storage's device: name -> tensor of shape [n, ...]."""
@@ -194,6 +206,21 @@ def _refused(error: Exception, what: str) -> ReplayError:
 
 def _gather(rows: Rows, slots: Slots, out: Rows) -> None:
     in_parts(len(slots), rows.itemsize, lambda start, stop: rows.take(slots[start:stop], out=out[start:stop], mode="clip"))
+
+
+def _gather_runs(rows: Rows, slots: Slots, out: Rows, places: Slots) -> None:
+    """Copies rows to places that are not one after the other: those that are, at once. NumPy would copy all rows twice."""
+    ends = [*(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+    if len(ends) == 1:
+        _gather(rows, slots, out[places[0] : places[0] + len(places)])
+        return
+    starts, first = [0, *ends[:-1]], places.tolist()
+
+    def gather(begin: int, end: int) -> None:
+        for start, stop in zip(starts[begin:end], ends[begin:end], strict=True):
+            rows.take(slots[start:stop], out=out[first[start] : first[start] + stop - start], mode="clip")
+
+    gather(0, len(ends))
 
 
 def _as_tensor(rows: Rows, like: torch.Tensor) -> torch.Tensor:

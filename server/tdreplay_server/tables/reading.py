@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
 from tdreplay.fields import Field
 from tdreplay.memory import Rows
-from tdreplay_server.storage.ring import RowIds
+from tdreplay_server.storage.ring import RowIds, Slots
 from tdreplay_server.storage.rows import RowStorage
 from tdreplay_server.tables.system_values import COMPUTED, RowsRead, write_system_values
 
@@ -20,14 +21,20 @@ Drawn: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
 """The name of a drawn field -> its values for the rows that are read: shape [n]."""
 
 
-def gathered(storage: RowStorage, ids: RowIds, drawn: Drawn, out: dict[str, Rows], *, threads: bool) -> None:
-    """Copies the rows of these ids into `out`: those of the fields that have bytes. `threads`: several may work on it."""
-    write_drawn(drawn, out)
+def gathered(storage: RowStorage, ids: RowIds, drawn: Drawn, out: dict[str, Rows], *, threads: bool, places: Slots | None = None) -> None:
+    """Copies the rows of these ids into `out`: those of the fields that have bytes.
+
+    `threads`: several may work on it. `places`: where each row goes in `out`, ascending; None: one after the other.
+    """
     slots = ids % storage.buffer_size
-    computed = {name: out.pop(name) for name in COMPUTED if name in out}
-    storage.gather(slots, out, threads=threads)
-    if computed:
-        write_system_values(RowsRead(ids, slots), computed)
+    known = {name: out.pop(name) for name in (*COMPUTED, *drawn) if name in out}
+    storage.gather(slots, out, threads=threads, places=places)
+    values = known if places is None else {name: np.empty(len(ids), target.dtype) for name, target in known.items()}
+    write_system_values(RowsRead(ids, slots), {name: values[name] for name in COMPUTED if name in values})
+    write_drawn(drawn, dict(values))
+    if places is not None:
+        for name, target in known.items():
+            target[places] = values[name]
 
 
 def write_drawn(drawn: Drawn, out: dict[str, Rows]) -> None:

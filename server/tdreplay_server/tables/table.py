@@ -479,10 +479,10 @@ class Table:
 
     # -- reading rows -------------------------------------------------------------------------------------------------------------------------
 
-    def read(self, selection: Selection, start: int, stop: int, out: dict[str, Rows], *, threads: bool = False) -> None:
+    def read(self, selection: Selection, start: int, stop: int, out: dict[str, Rows], *, threads: bool = False, places: Slots | None = None) -> None:
         """Copies the rows of `selection` from `start` to `stop` into `out`: those of its fields that have bytes. No row is torn.
 
-        `threads`: several may work on it.
+        `threads`: several may work on it. `places`: where each row goes in `out`, ascending; None: one after the other. Windows have none.
 
         Raises:
             TableChangedError: the table was reset, rewound or closed since the rows were selected.
@@ -495,7 +495,7 @@ class Table:
                 self._steps.gathered(log.storage, log.ring, selection, found, start, stop, out, threads=threads)
                 return
             ids = selection.chosen.ids(log.ring, start, stop)
-            gathered(log.storage, ids, selection.drawn(start, stop), out, threads=threads)
+            gathered(log.storage, ids, selection.drawn(start, stop), out, threads=threads, places=places)
 
     @lets_go
     def take(self, selection: Selection) -> dict[str, torch.Tensor]:

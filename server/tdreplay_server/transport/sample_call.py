@@ -53,6 +53,8 @@ class SampleCall:
             ReplayError: it says what cannot be.
         """
         self._check_named(head)
+        if len(head.placed) and not self._query.HasField("client_memory"):
+            raise InvalidArgumentError(f"placed ({len(head.placed)} parts of batches): the call has no client_memory to which they could be written")
         if head.taken:
             self._sent.taken(head.taken)
         if head.updates:
@@ -80,11 +82,12 @@ class SampleCall:
             drawn = selection.rows // rows
             flow.give_back(granted.batches - drawn)
             self._sent.sent(leases, drawn)
-            yield Outgoing(selection, rows, self._head(selection))
+            yield Outgoing(selection, rows, self.head(selection))
             if not self._query.says_taken:
                 self._sent.all_taken()
 
-    def _head(self, selection: Any) -> dict[str, Any]:
+    def head(self, selection: Any) -> dict[str, Any]:
+        """What a message says of the draw of its batches, and of the client's updates so far."""
         head = draw_head(self._query, selection)
         return head | self._updated._asdict() if self._query.knows_priorities else head
 

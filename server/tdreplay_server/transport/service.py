@@ -44,6 +44,7 @@ from tdreplay_server.transport.credits import Credits
 from tdreplay_server.transport.encoding import Outgoing, batches_per_message, messages, streamed
 from tdreplay_server.transport.epoch_rows import epoch_rows
 from tdreplay_server.transport.epoch_stream import EpochStream
+from tdreplay_server.transport.placed_rows import PlacedRows, placed_rows
 from tdreplay_server.transport.request_limits import check_block, check_rows
 from tdreplay_server.transport.rows_by_id import stored_messages
 from tdreplay_server.transport.sample_call import DrawBatches, SampleCall, draw_head, read_ahead, updated
@@ -101,6 +102,11 @@ class ReplayBufferService:
         sampled = SampleCall(table, query, draw if query.standing else _unchanging(draw, row))
         most = batches_per_message(query.batches_per_message, asked.rows, row)
         call.accept()
+        if query.HasField("client_memory"):
+            rows = PlacedRows(table, row, asked.rows, _unchanging(draw, row))
+            offer = None if table.counts_draws or asked.windows is not None or query.HasField("seed") else query.client_memory
+            yield from placed_rows(rows, requests, self._shared_memory.reach(call.peer, offer, rows.layout.size), sampled)
+            return
         with closing(sampled), self._shared_memory.share(call.peer, query.shared_slots, row.block(most * asked.rows).size) as segments:
             if table.counts_draws:
                 granted = Credits(query.credits, read_ahead(requests, sampled.note), segments)
@@ -318,6 +324,7 @@ def _first(requests: Requests) -> Any:
         check_whole(request.head.taken, "taken in the first message", 0, 0)
         check_whole(len(request.head.updates), "the number of updates in the first message", 0, 0)
         check_whole(len(request.head.next), "the number of batches in next in the first message", 0, 0)
+        check_whole(len(request.head.placed), "the number of placed in the first message", 0, 0)
     return request.head
 
 

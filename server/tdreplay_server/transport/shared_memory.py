@@ -24,8 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from tdreplay.block import Bytes
-from tdreplay.errors import InvalidArgumentError
-from tdreplay.limits import LEAST_SHARED_BYTES, MOST_SHARED_BYTES, SEGMENTS_START, check_whole
+from tdreplay.errors import CodecError, InvalidArgumentError
+from tdreplay.foreign_memory import anonymous_memory, open_anonymous
+from tdreplay.limits import LEAST_SHARED_BYTES, MOST_PLACED_BYTES, MOST_SHARED_BYTES, SEGMENTS_START, check_whole
+from tdreplay.mapped_segments import MappedSegments
 from tdreplay.processes import Owner
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_server.system.logs import log
@@ -37,7 +39,8 @@ LOCAL_PEERS = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
 PREFIX, SUFFIX = "tdreplay-", ".slots"
 TOTAL_SHARED_BYTES = 1 << 30
 """The most shared memory of all calls of a server together. Where it is used up, blocks travel in messages."""
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+MOST_MAPPED_SLOTS = 64
+"""The most slots of a client's memory that a server maps."""
 
 
 class Segments:
@@ -57,7 +60,7 @@ class Segments:
         self._free, self._lent = list(range(count)), set[int]()
         self._lock = threading.Lock()
         size = SEGMENTS_START + self._count * self._segment_bytes
-        self._file, self._path = _anonymous(size) if folder is None else _named(folder, size)
+        self._file, self._path = anonymous_memory(size) if folder is None else _named(folder, size)
         self._named = folder is not None
         self._owner = Owner("the shared memory")
         self._memory = np.frombuffer(mmap.mmap(self._file, size), np.uint8)
@@ -177,6 +180,25 @@ class SharedMemory:
                     shared.close()
 
     @contextmanager
+    def reach(self, peer: str, offer: pb.SharedMemory | None, block_bytes: int) -> Iterator[MappedSegments | None]:
+        """The memory that a client offers, mapped. None: it is none that this server writes to, and the client does without.
+
+        Nothing is opened for a client whose connection does not show that it is on this host, and nothing but memory without a name that a process of
+        this user made and sealed: see `tdreplay.foreign_memory`. It counts as the server's own does.
+
+        Args:
+            peer: the client's address, as gRPC writes it.
+            offer: what the client says of it. None: it offers none that can be used.
+            block_bytes: the size of a block, for which each segment must have room.
+        """
+        size = 0 if offer is None else _usable(offer, block_bytes)
+        if offer is None or not size or not peer.startswith(LOCAL_PEERS):
+            yield None
+            return
+        with self._taken(size) as enough:
+            yield _reached(offer) if enough else None
+
+    @contextmanager
     def _taken(self, size: int) -> Iterator[bool]:
         enough = self._budget.take(size)
         if not enough:
@@ -207,16 +229,18 @@ class SharedMemory:
             return None
 
 
-def _anonymous(size: int) -> tuple[int, str]:
-    """A file that has no name, whose size cannot be changed, and the path under which processes of this user can open it."""
-    file = os.memfd_create("tdreplay", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def _usable(offer: pb.SharedMemory, block_bytes: int) -> int:
+    """The size of a client's memory in bytes; 0: it is of no use, or larger than it may be."""
+    size: int = offer.slots * offer.slot_bytes
+    return size if 1 <= offer.slots <= MOST_MAPPED_SLOTS and offer.slot_bytes >= max(1, block_bytes) and size <= MOST_PLACED_BYTES else 0
+
+
+def _reached(offer: pb.SharedMemory) -> MappedSegments | None:
     try:
-        os.posix_fallocate(file, 0, size)  # Now: memory that runs out later would be a SIGBUS.
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
-    except OSError:
-        os.close(file)
-        raise
-    return file, f"/proc/{os.getpid()}/fd/{file}"
+        return MappedSegments(offer, open_anonymous)
+    except (OSError, CodecError) as error:
+        log.debug("a client's memory is not written to, so its batches travel in messages", error=str(error))
+        return None
 
 
 def _named(folder: Path, size: int) -> tuple[int, str]:

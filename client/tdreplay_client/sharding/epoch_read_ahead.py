@@ -23,8 +23,8 @@ __all__ = ["PLACES", "ReadAhead"]
 
 READ_AHEAD = 2
 """Parts that are on their way while one is used."""
-PART_BYTES = 1 << 20
-"""About so many bytes a part has, unless it is a single batch. A call costs as much as some hundred small rows, so small batches share it."""
+SHARD_BYTES, PART_BYTES = 1 << 20, 16 << 20
+"""A part has at most about so many bytes from each shard and in all, unless it is a single batch. Small batches share calls: a call costs 1 ms."""
 PLACES, FEW_PLACES = 1 << 12, 32
 """The most places of a part of several batches, and, of steps, so many more than are probably needed."""
 MOST_BYTES = 64 << 20
@@ -74,7 +74,8 @@ class _Asked(NamedTuple):
 class ReadAhead:
     """The parts of a plan's epochs, in turn, read ahead by threads. A part has whole batches, or, of steps, what probably is one at least.
 
-    What is read ahead is bounded: no part has more than `PART_BYTES`, or a batch where that is more; of steps sometimes `MOST_BYTES`.
+    The first parts are a batch each, and each that is taken doubles the next ones. What is read ahead is bounded: no part has more than `PART_BYTES`,
+    or a batch where that is more; of steps sometimes `MOST_BYTES`.
 
     Args:
         shards: The buffer's shards.
@@ -92,7 +93,7 @@ class ReadAhead:
         self._callers = Callers(min(MOST_THREADS, READ_AHEAD * len(plan.windows)))
         self._waiting: deque[_Asked] = deque()
         self._taken: _Asked | None = None
-        self._places_of_one = 1.0
+        self._places_of_one, self._batches = 1.0, 1
 
     def take(self) -> Places | None:
         """The next part; None: there is none, or it was closed. Raises what its shards raised."""
@@ -109,7 +110,7 @@ class ReadAhead:
 
     def _note(self, found: Places) -> None:
         """Notes what is to be known of a part before the next one is asked for."""
-        come = int(found.ranks[-1])
+        come, self._batches = int(found.ranks[-1]), min(2 * self._batches, PLACES)
         self._places_of_one = max(1.0, len(found) / max(1, come))
         if come:
             self._row_bytes = max(self._row_bytes, found.first.nbytes // found.first.rows)
@@ -128,7 +129,8 @@ class ReadAhead:
     def _width(self) -> int:
         """How many places the next part has."""
         size, row_bytes = self._plan.query.batch_size, self._row_bytes
-        rows = size if not row_bytes else size * max(1, min(PLACES, PART_BYTES // row_bytes) // size)
+        part_bytes = min(PART_BYTES, SHARD_BYTES * len(self.windows))
+        rows = size if not row_bytes else size * max(1, min(self._batches, min(PLACES, part_bytes // row_bytes) // size))
         if not self._plan.of_steps:
             return rows
         most = PLACES if not row_bytes else min(PLACES, max(size, MOST_BYTES // row_bytes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.reading.single_batches import Draw
 from tdreplay_client.sharding.draw_query import DrawQuery
 from tdreplay_client.sharding.joining import Part, joined
+from tdreplay_client.sharding.owed_rows import OwedRows
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_batches import ShardBatch
 from tdreplay_client.sharding.totals import Shares
@@ -42,10 +44,12 @@ class Drawing:
         query: What it is to be.
         generator: Decides what is left to chance.
         shards: Those of the buffer, by place.
+        owed: What each shard is still to give.
         given: The batches that came, with their shards, and how many rows of each are used.
         shares: How probable it is that the next row comes from each shard, by number.
         rows: Among how many was drawn.
         min_probability: The smallest probability above 0 that one of them had.
+        began: When it began, as `time.monotonic` says it.
         rounds: How often shards were asked.
         is_sure: Whether no shard had a row, and all are asked anew for that reason.
         error: Why a shard gave no rows when it was asked last; None: each gave some.
@@ -54,10 +58,12 @@ class Drawing:
     query: DrawQuery
     generator: np.random.Generator
     shards: Sequence[Shard]
+    owed: OwedRows
     given: list[Given] = field(default_factory=list)
     shares: dict[int, float] = field(default_factory=dict)
     rows: int = 0
     min_probability: float = 0.0
+    began: float = field(default_factory=time.monotonic)
     rounds: int = 0
     is_sure: bool = False
     error: ReplayError | None = None
@@ -67,9 +73,18 @@ class Drawing:
         """The rows that did not come yet."""
         return self.query.rows - sum(one.rows for one in self.given)
 
-    def use(self, shares: Shares) -> None:
-        """Notes by which shares the next rows are drawn."""
-        self.shares, self.rows, self.min_probability = shares.of, shares.rows, shares.min_probability
+    def share_out(self, rows: int, shares: Shares, whole: Shares, *, once: bool) -> None:
+        """Draws how many of the next rows each shard gives.
+
+        Args:
+            rows: How many.
+            shares: Of the shards that may let rows out.
+            whole: Of all that are there.
+            once: Whether no more can be drawn from a shard than its rows.
+        """
+        self.shares, self.rows, self.min_probability = shares.of, whole.rows, whole.min_probability
+        counts = (shares.counts_once if once else shares.counts)(rows, self.generator)
+        self.owed.share_out(dict(zip(shares.numbers, counts.tolist(), strict=True)))
 
     def draw_of(self, shard: Shard) -> Draw:
         """The seed and the number with which a shard draws. Those that are asked twice do not draw the same rows again."""

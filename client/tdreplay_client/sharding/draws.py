@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from tensordict import TensorDict
 
 from tdreplay.errors import EmptyTableError, RateLimitedError, ReplayError, ServerUnavailableError
-from tdreplay.rate_limiters import Queue
+from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
 from tdreplay.table_config import check_drawable
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.draw_query import DrawQuery, generator_of
 from tdreplay_client.sharding.drawing import Drawing
 from tdreplay_client.sharding.kept_rows import KeptRows
+from tdreplay_client.sharding.owed_rows import OwedRows
 from tdreplay_client.sharding.shard import Shard
-from tdreplay_client.sharding.shard_draws import ShardDraws
+from tdreplay_client.sharding.shard_draws import LIMITED_SECONDS, ShardDraws
 from tdreplay_client.sharding.shard_set import ShardSet, none_there
 from tdreplay_client.sharding.shares import part_of
 from tdreplay_client.sharding.totals import KnownTotals, Shares
@@ -46,7 +48,7 @@ class Draws:
         if self._shards.config.max_times_sampled or isinstance(self._shards.config.rate_limiter, Queue):
             check_drawable(self._shards.whole, query.rows)
         while True:
-            drawing = Drawing(query, generator_of(query.draw), self._shards.now)
+            drawing = Drawing(query, generator_of(query.draw), self._shards.now, OwedRows(self._most_at_once(query.rows)))
             try:
                 self._kept.begin(drawing)
                 self._fill(drawing, time.monotonic() + self._timeout)
@@ -104,23 +106,54 @@ class Draws:
             return ServerUnavailableError("no shard of the buffer is there")
         if len(drawing.shards) == 1:
             return self._asking.ask(drawing, [(there[0], drawing.missing)], until)
+        if not drawing.owed:
+            error = self._share_out(drawing, there, until)
+            if error is not None or not drawing.owed:
+                return error
+        owed = drawing.owed.next()
+        error = self._asking.ask(drawing, [(shard, owed[shard.number]) for shard in drawing.shards if shard.number in owed], until)
+        return error if isinstance(error, RateLimitedError) else None
+
+    def _share_out(self, drawing: Drawing, there: Sequence[Shard], until: float) -> ReplayError | None:
+        """Draws how many of the missing rows each shard is to give. Gives why none can be had; None: it is known, or is known better next time."""
         try:
-            shares = self._known_shares(drawing.query, there)
+            whole = self._known_shares(drawing.query, there)
         except ServerUnavailableError as lost:
             if not self._shards.goes_on:
                 raise
             return lost
-        there = [shard for shard in there if shard.number in shares.numbers]
-        if self._rows_leave and shares.rows < drawing.missing:
+        there = [shard for shard in there if shard.number in whole.numbers]
+        if self._rows_leave and whole.rows < drawing.missing and not self._may_begin(drawing, whole):
             time.sleep(PAUSE_SECONDS)
-            return RateLimitedError(f"sampling needs {drawing.missing} rows, {shares.rows} are there")
-        if not shares.rows:
+            return RateLimitedError(f"sampling needs {drawing.missing} rows, {whole.rows} are there")
+        if not whole.rows:
             return self._none_stored(drawing, there, until)
-        chosen = (shares.counts_once if self._rows_leave else shares.counts)(drawing.missing, drawing.generator)
-        drawing.use(shares)
-        some = [(shard, int(count)) for shard, count in zip(there, chosen, strict=True) if count]
-        error = self._asking.ask(drawing, some, until)
-        return error if isinstance(error, RateLimitedError) else None
+        least = self._least(drawing.query, there)
+        if whole.rows < least:
+            time.sleep(PAUSE_SECONDS)
+            return RateLimitedError(f"sampling needs {least} rows in the table, {whole.rows} are there")
+        shares = whole.only(drawing.owed.open(whole.drawable))
+        rows = min(drawing.missing, shares.rows) if self._rows_leave else drawing.missing
+        drawing.share_out(rows, shares, whole, once=self._rows_leave)
+        return None
+
+    def _may_begin(self, drawing: Drawing, whole: Shares) -> bool:
+        """Whether a batch takes the rows that are there, fewer than it needs: whoever inserts the others may wait until these have left."""
+        waits = isinstance(self._shards.config.rate_limiter, (Queue, SamplesPerInsert))
+        return waits and whole.rows > 0 and time.monotonic() - drawing.began >= LIMITED_SECONDS
+
+    def _least(self, query: DrawQuery, there: Sequence[Shard]) -> int:
+        """How many rows have to be on these shards before one is drawn, by the rate limiter of the whole buffer; 0: that is up to each shard."""
+        config = self._shards.config
+        if self._rows_leave or config.trajectories or not isinstance(config.rate_limiter, (MinSize, SamplesPerInsert)):
+            return 0
+        limiter: Any = self._shards.whole.rate_limiter
+        return int(limiter.min_size) * len(there) // len(self._shards)
+
+    def _most_at_once(self, rows: int) -> int:
+        """How many rows a shard is asked for at once. A balance that may move by fewer is debited in parts, also for rows that do not come then."""
+        limiter = self._shards.config.rate_limiter
+        return max(1, min(rows, int(limiter.error_buffer))) if isinstance(limiter, SamplesPerInsert) else rows
 
     def _none_stored(self, drawing: Drawing, there: Sequence[Shard], until: float) -> ReplayError | None:
         """What it means that no shard has a row: once all were asked at this moment, one of them says it. It is an error, or there is a wait."""

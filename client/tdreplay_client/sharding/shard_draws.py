@@ -14,10 +14,10 @@ from tdreplay_client.sharding.shard_batches import ShardBatch
 from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.totals import DrawKind, KnownTotals
 
-__all__ = ["ShardDraws"]
+__all__ = ["LIMITED_SECONDS", "ShardDraws"]
 
-LIMITED_SECONDS = 0.25
-"""How long one shard's rate limiter is waited for before the others are asked again, where rows leave."""
+LIMITED_SECONDS = 0.1
+"""How long one shard's rate limiter is waited for before the others are asked."""
 
 
 @dataclass(eq=False)
@@ -53,15 +53,23 @@ class ShardDraws:
         self._shards, self._totals = shards, totals
 
     def ask(self, drawing: Drawing, wanted: Iterable[tuple[Shard, int]], until: float) -> ReplayError | None:
-        """Asks shards for so many rows each, all at once, and adds them to the batch. Gives the error of one of them, if not all gave some.
+        """Asks shards for so many rows each, all at once, and adds them to the batch, which notes who owes them no more.
+
+        Gives the error of one of the shards, if not all gave some.
 
         Raises:
             ReplayError: a shard failed, for a reason that is not one of its rows, or one is lost and the buffer does not go on without it.
         """
         asks = [self._asking(drawing, shard, rows, until) for shard, rows in wanted]
         found = self._answers(asks)
-        drawing.given += [outcome for outcome in found if isinstance(outcome, Given)]
-        errors = [outcome for outcome in found if isinstance(outcome, ReplayError)]
+        errors = []
+        for ask, outcome in zip(asks, found, strict=True):
+            if isinstance(outcome, Given):
+                drawing.given.append(outcome)
+                drawing.owed.gave(ask.shard.number, ask.one.rows)
+            else:
+                drawing.owed.failed(ask.shard.number, refused=isinstance(outcome, RateLimitedError))
+                errors.append(outcome)
         for error in errors:
             if not self._is_of_rows(error):
                 raise error
@@ -79,8 +87,7 @@ class ShardDraws:
 
     def _seconds(self, left: float, *, alone: bool) -> float:
         """For how long a shard may wait for its rate limiter."""
-        rows_leave = not alone and self._shards.config.max_times_sampled > 0
-        seconds = min(left, LIMITED_SECONDS) if rows_leave else left
+        seconds = left if alone else min(left, LIMITED_SECONDS)
         return max(0.0, min(seconds, LOSS_SECONDS / 2) if self._shards.goes_on else seconds)  # One that may be lost has to answer in time.
 
     def _answers(self, asks: Sequence[_Ask]) -> list[Given | ReplayError]:

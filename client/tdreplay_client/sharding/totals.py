@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,6 +72,16 @@ class Shares:
         parts = self._parts()
         whole = parts.sum() or 1.0
         return dict(zip(self.numbers, (parts / whole).tolist(), strict=True))
+
+    @property
+    def drawable(self) -> list[int]:
+        """The numbers of the shards from which rows can come."""
+        return [number for number, part in zip(self.numbers, self._parts(), strict=True) if part]
+
+    def only(self, numbers: Collection[int]) -> Shares:
+        """The shares of these shards alone."""
+        chosen = [(number, totals) for number, totals in zip(self.numbers, self.totals, strict=True) if number in numbers]
+        return self if len(chosen) == len(self.numbers) else Shares([number for number, _ in chosen], [totals for _, totals in chosen])
 
     def counts(self, rows: int, generator: np.random.Generator) -> Counts:
         """How many of `rows` rows come from each shard, of which one at least has a row: drawn with replacement."""

@@ -1,0 +1,155 @@
+"""Rate limiters over shards: each shard has its part, and what one of them refuses comes from the others, so that both sides go on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from shard_servers import fill_unevenly, numbered, shard_servers
+
+from tdreplay.errors import RateLimitedError
+from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
+from tdreplay.shard_ids import shard_numbers
+from tdreplay_client import RemoteReplayBuffer, ShardedReplayBuffer
+from tdreplay_client.sharding.owed_rows import OwedRows
+
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[list[str]]:
+    with shard_servers(3) as found:
+        yield found
+
+
+@pytest.fixture
+def table() -> str:
+    return f"limited-{next(numbers)}"
+
+
+def put(address: str, table: str, first: int, rows: int) -> None:
+    with RemoteReplayBuffer(address, table=table) as shard:
+        shard.add_batch(numbered(first, rows))
+
+
+# -- what shards owe --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_shard_is_asked_for_no_more_than_the_most_at_once_until_it_gave_its_part():
+    owed = OwedRows(4)
+    owed.share_out({0: 7, 1: 0, 2: 3})
+    assert owed.next() == {0: 4, 2: 3}
+    owed.gave(0, 4)
+    owed.gave(2, 3)
+    assert owed.next() == {0: 3}
+    owed.gave(0, 3)
+    assert not owed
+
+
+def test_what_a_shard_refuses_is_left_to_the_others_until_all_refuse():
+    owed = OwedRows(8)
+    assert owed.open([0, 1]) == [0, 1]
+    owed.share_out({0: 8, 1: 8})
+    owed.failed(0, refused=True)
+    assert owed.next() == {1: 8}
+    assert owed.open([0, 1]) == [1]
+    owed.failed(1, refused=True)
+    assert owed.open([0, 1]) == [0, 1]
+    owed.share_out({0: 8, 1: 8})
+    assert owed.next() == {0: 4, 1: 4}, "in smaller parts"
+
+
+def test_a_shard_that_is_lost_is_asked_again():
+    owed = OwedRows(8)
+    owed.share_out({0: 2, 1: 6})
+    owed.failed(0, refused=False)
+    assert owed.next() == {1: 6}
+    assert owed.open([0, 1]) == [0, 1]
+
+
+# -- rows that have to be there -----------------------------------------------------------------------------------------------------------------
+
+
+def test_no_batch_comes_before_the_whole_buffer_has_its_rows(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=MinSize(30), timeout=1) as buffer:
+        put(addresses[0], table, 0, 20)  # More than a shard's part.
+        with pytest.raises(RateLimitedError, match="needs 30 rows in the table, 20 are there"):
+            buffer.sample_batch(4)
+
+
+def test_a_shard_with_less_than_its_part_does_not_hold_up_the_whole(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=MinSize(30), timeout=5) as buffer:
+        put(addresses[0], table, 0, 20)
+        put(addresses[1], table, 20, 10)
+        put(addresses[2], table, 30, 1)
+        for _ in range(3):
+            batch = buffer.sample_batch(60)
+            assert set(shard_numbers(batch["row_id"].numpy())) == {0, 1}
+            assert len(batch) == 60
+
+
+def test_a_shard_that_was_emptied_is_left_out_until_it_has_its_rows_again(addresses, table):
+    fill_unevenly(addresses, table, (60, 60, 60), rate_limiter=MinSize(20))
+    with ShardedReplayBuffer(addresses, table=table, timeout=5) as buffer:
+        for _ in range(3):
+            buffer.sample_batch(30)
+        with RemoteReplayBuffer(addresses[1], table=table) as shard:
+            shard.reset()
+        assert set(shard_numbers(buffer.sample_batch(90)["row_id"].numpy())) == {0, 2}
+        put(addresses[1], table, 60, 60)
+        while set(shard_numbers(buffer.sample_batch(90)["row_id"].numpy())) != {0, 1, 2}:
+            pass
+
+
+# -- both sides go on -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error_buffer", [6, 40])
+def test_inserts_and_batches_do_not_wait_for_each_other_for_ever(addresses, table, error_buffer):
+    limiter, rows, drawn = SamplesPerInsert(2.0, min_size=3, error_buffer=error_buffer), 60, 0
+    with (
+        ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=limiter, timeout=20) as writer,
+        ShardedReplayBuffer(addresses, table=table, timeout=4) as reader,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        writing = threads.submit(lambda: [writer.add({"number": number}) for number in range(rows)])
+        while not writing.done():
+            try:
+                drawn += len(reader.sample_batch(7))
+            except RateLimitedError:
+                assert writing.done(), "both sides wait"
+        writing.result()
+        assert reader.describe().size == rows
+    assert abs(2 * rows - drawn) <= error_buffer + 7
+
+
+def test_a_queue_whose_rows_lie_on_one_shard_gives_a_batch_of_all_its_rows(addresses, table):
+    """The writer waits at a full shard; the batch needs rows that it would insert."""
+    settings = {"buffer_size": 90, "rate_limiter": Queue(9), "max_times_sampled": 1, "sampler": "fifo"}
+    with ShardedReplayBuffer(addresses, table=table, timeout=10, **settings) as buffer, ThreadPoolExecutor(1) as threads:
+        with RemoteReplayBuffer(addresses[0], table=table) as shard:
+            inserting = threads.submit(lambda: [shard.add({"number": number}) for number in range(9)])
+            found = buffer.sample_batch(9)
+            inserting.result(20)
+    assert sorted(found["number"].tolist()) == list(range(9))
+
+
+def test_a_wait_that_does_not_end_in_time_says_what_it_waits_for(addresses, table):
+    limiter = SamplesPerInsert(1.0, min_size=3, error_buffer=9)
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=limiter, timeout=1) as buffer:
+        buffer.add_batch(numbered(0, 3))
+        buffer.sample_batch(3)
+        with pytest.raises(RateLimitedError, match="rows"):
+            buffer.sample_batch(7)
+
+
+def test_importance_weights_stay_those_of_the_whole_where_a_shard_refuses(addresses, table):
+    priorities = np.ones(90)
+    fill_unevenly(addresses, table, (50, 35, 5), priorities=priorities, sampler="prioritized", rate_limiter=MinSize(10))
+    with ShardedReplayBuffer(addresses, table=table, timeout=5) as buffer:
+        batch = buffer.sample_batch(600)
+    assert batch["table_size"].unique().tolist() == [90]
+    assert batch["probability"].min().item() >= 1 / 90 - 1e-12

@@ -14,7 +14,7 @@ BASE_IMAGE ?= python:$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.versi
 COMPOSE := BASE_IMAGE=$(BASE_IMAGE) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) docker compose --file docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-scale bench-sharding bench-samplers bench-sampling bench-trajectories bench-overhead bench-ray crash soak docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
+.PHONY: help install browser docker-engine demo floors matrix bench bench-quick bench-durability bench-contention bench-scale bench-sharding bench-samplers bench-sampling bench-trajectories bench-overhead bench-ray compliance-shards crash soak docker-wheels docker-build docker-test docker-demo test test-long check lint types protos protos-check format clean
 
 help: ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -65,6 +65,9 @@ bench-ray: install ## Measure shards on Ray against RLlib's replay buffers and T
 
 bench-overhead: install ## Measure what metrics, TLS and tokens cost a small stream and single inserts, in pairs that take turns: two minutes.
 	$(BIN)/python -m benchmarks.overhead $(ARGS)
+
+compliance-shards: install ## Run the behaviour suite of buffers over 1, 2 and 5 shards, all of it: ten minutes.
+	TDREPLAY_COMPLIANCE_SHARDS="1 2 5" TDREPLAY_LONG=1 $(BIN)/python -m pytest -p no:cacheprovider -q tests/compliance/buffers -k sharded $(ARGS)
 
 SECONDS ?= 1800
 soak: install ## Mixed traffic with clients that come and go: does anything grow? SECONDS= says how long, ARGS="--restart-every 300" restarts the server: half an hour.

@@ -89,7 +89,7 @@ KNOWN = 400
 def _expected(ring: Ring, view: View, trajectories: Trajectories) -> Expected:
     """What the ring says, which takes a while: several tests ask for the same. What a row is follows from its episode and its number."""
     rows = tuple((row.episode, row.number, row.ended, row.announces, row.final) for row in ring.rows.values())
-    key = (view, repr(view), trajectories, ring.capacity, ring.write_count, rows)
+    key = (view, repr(view), trajectories, ring.capacity, tuple(ring.rows)[-1:], len(getattr(ring, "parts", ())), ring.write_count, rows)
     if key not in _known:
         _known[key] = ring.of(view, trajectories)
         if len(_known) > KNOWN:
@@ -108,7 +108,7 @@ class Checked:
     def __init__(self, buffer: BaseReplayBuffer, ring: Ring, view: Any, trajectories: Trajectories = TRAJECTORIES) -> None:
         self.buffer, self.view = buffer, view
         self.ring = ring.copy()
-        self.refused: type[Exception] | None = InvalidArgumentError if longest(view) > ring.capacity else None
+        self.refused: type[Exception] | None = InvalidArgumentError if longest(view) > ring.longest_window else None
         expected = {} if self.refused else _expected(self.ring, view, trajectories)
         self.anchors = np.array(list(expected), np.int64)
         ids = episode_ids(buffer) if expected else {}
@@ -210,7 +210,7 @@ class Checked:
 
     def slots(self, others: int = 1000) -> None:
         """Each anchor by its slot, in one batch; then each other slot, or so many of them, which is none."""
-        slots = self.anchors % self.ring.capacity
+        slots = np.array([self.ring.slot(row_id) for row_id in self.anchors.tolist()], np.int64)
         if len(slots):
             order = np.random.default_rng(len(slots)).permutation(len(slots))
             assert np.array_equal(self.rows(self.buffer.sample_by_index(slots[order], view=self.view)), order)

@@ -122,6 +122,11 @@ class Ring:
         made.rows, made.write_count = dict(self.rows), self.write_count
         return made
 
+    @property
+    def longest_window(self) -> int:
+        """The most rows of an episode that can be there."""
+        return self.capacity
+
     def slot(self, row_id: int) -> int:
         """Where a row lies."""
         return row_id % self.capacity

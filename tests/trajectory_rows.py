@@ -14,8 +14,10 @@ from tensordict import TensorDict
 
 from tdreplay.system_fields import StepKind
 from tdreplay.trajectory_state import Episode, Statistics
+from tdreplay_client.sharding.placement import hashed
 from trajectory_oracle import Ring, Row
 from trajectory_play import Actor, nested, plain_fields
+from trajectory_shards import RingOverShards
 
 __all__ = ["Chronicle", "Players", "columns_of", "id_of", "kind_of"]
 
@@ -64,22 +66,29 @@ class Players:
 
 
 class Chronicle:
-    """A ring, and all that happened to it since the server started."""
+    """A ring, and all that happened to it since the server started; over `shards` of them where there are several."""
 
-    def __init__(self, capacity: int) -> None:
-        self.ring = Ring(capacity)
+    def __init__(self, capacity: int, shards: int = 1) -> None:
+        self.ring = RingOverShards(capacity, shards) if shards > 1 else Ring(capacity)
         self._rewards: defaultdict[Hashable, list[float]] = defaultdict(list)
-        self._ended: list[tuple[float, int]] = []
+        self._ended: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
 
     def insert(self, rows: Sequence[Row]) -> TensorDict:
         """Takes rows in, and gives what a buffer is to store."""
         for row in rows:
+            home = self._home_of(row)
             self.ring.insert(row)
             if not row.final:
                 self._rewards[row.episode].append(float(row.fields["reward"]))
                 if row.ended:
-                    self._ended.append((math.fsum(self._rewards[row.episode]), row.number + 1))
+                    self._ended[home].append((math.fsum(self._rewards[row.episode]), row.number + 1))
         return TensorDict(nested({name: torch.from_numpy(column) for name, column in columns_of(rows).items()}), [len(rows)])
+
+    def _home_of(self, row: Row) -> int:
+        """The place of the shard of an episode, which its id says."""
+        if isinstance(self.ring, RingOverShards):
+            return self.ring.homes.setdefault(row.episode, hashed(id_of(row.episode), range(len(self.ring.parts))))
+        return 0
 
     def restart(self) -> None:
         """The server starts again: it has what is stored, and no more."""
@@ -100,8 +109,8 @@ class Chronicle:
         return found
 
     def statistics(self) -> tuple[Statistics, Statistics]:
-        """Of the returns and lengths of the last 100 episodes that ended."""
-        lately = self._ended[-100:]
+        """Of the returns and lengths of the last 100 episodes that ended, on each shard."""
+        lately = [one for ended in self._ended.values() for one in ended[-100:]]
         return _in_short([total for total, _ in lately]), _in_short([float(length) for _, length in lately])
 
 

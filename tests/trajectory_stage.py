@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from tdreplay.api import BaseReplayBuffer
-from trajectory_oracle import Ring
+from trajectory_oracle import Row
 from trajectory_play import ENDS, LONGEST, Actor, Played
+from trajectory_shards import RingOverShards, ring_of, written
 
 __all__ = ["Crew", "Stage", "writer_options"]
 
 
 def writer_options(buffer: BaseReplayBuffer) -> dict[str, Any]:
     """Options of writers that send what they have when they are told to, and never by themselves: so the order of all rows is known."""
-    return {"flush_rows": 10_000, "flush_seconds": 600.0} if hasattr(buffer, "address") else {}
+    return {"flush_rows": 10_000, "flush_seconds": 600.0} if hasattr(buffer, "address") or hasattr(buffer, "addresses") else {}
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Stage:
         longest: int = LONGEST,
         prioritized: bool = False,
     ) -> None:
-        self.buffer, self.ring, self.prioritized = buffer, Ring(capacity), prioritized
+        self.buffer, self.ring, self.prioritized = buffer, ring_of(buffer, capacity), prioritized
         self._chance, self._numbers = random.Random(seed), itertools.count()
         self._actor: Callable[[], Actor] = lambda: Actor(random.Random(self._chance.random()), self._numbers, longest, ends)
         self.crews: list[Crew] = []
@@ -125,9 +126,14 @@ class Stage:
 
     def burst(self, crew: Crew, steps: int = 0) -> None:
         """Lets one crew play some steps, and waits until they are stored."""
+        before, rows = written(self.buffer), list[Row]()
         for _ in range(steps or self._chance.randint(1, crew.speed)):
             played = crew.append(self.prioritized)
-            for row in (*(one.rows[0] for one in played), *(row for one in played for row in one.rows[1:])):
-                self.ring.insert(row)  # The steps of all environments, then the final observations.
+            rows += (*(one.rows[0] for one in played), *(row for one in played for row in one.rows[1:]))  # All steps, then the final observations.
             crew.abandon(played)
         crew.writer.flush()
+        if isinstance(self.ring, RingOverShards):
+            (home,) = (place for place, (old, new) in enumerate(zip(before, written(self.buffer), strict=True)) if new > old)
+            self.ring.homes |= dict.fromkeys((row.episode for row in rows), home)
+        for row in rows:
+            self.ring.insert(row)

@@ -270,7 +270,16 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         return episode_rows(self._shards, self._transfer, episode_id)
 
     def _trajectories(self) -> Trajectories | Literal[False]:
+        if not self._shards.config.trajectories:
+            self._shards.learn()  # It may have been dropped and made anew since.
         return self._shards.config.trajectories
+
+    def _view_of(self, view: View | None) -> TableView | None:
+        found = super()._view_of(view)
+        if found is not None:
+            rule = found.windows.rule
+            self._shards.check_window(rule.before + rule.steps + rule.next_step)
+        return found
 
     def _open_epochs(self, query: EpochQuery, seed: int | None, view: TableView | None) -> ShardedEpochs:
         patience = self._timeout if self._shards.goes_on else None

@@ -17,7 +17,7 @@ from tdreplay.schema import Columns
 from tdreplay.shard_ids import sharded_row_ids
 from tdreplay.system_fields import INDEX, PROBABILITY, ROW_ID
 from tdreplay_client.reading.device_transfer import DeviceTransfer
-from tdreplay_client.sharding.shard_batches import ShardBatch
+from tdreplay_client.sharding.shard_batches import ShardBatch, id_fields
 from tdreplay_client.sharding.slots import whole_slots
 
 __all__ = ["LOST_SHARDS", "Part", "check_same", "joined", "joined_columns", "with_lost_shards"]
@@ -110,7 +110,8 @@ def _taken_over(part: Part, shards: int, left_out: Collection[str]) -> dict[str,
     """The columns of the only part. Rows of a batch that has others too are copied: each batch has memory of its own."""
     shared = (part.start, part.stop) != (0, part.batch.rows)
     columns = {name: column[part.start : part.stop] for name, column in part.batch.columns.items() if name not in left_out}
-    found = {name: _of_whole(name, column, part, shards) for name, column in columns.items()}
+    ids = id_fields(columns)
+    found = {name: _of_whole(ids.get(name, name), column, part, shards) for name, column in columns.items()}
     return {name: column.clone() if shared else column for name, column in found.items()}
 
 
@@ -126,13 +127,14 @@ def _copied(
     starts = np.cumsum([0, *(part.rows for part in parts)]).tolist()
     places = [slice(*ends) if order is None else order[slice(*ends)] for ends in itertools.pairwise(starts)]
     kinds = {name: column for name, column in parts[0].batch.columns.items() if name not in left_out}
+    ids = id_fields(kinds)
     columns = {name: transfer.memory((rows, *column.shape[1:]), column.dtype) for name, column in kinds.items()}
     for name, column in columns.items():
         if not column.nbytes:
             continue
         target = as_rows(column)  # Once for all parts: it takes as long as a small part's copy.
         for part, place in zip(parts, places, strict=True):
-            target[place] = rows_of(_of_whole(name, part.batch.columns[name][part.start : part.stop], part, shards))
+            target[place] = rows_of(_of_whole(ids.get(name, name), part.batch.columns[name][part.start : part.stop], part, shards))
     return columns
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -82,26 +83,45 @@ def rows_in_slots(
     positions = [np.flatnonzero(places == place) for place in range(len(there))]
     some = [place for place, found in enumerate(positions) if len(found)]
 
-    def rows(shard: Shard) -> ShardBatch:
-        own = inside[positions[there.index(shard)]]
+    def read(shard: Shard, own: Slots) -> ShardBatch:
         return shard.asked(lambda table: table.rows_in_slots(own, fields, view, priorities=priorities))
 
-    try:
-        batches = shards.each(rows, [there[place] for place in some])
-    except SlotIndexError as error:
-        raise _named(error, slots, shards, state) from None
+    def rows(shard: Shard) -> ShardBatch | SlotIndexError:
+        try:
+            return read(shard, inside[positions[there.index(shard)]])
+        except SlotIndexError as error:
+            return error
+
+    answers = dict(zip(some, shards.each(rows, [there[place] for place in some]), strict=True))
+    for place, error in answers.items():
+        if isinstance(error, SlotIndexError):
+            raise _named(error, slots, shards, state, partial(_refused, there[place], positions[place], inside, read)) from None
+    batches = [answer for answer in answers.values() if not isinstance(answer, SlotIndexError)]
     parts = [Part(batch, there[place].number, place, 0, batch.rows) for place, batch in zip(some, batches, strict=True)]
     order = np.concatenate([positions[place] for place in some]) if len(parts) > 1 else None
     return joined(parts, len(there), order, transfer.for_view(view))
 
 
-def _named(error: SlotIndexError, slots: Slots, shards: ShardSet, state: Callable[[], State]) -> SlotIndexError:
-    """The error that says which slot of the whole buffer holds no row; where all do, the shard's own: of one the view cannot be made."""
+def _refused(shard: Shard, positions: Slots, inside: Slots, read: Callable[[Shard, Slots], ShardBatch]) -> int:
+    """The first of these positions whose slot the shard refuses: one of them is refused."""
+    low, high = 0, len(positions)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            read(shard, inside[positions[low:middle]])
+            low = middle
+        except SlotIndexError:
+            high = middle
+    return int(positions[low])
+
+
+def _named(error: SlotIndexError, slots: Slots, shards: ShardSet, state: Callable[[], State], refused: Callable[[], int]) -> SlotIndexError:
+    """The error that says which slot of the whole buffer holds no row; where all do, of which one the view cannot be made."""
     there = shards.now
     states = [(place, shard.asked(lambda table: table.state())) for place, shard in enumerate(there)]
     empty = ~np.isin(slots, stored_slots(states, len(there)))
     if not empty.any():
-        return error
+        return error if len(there) == 1 else SlotIndexError(f"index {slots[refused()]} holds no step of which the view can be made: {error}")
     whole = state()
     return SlotIndexError(
         f"index {slots[empty][0]} holds no row: the buffer has {whole.size} rows in its {whole.buffer_size} slots, over {len(there)} shards"

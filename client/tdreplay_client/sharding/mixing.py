@@ -14,7 +14,7 @@ from tdreplay.memory import Rows, as_rows
 from tdreplay.schema import Columns
 from tdreplay.shard_ids import SHARD_ROW_BITS
 from tdreplay.system_fields import INDEX, MIN_PROBABILITY, PROBABILITY, ROW_ID, TABLE_SIZE
-from tdreplay_client.sharding.shard_batches import ShardBatch
+from tdreplay_client.sharding.shard_batches import ShardBatch, id_fields
 from tdreplay_client.sharding.supply import Pull, Run
 
 __all__ = ["Given", "Places", "drawn_places", "mixed"]
@@ -131,7 +131,9 @@ def _put(targets: dict[str, Rows], run: Run, places: Places, one: Given, shards:
 
 
 def _changes(pull: Pull) -> Mapping[str, Callable[[Any, Given, int], Rows]]:
-    return _OF_WHOLE if pull.is_weighed else _OF_ROWS
+    changes = _OF_WHOLE if pull.is_weighed else _OF_ROWS
+    ids = id_fields(pull.batch.columns)
+    return changes | {name: changes[field] for name, field in ids.items()} if ids else changes
 
 
 def _row_ids(values: Any, one: Given, _shards: int) -> Rows:

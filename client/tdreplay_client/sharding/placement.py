@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tdreplay.state import State
 
-__all__ = ["FillLevel", "RingPlacement", "WriterPlacement", "hashed", "next_slot"]
+__all__ = ["FillLevel", "RingPlacement", "WriterPlacement", "hashed", "level_of", "next_slot"]
 
 Numbers = npt.NDArray[np.int64]
 WHOLE_PART = 16
@@ -40,6 +40,7 @@ class FillLevel(NamedTuple):
         pointer: The slot of its next row.
         write_count: The rows that it ever stored.
         generation_id: Of its table.
+        left_out: The row ids that it never gave to a row: a reset leaves some out. Below 0: it went back, and gave some again.
     """
 
     capacity: int
@@ -47,6 +48,7 @@ class FillLevel(NamedTuple):
     pointer: int
     write_count: int
     generation_id: str = ""
+    left_out: int = 0
 
 
 @dataclass
@@ -59,6 +61,7 @@ class _Fill:
     offset: int
     known: int
     pending: int = 0
+    jumped: bool = False
 
     @property
     def next(self) -> int:
@@ -114,7 +117,8 @@ class RingPlacement:
                 return
         is_full = level.size >= level.capacity
         begin = level.capacity + level.pointer if is_full else level.size
-        self._fills[number] = _Fill(0, level.capacity, level.generation_id, begin - level.write_count, level.write_count)
+        jumped = level.left_out != 0
+        self._fills[number] = _Fill(0, level.capacity, level.generation_id, begin - level.write_count, level.write_count, jumped=jumped)
 
     def place(self, rows: int, among: Collection[int]) -> list[tuple[int, Numbers | None]]:
         """Where so many rows go: the numbers of shards, each with the places of its rows among these. None: all of them.
@@ -199,7 +203,7 @@ class RingPlacement:
         if len(full) < max(2, len(self._fills)):
             return
         offsets = [fill.offset for fill in full]
-        if all(fill.offset % fill.capacity == 0 for fill in full):
+        if all(fill.offset % fill.capacity == 0 and not fill.jumped for fill in full):
             for fill in full:
                 fill.offset = 0
             if max(map(self._turns, full)) - min(map(self._turns, full)) <= 1:
@@ -235,11 +239,15 @@ class RingPlacement:
         return lap + (before + beside) / sum(capacity * shards for capacity, shards in self._counts.items())
 
 
+def level_of(state: State, generation_id: str = "") -> FillLevel:
+    """How far a shard is filled whose table is in this state."""
+    return FillLevel(state.buffer_size, state.size, state.pointer, state.write_count, generation_id, state.write_count - state.insert_count)
+
+
 def next_slot(states: Mapping[int, State], shards: int) -> int:
     """The slot of the whole that comes next, by the states of shards, by their places among so many."""
     ring = RingPlacement()
-    levels = {place: FillLevel(state.buffer_size, state.size, state.pointer, state.write_count) for place, state in states.items()}
-    ring.learn(levels, range(shards))
+    ring.learn({place: level_of(state) for place, state in states.items()}, range(shards))
     return ring.pointer(shards)
 
 

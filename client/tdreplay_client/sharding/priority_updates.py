@@ -82,5 +82,6 @@ def _check_given(shards: ShardSet, of_shard: Mapping[Shard, npt.NDArray[np.int64
             continue
         wrong = of_shard[shard][of_shard[shard] >= shard.given]
         if len(wrong):
-            first, last, found = (sharded_row_ids(local, shard.number) for local in (0, shard.given - 1, int(wrong[0])))
-            raise RowIdError(f"row id {found} must be from {first} to {last}: no row with this id was ever inserted")
+            first, end, found = (sharded_row_ids(local, shard.number) for local in (0, shard.given, int(wrong[0])))
+            bounds = f"from {first} to {end - 1}" if shard.given else "of a row, and its shard has had none"
+            raise RowIdError(f"row id {found} must be {bounds}: no row with this id was ever inserted")

@@ -82,6 +82,9 @@ def load_shards(shards: ShardSet, path: str | os.PathLike[str]) -> None:
     there = shards.everywhere
     saved = _read(path, there)
     states = shards.each(lambda shard: shard.writes.state(), there)
+    sizes = [sum(one.buffer_size for one in some) for some in (saved.values(), states)]
+    if sizes[0] != sizes[1] and any(one.data_size for one in saved.values()) | any(state.size for state in states):
+        raise MissingRowsError(f"buffer_size ({sizes[0]}) must be {sizes[1]}: a buffer that holds rows keeps its capacity")
     for shard, state in zip(there, states, strict=True):
         _check_stored(shard, saved[shard.number], state)
     shards.each(lambda shard: shard.writes.rewind(saved[shard.number]), there)
@@ -91,9 +94,7 @@ def _check_stored(shard: Shard, saved: Metadata, state: State) -> None:
     """Passes where a shard can go back."""
     first, oldest = saved.write_count - saved.data_size, state.write_count - state.size
     if saved.buffer_size != state.buffer_size and (saved.data_size or state.size):
-        raise MissingRowsError(
-            f"buffer_size ({saved.buffer_size}) of shard {shard.number} must be {state.buffer_size}: a buffer that holds rows keeps its capacity"
-        )
+        raise MissingRowsError(f"buffer_size ({saved.buffer_size}) of shard {shard.number} must be {state.buffer_size}: it holds rows")
     if saved.data_size and (first < oldest or saved.write_count > state.write_count):
         raise MissingRowsError(
             f"the rows of ids [{first}, {saved.write_count}) of shard {shard.number} must be stored, and it has [{oldest}, {state.write_count}); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -10,11 +11,14 @@ import torch
 from tensordict import TensorDict
 
 from tdreplay.schema import Columns, DimNames
-from tdreplay.system_fields import TABLE_SIZE
+from tdreplay.sequences import IDS
+from tdreplay.system_fields import INDEX, ROW_ID, TABLE_SIZE, WINDOW_BEFORE
 from tdreplay.views import TableView
 from tdreplay_client.reading.device_transfer import DeviceTransfer, MadeBatch, PendingBatch
 
-__all__ = ["ColumnTransfer", "ShardBatch", "Totals"]
+__all__ = ["ColumnTransfer", "ShardBatch", "Totals", "id_fields"]
+
+STEP_IDS = {f"{IDS}.{field.name}": field.name for field in (INDEX, ROW_ID)}
 
 
 class Totals(NamedTuple):
@@ -77,6 +81,11 @@ class ShardBatch(NamedTuple):
     def clone(self) -> ShardBatch:
         """A copy in memory of its own."""
         return self._replace(columns={name: column.clone() for name, column in self.columns.items()})
+
+
+def id_fields(columns: Columns) -> Mapping[str, str]:
+    """The columns of windows that have the row ids and the slots of each step, each with the name of the field that it is of."""
+    return STEP_IDS if WINDOW_BEFORE.name in columns and columns.keys() >= STEP_IDS.keys() else {}
 
 
 @dataclass(frozen=True)

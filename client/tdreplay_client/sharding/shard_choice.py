@@ -17,7 +17,7 @@ from tdreplay.schema import Schema
 from tdreplay.table_config import TableConfig
 from tdreplay.table_description import TableDescription
 from tdreplay_client.sharding.local_shards import is_on_this_host
-from tdreplay_client.sharding.placement import FillLevel, RingPlacement, WriterPlacement, hashed
+from tdreplay_client.sharding.placement import FillLevel, RingPlacement, WriterPlacement, hashed, level_of
 from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard
 from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.transport.threads import start_reader
@@ -220,4 +220,4 @@ def _looked_at(shard: Shard) -> TableDescription | None:
 
 
 def _level(description: TableDescription) -> FillLevel:
-    return FillLevel(description.buffer_size, description.size, description.pointer, description.write_count, description.generation_id)
+    return level_of(description, description.generation_id)

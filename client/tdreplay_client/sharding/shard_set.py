@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from tdreplay.errors import ClosedError, ReplayError, ServerUnavailableError, TableNotFoundError
+from tdreplay.errors import ClosedError, InvalidArgumentError, ReplayError, ServerUnavailableError, TableNotFoundError
 from tdreplay.processes import Owner, keep_in_forks
 from tdreplay.table_config import TableConfig
 from tdreplay_client.sharding.callers import Callers
@@ -219,6 +219,19 @@ class ShardSet:
         if not self._members:
             self.learn()
         return whole_config([self._members[shard.number].description.config for shard in self._shards if shard.number in self._members])
+
+    def check_window(self, steps: int) -> None:
+        """Passes where so many steps of an episode can be on one shard. One shard alone says it itself.
+
+        Raises:
+            InvalidArgumentError: they cannot.
+        """
+        if len(self._shards) > 1 and self._members:
+            least = min(self._members[shard.number].description.buffer_size for shard in self._shards if shard.number in self._members)
+            if steps > least:
+                raise InvalidArgumentError(
+                    f"a window of {steps} steps is longer than a shard, which has all of an episode: its buffer_size is {least}"
+                )
 
     @property
     def config(self) -> TableConfig:

@@ -69,8 +69,8 @@ def check_whole(buffer, ring, serial, trajectories=TRAJECTORIES) -> None:
 
 @pytest.mark.parametrize("actors", [1, 16])
 @pytest.mark.parametrize("capacity", [37, 400])
-def test_episodes_are_listed_and_counted_while_rows_come_and_go(make_buffer, actors, capacity):
-    buffer, chronicle = make_buffer(capacity, trajectories=TRAJECTORIES), Chronicle(capacity)
+def test_episodes_are_listed_and_counted_while_rows_come_and_go(make_buffer, kind, actors, capacity):
+    buffer, chronicle = make_buffer(capacity, trajectories=TRAJECTORIES), Chronicle(capacity, kind.shards)
     chance, players = random.Random(capacity + actors), Players(actors, actors)
     for turn in range(60):
         buffer.add_batch(chronicle.insert(players.rows(chance.randint(1, min(40, capacity // 2)))))
@@ -83,8 +83,8 @@ def test_episodes_are_listed_and_counted_while_rows_come_and_go(make_buffer, act
                     check_whole(buffer, chronicle.ring, serial)
 
 
-def test_describe_says_how_many_steps_each_view_can_draw(make_buffer):
-    buffer, chronicle, players = make_buffer(150, trajectories=TRAJECTORIES), Chronicle(150), Players(7, 5)
+def test_describe_says_how_many_steps_each_view_can_draw(make_buffer, kind):
+    buffer, chronicle, players = make_buffer(150, trajectories=TRAJECTORIES), Chronicle(150, kind.shards), Players(7, 5)
     for _ in range(6):
         buffer.add_batch(chronicle.insert(players.rows(45)))
         for view in VIEWS.values():
@@ -96,8 +96,8 @@ def test_describe_says_how_many_steps_each_view_can_draw(make_buffer):
         assert counted == expected
 
 
-def test_priorities_do_not_change_how_many_steps_can_be_drawn(make_buffer):
-    buffer, chronicle, players = make_buffer(100, trajectories=TRAJECTORIES, sampler="prioritized"), Chronicle(100), Players(3, 4)
+def test_priorities_do_not_change_how_many_steps_can_be_drawn(make_buffer, kind):
+    buffer, chronicle, players = make_buffer(100, trajectories=TRAJECTORIES, sampler="prioritized"), Chronicle(100, kind.shards), Players(3, 4)
     buffer.add_batch(chronicle.insert(players.rows(60)))
     for uniform in (False, True):
         buffer.sample_batch(4, view=VIEWS["sequences"], uniform=uniform)
@@ -114,8 +114,8 @@ def test_a_table_without_steps_has_no_episodes(make_buffer):
         buffer.episode(5)
 
 
-def test_an_episode_of_which_the_final_observation_alone_is_left_is_none(make_buffer):
-    buffer, chronicle = make_buffer(4, trajectories=TRAJECTORIES), Chronicle(4)
+def test_an_episode_of_which_the_final_observation_alone_is_left_is_none(make_buffer, kind):
+    buffer, chronicle = make_buffer(4, trajectories=TRAJECTORIES), Chronicle(4, kind.shards)
     players = Players(1, 1, longest=3, ends=("terminated",))
     for _ in range(30):
         buffer.add_batch(chronicle.insert(players.rows(1)))
@@ -127,8 +127,8 @@ def test_an_episode_of_which_the_final_observation_alone_is_left_is_none(make_bu
                     buffer.episode(id_of(serial))
 
 
-def test_a_reset_forgets_episodes_and_keeps_what_is_known_of_those_that_ended(make_buffer):
-    buffer, chronicle, players = make_buffer(100, trajectories=TRAJECTORIES), Chronicle(100), Players(5, 4)
+def test_a_reset_forgets_episodes_and_keeps_what_is_known_of_those_that_ended(make_buffer, kind):
+    buffer, chronicle, players = make_buffer(100, trajectories=TRAJECTORIES), Chronicle(100, kind.shards), Players(5, 4)
     buffer.add_batch(chronicle.insert(players.rows(80)))
     buffer.reset(60)
     chronicle.ring.reset(60)
@@ -136,12 +136,12 @@ def test_a_reset_forgets_episodes_and_keeps_what_is_known_of_those_that_ended(ma
     check_description(buffer, chronicle)
 
 
-def test_a_rewind_takes_steps_back_and_the_episodes_go_on_from_there(make_buffer, tmp_path):
-    buffer, chronicle, players = make_buffer(500, trajectories=TRAJECTORIES), Chronicle(500), Players(5, 4)
+def test_a_rewind_takes_steps_back_and_the_episodes_go_on_from_there(make_buffer, kind, tmp_path):
+    buffer, chronicle, players = make_buffer(500, trajectories=TRAJECTORIES), Chronicle(500, kind.shards), Players(5, 4)
     rows = players.rows(200)
     buffer.add_batch(chronicle.insert(rows[:90]))
     buffer.save(tmp_path / "here")
-    buffer.add_batch(Chronicle(500).insert(rows[90:150]))
+    buffer.add_batch(Chronicle(500, kind.shards).insert(rows[90:150]))
     buffer.load(tmp_path / "here")
     check_episodes(buffer, chronicle)
     buffer.add_batch(chronicle.insert(rows[90:]))
@@ -233,8 +233,8 @@ def test_an_episode_whose_steps_lie_far_apart_comes_whole(make_buffer):
     assert buffer.episode(9)["row_id"].tolist() == [0, 1001, 2002, 3003]
 
 
-def test_next_observations_share_the_memory_of_observations(make_buffer):
-    buffer, chronicle = make_buffer(50, trajectories=TRAJECTORIES), Chronicle(50)
+def test_next_observations_share_the_memory_of_observations(make_buffer, kind):
+    buffer, chronicle = make_buffer(50, trajectories=TRAJECTORIES), Chronicle(50, kind.shards)
     rows = Players(1, 1, longest=8, ends=("truncated",)).rows(9)
     buffer.add_batch(chronicle.insert(rows))
     found = buffer.episode(id_of(rows[0].episode))
@@ -257,8 +257,8 @@ def test_an_episode_id_that_is_none_is_refused(make_buffer, episode_id):
         make_buffer(10, trajectories=True).episode(episode_id)
 
 
-def test_fields_of_steps_are_those_that_were_given(make_buffer):
-    buffer, chronicle = make_buffer(50, trajectories=TRAJECTORIES), Chronicle(50)
+def test_fields_of_steps_are_those_that_were_given(make_buffer, kind):
+    buffer, chronicle = make_buffer(50, trajectories=TRAJECTORIES), Chronicle(50, kind.shards)
     rows = Players(2, 1, ends=("abandoned",)).rows(3)
     buffer.add_batch(chronicle.insert(rows))
     found = {key if isinstance(key, str) else ".".join(key) for key in buffer.episode(id_of(rows[0].episode)).keys(True, True)}

@@ -79,8 +79,9 @@ def test_another_number_of_priorities_is_refused(prioritized):
 
 
 @pytest.mark.parametrize("row_id", [-1, 4, 2**62])
-def test_a_row_id_that_was_never_given_changes_nothing(prioritized, row_id):
-    with pytest.raises(RowIdError, match=rf"row.id {row_id} (must be from 0 to \d|was never given)"):
+def test_a_row_id_that_was_never_given_changes_nothing(prioritized, kind, row_id):
+    rule = "from 0 to 3" if kind.shards < 2 else "(from 0 to [01]|of a shard of the buffer)"
+    with pytest.raises(RowIdError, match=f"row id {row_id} must be {rule}"):
         prioritized.update_priorities([0, row_id], [5.0, 5.0])
     assert set(prioritized.sample_batch(16)["priority"].tolist()) == {1.0}
 
@@ -104,12 +105,13 @@ def test_many_updates_at_once(make_buffer, kind):
     assert buffer.update_priorities([], []) == Updated(0, 0)
 
 
-def test_a_sampled_batch_can_be_put_back(prioritized):
+def test_a_sampled_batch_can_be_put_back(prioritized, kind):
     batch = prioritized.sample_batch(3)
     prioritized.add_batch(batch)
     assert prioritized.size == 7
     stored = prioritized.sample_all()
-    assert sorted(stored["action"].tolist()) == sorted([*range(4), *batch["action"].tolist()])
+    order = sorted if kind.shards > 1 else list  # Over shards the three rows go to one of them.
+    assert order(stored["action"].tolist()) == order([*range(4), *batch["action"].tolist()])
     assert DRAWN.isdisjoint(stored.keys())
 
 

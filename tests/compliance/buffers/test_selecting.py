@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 
-from compliance.kinds import MakeBuffer
+from compliance.kinds import BufferKind, MakeBuffer
 from conftest import numbers, rows
 from tdreplay.api import BaseReplayBuffer
 from tdreplay.errors import FieldNotFoundError, InvalidArgumentError, SlotIndexError
@@ -26,11 +27,18 @@ def buffer(make_buffer: MakeBuffer) -> BaseReplayBuffer:
 
 
 @pytest.fixture
-def gap(make_buffer: MakeBuffer, tmp_path) -> BaseReplayBuffer:
+def gap(make_buffer: MakeBuffer, kind: BufferKind, tmp_path) -> BaseReplayBuffer:
     """Rows in slots 1 to 3 of ten alone: those before them are forgotten."""
     made = make_buffer(10)
     made.add_batch(rows(4))
-    where = {"format": 1, "buffer_size": 10, "data_size": 3, "pointer": 4, "write_count": 4}
+    where: dict[str, Any] = {"format": 1, "buffer_size": 10, "data_size": 3, "pointer": 4, "write_count": 4}
+    if kind.shards > 1:
+        counts = [[len(range(place, number, kind.shards)) for place in range(kind.shards)] for number in (10, 4)]
+        shards = [
+            {"shard": place, "buffer_size": size, "data_size": count - (place == 0), "pointer": count % size, "write_count": count}
+            for place, (size, count) in enumerate(zip(*counts, strict=True))
+        ]
+        where = {"format": 2, "shards": shards}
     (tmp_path / "gap.metadata").write_text(json.dumps(where))
     made.load(tmp_path / "gap")
     return made
@@ -85,10 +93,10 @@ def test_an_index_of_two_dimensions_gives_two_batch_dimensions(buffer, index):
 
 
 @pytest.mark.parametrize("index", [2, -4, np.int32(2), np.array(2), torch.tensor(-4)], ids=repr)
-def test_one_number_gives_its_row_which_can_be_added_again(buffer, index):
+def test_one_number_gives_its_row_which_can_be_added_again(buffer, kind, index):
     row = buffer.sample_by_index(index)
     assert row.batch_size == row["index"].shape == row["next"].batch_size == torch.Size([])
-    assert (row["action"].item(), row["index"].item(), row["row_id"].item()) == (2, 2, 2)
+    assert (row["action"].item(), row["index"].item(), row["row_id"].item()) == (2, 2, *kind.row_ids([2]))
     buffer.add(row.exclude("index", "row_id"))
     assert numbers(buffer.sample_by_index([-1])) == [2]
 

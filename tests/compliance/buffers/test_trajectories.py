@@ -66,7 +66,7 @@ def sampler(request) -> Sampler:
     return request.param
 
 
-@pytest.mark.covers("kind", among=3)
+@pytest.mark.covers("kind", among=4)
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
 def test_a_view_brings_exactly_its_anchors_each_as_it_was_played(scenario, sampler, make_buffer):
     stage = scenario.played(make_buffer, sampler)
@@ -156,7 +156,7 @@ def test_without_a_view_each_step_is_drawn_and_no_final_observation(sampler, mak
     assert [row_id for batch in stage.buffer.epochs(20) for row_id in batch["row_id"].tolist()] == sorted(steps, key=stage.ring.slot)
 
 
-@pytest.mark.covers("kind", among=3)
+@pytest.mark.covers("kind", among=4)
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
 def test_a_description_counts_steps_episodes_and_anchors(scenario, make_buffer):
     stage = scenario.played(make_buffer, Uniform())

@@ -19,8 +19,8 @@ from tdreplay.errors import NoTrajectoriesError, OverwrittenError, TokenError
 from tdreplay.sequences import Sequences
 from tdreplay.transitions import Transitions
 from tdreplay.views import View
-from trajectory_oracle import Ring
 from trajectory_play import TRAJECTORIES, Actor
+from trajectory_shards import RingOverShards, ring_of, written
 
 VIEWS: dict[str, View] = {
     "transitions": Transitions(),
@@ -28,7 +28,7 @@ VIEWS: dict[str, View] = {
     "sequences": Sequences(length=5, burn_in=3),
     "sequences that overlap little": Sequences(length=4, stride=3, padding="drop", next_obs=True),
 }
-pytestmark = pytest.mark.covers("kind", among=3)
+pytestmark = pytest.mark.covers("kind", among=4)
 views = pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
 ORDERS: dict[str, dict[str, Any]] = {"slot order": {}, "shuffled": {"shuffle": True, "seed": 5}}
 orders = pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
@@ -39,7 +39,7 @@ class Game:
 
     def __init__(self, make_buffer: MakeBuffer, capacity: int) -> None:
         self.buffer: Any = make_buffer(capacity, trajectories=TRAJECTORIES)
-        self.ring, chance, numbers = Ring(capacity), random.Random(3), itertools.count()
+        self.ring, chance, numbers = ring_of(self.buffer, capacity), random.Random(3), itertools.count()
         self._actors = [Actor(chance, numbers, longest=12) for _ in range(3)]
         self._writers = [self.buffer.trajectory_writer() for _ in self._actors]
         self._turns = itertools.cycle(range(3))
@@ -47,11 +47,14 @@ class Game:
     def play(self, steps: int) -> None:
         """So many steps, one after the other."""
         for turn in itertools.islice(self._turns, steps):
-            played, writer = self._actors[turn].play(), self._writers[turn]
+            played, writer, before = self._actors[turn].play(), self._writers[turn], written(self.buffer)
             writer.append(played.step, final=played.final)
             if played.abandons:
                 writer.abandon()
             writer.flush()
+            if isinstance(self.ring, RingOverShards):
+                (home,) = (place for place, (old, new) in enumerate(zip(before, written(self.buffer), strict=True)) if new > old)
+                self.ring.homes[played.rows[0].episode] = home
             for row in played.rows:
                 self.ring.insert(row)
 

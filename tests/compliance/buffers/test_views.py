@@ -106,10 +106,11 @@ SEEN = {("obs", "pixels"), ("obs", "speed"), ("next", "obs", "pixels"), ("next",
 OUTCOME = {("next", "reward"), ("next", "terminated"), ("next", "truncated"), ("next", "done"), "discount", "n_steps"}
 
 
-def test_each_transition_is_that_of_its_anchor(buffer):
+def test_each_transition_is_that_of_its_anchor(buffer, kind):
     batch = buffer.sample_batch(256, view=Transitions(2, 0.5, {("obs", "pixels"): 2}))
     assert keys(batch) == SEEN | OUTCOME | {"action", "index", "row_id", "episode_id", "step"}
-    assert set(batch["row_id"].tolist()) == {0, 1, 2, 3, 4, 5, 7}  # The others' next observations did not come yet.
+    assert set(batch["action"].tolist()) == {100, 101, 102, 103, 104, 105, 200}  # The others' next observations did not come yet.
+    assert kind.shards or set(batch["row_id"].tolist()) == {0, 1, 2, 3, 4, 5, 7}
     for row in batch:
         step, taken = row["step"].item(), min(2, STEPS - row["step"].item())
         assert row["action"] == 100 * row["episode_id"] + step
@@ -120,29 +121,41 @@ def test_each_transition_is_that_of_its_anchor(buffer):
         assert row["discount"] == 0.5**taken
 
 
-def test_named_fields_come_beside_what_the_view_needs(buffer):
-    batch = buffer.sample_by_index_fields([3, 0], ["action", "row_id"], Transitions())
+def slots_of(buffer, kind) -> torch.Tensor:
+    """The slots of rows 0 to 9. Over shards all rows of an episode are on one, where they follow each other."""
+    if kind.shards < 2:
+        return torch.arange(10)
+    stored = buffer.sample_all()
+    slots = stored["index"][torch.stack([stored["episode_id"], stored["step"]]).T.tolist().index([1, 0])], stored["index"][stored["action"] == 200][0]
+    return torch.tensor([*(slots[0] + kind.shards * torch.arange(7)), *(slots[1] + kind.shards * torch.arange(3))])
+
+
+def test_named_fields_come_beside_what_the_view_needs(buffer, kind):
+    slots = slots_of(buffer, kind)
+    batch = buffer.sample_by_index_fields(slots[[3, 0]], ["action", "row_id"], Transitions())
     assert keys(batch) == SEEN | OUTCOME | {"action", "row_id"}
-    batch = buffer.sample_by_index_fields([3, 0], "action", Sequences(2))
+    batch = buffer.sample_by_index_fields(slots[[3, 0]], "action", Sequences(2))
     assert keys(batch) == {"action", "episode_id", "step", "mask", "is_init", "burn_in"}
     assert batch["is_init"].tolist() == [[False, False], [True, False]]
     with pytest.raises(FieldNotFoundError, match="nothing"):
-        buffer.sample_by_index_fields([0], ["nothing"], Transitions())
+        buffer.sample_by_index_fields(slots[[0]], ["nothing"], Transitions())
 
 
 @pytest.mark.parametrize(
     ("index", "shape"), [(3, ()), ([3], (1,)), (torch.tensor([[3, 0, 1], [2, 2, 4]]), (2, 3)), (slice(1, 4), (3,)), (range(2), (2,))]
 )
-def test_an_index_gives_its_shape(buffer, index, shape):
-    slots = torch.arange(10)[index]
-    batch = buffer.sample_by_index(index, Transitions())
+def test_an_index_gives_its_shape(buffer, kind, index, shape):
+    steps, slots = torch.arange(10)[index], slots_of(buffer, kind)[index]
+    asked = index if kind.shards < 2 else slots
+    batch = buffer.sample_by_index(asked, Transitions())
     assert batch.batch_size == shape
-    assert torch.equal(batch["step"], slots)
-    assert torch.equal(batch["next", "obs", "pixels"][..., 0], (slots + 101).to(torch.uint8))
-    batch = buffer.sample_by_index(index, view=Sequences(4, 2))
+    assert torch.equal(batch["step"], steps)
+    assert torch.equal(batch["next", "obs", "pixels"][..., 0], (steps + 101).to(torch.uint8))
+    batch = buffer.sample_by_index(asked, view=Sequences(4, 2))
     assert batch.batch_size == (*shape, 6)
-    assert torch.equal(batch["row_id"][..., 0], slots)
-    assert torch.equal(batch["mask"].sum(-1), 6 - (2 - slots).clamp(min=0) - (slots - 2).clamp(min=0))
+    assert torch.equal(batch["index"][..., 0], slots)
+    assert kind.shards or torch.equal(batch["row_id"][..., 0], slots)
+    assert torch.equal(batch["mask"].sum(-1), 6 - (2 - steps).clamp(min=0) - (steps - 2).clamp(min=0))
 
 
 def test_views_and_rows_take_turns(buffer):
@@ -174,7 +187,7 @@ def test_a_buffer_whose_table_is_made_later_learns_of_its_trajectories(kind, mak
     with pytest.raises(NoTrajectoriesError):
         buffer.sample_batch(1, view=Transitions())
     buffer.drop()
-    same = type(buffer)(buffer.address, table=buffer.table, buffer_size=100, trajectories=NESTED)
+    same = type(buffer)(kind.place_of(buffer), table=buffer.table, buffer_size=100, trajectories=NESTED)
     same.add_batch(episode(1))
     same.close()
     assert buffer.sample_batch(4, view=Transitions()).batch_size == (4,)
@@ -209,8 +222,9 @@ def test_a_stack_of_an_outcome_or_a_system_field_is_refused(buffer, read, name):
 
 
 @pytest.mark.parametrize("view", [Transitions(100), Transitions(frame_stack={"obs": 101}), Sequences(101), Sequences(51, burn_in=50)])
-def test_a_window_longer_than_the_table_is_refused(buffer, look_up, view):
-    with pytest.raises(InvalidArgumentError, match=r"a window of \d+ steps is longer than the table: its buffer_size is 100"):
+def test_a_window_longer_than_the_table_is_refused(buffer, kind, look_up, view):
+    words = "a shard" if kind.shards > 1 else "the table: its buffer_size is 100"
+    with pytest.raises(InvalidArgumentError, match=rf"a window of \d+ steps is longer than {words}"):
         list(look_up(buffer, view))
 
 
@@ -232,9 +246,10 @@ def test_a_window_as_long_as_the_table_is_taken(buffer):
         (10, Transitions()),  # No row.
     ],
 )
-def test_an_index_of_which_the_view_cannot_be_made_is_refused(buffer, index, view):
-    with pytest.raises(SlotIndexError, match=f"index {index} holds no"):
-        buffer.sample_by_index([0, index], view)
+def test_an_index_of_which_the_view_cannot_be_made_is_refused(buffer, kind, index, view):
+    slots = [*slots_of(buffer, kind).tolist(), 10 if kind.shards < 2 else 99]
+    with pytest.raises(SlotIndexError, match=f"index {slots[index]} holds no"):
+        buffer.sample_by_index([slots[0], slots[index]], view)
 
 
 def test_a_table_without_an_anchor_is_empty_for_a_view(make_buffer):
@@ -264,10 +279,17 @@ def prioritized(make_buffer):
     return buffer
 
 
+def prioritize(prioritized) -> None:
+    """Gives the first four steps of the episode these priorities, and the others none."""
+    stored = prioritized.sample_all()
+    row_ids = stored["row_id"][stored["step"].argsort()][:6]
+    prioritized.update_priorities(row_ids, [1.0, 0.0, 6.0, 3.0, 0.0, 0.0])
+
+
 def test_a_sequence_has_one_probability_one_weight_and_one_priority(prioritized):
-    prioritized.update_priorities(range(6), [1.0, 0.0, 6.0, 3.0, 0.0, 0.0])
+    prioritize(prioritized)
     batch = prioritized.sample_batch(64, view=Sequences(3, 2))
-    exact = torch.tensor([0.1, 0.0, 0.6, 0.3], dtype=torch.float64)[row_ids_of(batch)]
+    exact = torch.tensor([0.1, 0.0, 0.6, 0.3], dtype=torch.float64)[batch["step"][:, 2]]
     assert torch.equal(batch["probability"], batch["probability"][:, :1].expand(64, 5))
     torch.testing.assert_close(batch["probability"][:, 0], exact)
     torch.testing.assert_close(importance_weights(batch, 1.0, "table"), (0.1 / exact).to(torch.float32))
@@ -277,9 +299,9 @@ def test_a_sequence_has_one_probability_one_weight_and_one_priority(prioritized)
 
 
 def test_a_transition_has_the_probability_of_its_anchor(prioritized):
-    prioritized.update_priorities(range(6), [1.0, 0.0, 6.0, 3.0, 0.0, 0.0])
+    prioritize(prioritized)
     batch = prioritized.sample_batch(64, view=Transitions(3))
-    torch.testing.assert_close(batch["probability"], torch.tensor([0.1, 0.0, 0.6, 0.3], dtype=torch.float64)[batch["row_id"]])
+    torch.testing.assert_close(batch["probability"], torch.tensor([0.1, 0.0, 0.6, 0.3], dtype=torch.float64)[batch["step"]])
     batch = prioritized.sample_batch(64, view=Transitions(3), uniform=True)
     assert "probability" not in batch
     assert set(importance_weights(batch, 0.5).tolist()) == {1.0}
@@ -314,17 +336,21 @@ def test_a_stream_goes_on_with_the_token_of_another_of_its_view(remote):
 @pytest.mark.parametrize(
     "view", [None, Sequences(2), Transitions(3), Transitions(3, 0.5, {"obs": 2}), Transitions(3, frame_stack={"obs": 3})], ids=str
 )
-def test_a_token_of_a_stream_of_another_view_is_refused(remote, view):
+def test_a_token_of_a_stream_of_another_view_is_refused(remote, kind, view):
     with remote.stream(8, seed=5, view=VIEW) as one, remote.stream(8, seed=6, view=view) as other:
         for stream, token in [(one, other.state_dict()), (other, one.state_dict())]:
             with pytest.raises(TokenError):
                 stream.load_state_dict(token)
-        assert (next(one) == remote.sample_batch(8, seed=5, view=VIEW)).all()
+        with remote.stream(8, seed=5, view=VIEW) as same:
+            expected = next(same) if kind.shards > 1 else remote.sample_batch(8, seed=5, view=VIEW)
+        assert (next(one) == expected).all()
 
 
-def test_a_token_of_a_stream_without_a_view_is_what_it_was(remote):
+def test_a_token_of_a_stream_without_a_view_is_what_it_was(remote, kind):
     with remote.stream(8, seed=5) as batches:
-        assert batches.state_dict().keys() == {"version", "table", "batch_size", "seed", "position"}
+        assert batches.state_dict().keys() - ({"shards", "taken"} if kind.shards else set()) == {
+            *("version", "table", "batch_size", "seed", "position")
+        }
 
 
 def test_a_stream_of_a_view_brings_the_named_fields(remote):

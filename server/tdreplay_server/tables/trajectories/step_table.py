@@ -75,7 +75,7 @@ class StepTable:
         self._formats = WindowFormats()
         self._checked_schema: Schema | None = None  # The one of the last rows that were inserted, mostly that of the next ones.
         self._latest = threading.local()  # The selection of which this thread read a part last, and its windows.
-        self._lately: dict[AnchorRule, None] = {}  # The rules by which anchors were drawn.
+        self._lately: dict[AnchorRule, None] = {}  # The rules by which anchors were drawn, here or from another shard.
         self.uniform = UniformAnchors(self.index)
         self.sampler: AnchorSamplers = self.uniform if isinstance(sampler, Uniform) else AnchorSamplers(lambda: made_sampler(sampler), self.index)
 
@@ -166,14 +166,18 @@ class StepTable:
 
     def drawing(self, rule: AnchorRule, *, uniform: bool, counted: bool) -> DrawRows:
         """What draws anchors of a rule: the table's sampler, or one for which all are equally probable. `counted`: the draws say of how many."""
-        if rule not in self._lately:
-            self._lately = dict.fromkeys((*self._lately, rule)[-MOST_RULES:])
+        self._note(rule)
         sampler = self.uniform if uniform else self.sampler
         return partial(sampler.draw_counted if counted else sampler.draw_anchors, rule)
 
     def totals(self, rule: AnchorRule, ring: Ring, *, uniform: bool) -> Totals:
-        """Among what anchors of a rule would be drawn now."""
+        """Among what anchors of a rule would be drawn now: they may be drawn from another shard."""
+        self._note(rule)
         return (self.uniform if uniform else self.sampler).totals_of(rule, ring)
+
+    def _note(self, rule: AnchorRule) -> None:
+        if rule not in self._lately:
+            self._lately = dict.fromkeys((*self._lately, rule)[-MOST_RULES:])
 
     def state(self) -> TrajectoryState:
         """What is known of the steps and episodes."""

@@ -45,7 +45,7 @@ bench-contention: install ## Measure what learners and writers get while they sh
 bench-crowd: install ## Let 1,000 writers, 16 learners and 200 looks a second at one server, and measure what each gets: two minutes.
 	$(BIN)/python -m benchmarks.crowd $(ARGS)
 
-bench-scale: install ## Measure what one shard carries, and work out what a batch over up to 1,000 shards takes: a minute.
+bench-scale: install ## Measure what one shard carries, and work out what up to 1,000 need: the tables of docs/scale.md, two minutes.
 	$(BIN)/python -m benchmarks.shards_plan $(ARGS)
 
 bench-sharding: install ## Measure streams over 1, 2 and 4 shards against that of one server: two minutes.

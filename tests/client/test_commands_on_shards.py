@@ -10,7 +10,9 @@ import torch
 from tensordict import TensorDict
 
 from children import completed
+from tdreplay.errors import InvalidArgumentError
 from tdreplay_client import RemoteReplayBuffer, ShardedReplayBuffer
+from tdreplay_client.files import export_table, import_table
 from tdreplay_server import ReplayServer, ServerConfig
 
 
@@ -46,3 +48,18 @@ def test_the_rows_of_a_shard_go_to_files_and_back(shard, tmp_path):
     assert said("import", str(folder), "again", "--create", "--address", shard) == "table again: 20 rows stored; it has 20\n"
     with RemoteReplayBuffer(shard) as rows, RemoteReplayBuffer(shard, table="again") as again:
         assert rows.sample_all()["number"].tolist() == again.sample_all()["number"].tolist()
+
+
+def test_files_of_a_whole_buffer_are_made_shard_by_shard(shard, tmp_path):
+    with (
+        ReplayServer(ServerConfig(address="127.0.0.1:0")) as one,
+        ReplayServer(ServerConfig(address="127.0.0.1:0")) as two,
+        ShardedReplayBuffer([one.address, two.address], buffer_size=100) as buffer,
+    ):
+        with pytest.raises(InvalidArgumentError, match="export that of each shard"):
+            export_table(buffer, tmp_path / "whole")
+        with RemoteReplayBuffer(shard) as rows:
+            export_table(rows, tmp_path / "shard")
+        assert import_table(buffer, tmp_path / "shard").rows == len(buffer) == 20
+        with pytest.raises(InvalidArgumentError, match="cannot be resumed"):
+            import_table(buffer, tmp_path / "shard", resume=True)

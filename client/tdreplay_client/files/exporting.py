@@ -11,7 +11,7 @@ from typing import SupportsIndex
 import torch
 
 from tdreplay.api import BaseReplayBuffer
-from tdreplay.errors import EmptyTableError
+from tdreplay.errors import EmptyTableError, InvalidArgumentError
 from tdreplay.limits import check_choice, check_whole
 from tdreplay.progress import Progress, Shown, reporting
 from tdreplay.schema import Schema
@@ -23,6 +23,7 @@ from tdreplay_client.files.manifest import Manifest, Shard
 from tdreplay_client.files.new_export import NewExport
 from tdreplay_client.files.shards import ShardLayout
 from tdreplay_client.files.table_rows import TableRows
+from tdreplay_client.sharding.buffer import ShardedReplayBuffer
 
 __all__ = ["Exported", "export_table"]
 
@@ -90,13 +91,15 @@ def export_table(
     Raises:
         EmptyTableError: there is no row.
         FieldNotFoundError: a field is not there.
-        InvalidArgumentError: an argument breaks its rule.
+        InvalidArgumentError: an argument breaks its rule, or the buffer is one over shards.
         FailedPreconditionError: the folder holds something that may not be replaced, or pyarrow is not there.
         TableChangedError: the table was reset or rewound meanwhile.
         OSError: the disk is full, or failed. In these cases the folder has no new manifest, and an earlier export in it is still there.
     """
     used = FORMATS[check_choice(file_format, "file_format", FORMATS)]
     used.check()
+    if isinstance(buffer, ShardedReplayBuffer):  # Its row ids do not follow one another.
+        raise InvalidArgumentError("an export is of one table: export that of each shard, by a RemoteReplayBuffer of each of the buffer's addresses")
     described = buffer.describe()
     if described.schema is None or not described.size:
         raise EmptyTableError("the table is empty: there is no row to export")

@@ -21,6 +21,7 @@ from tdreplay.system_fields import PRIORITY
 from tdreplay.table_description import TableDescription
 from tdreplay_client.files.sources import Source, found_source
 from tdreplay_client.files.table_rows import part_rows, same_rows
+from tdreplay_client.sharding.buffer import ShardedReplayBuffer
 
 __all__ = ["Imported", "import_table"]
 
@@ -66,11 +67,13 @@ def import_table(
         SchemaError: the rows do not fit the table, or the files differ. Nothing is stored.
         FailedPreconditionError: the table has rows; or it does not have those that an import to go on with would have stored; or the files cannot be
             read here.
-        InvalidArgumentError: append and resume at once, or there is no row.
+        InvalidArgumentError: append and resume at once, or there is no row; or `resume` of a buffer over shards.
         ReplayError: as `BaseReplayBuffer.add_batch`. The message says how many rows are stored.
     """
     if append and resume:
         raise InvalidArgumentError("append and resume do not go together: an import that can go on began with an empty table")
+    if resume and isinstance(buffer, ShardedReplayBuffer):
+        raise InvalidArgumentError("an import over shards cannot be resumed: reset the buffer, and begin anew")
     described = buffer.describe()
     source = found_source(Path(path), priorities=described.config.sampler.has_priorities)
     if described.schema is not None:

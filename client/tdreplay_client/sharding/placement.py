@@ -142,10 +142,11 @@ class RingPlacement:
         """The k-th of these rows goes to the shard of the k-th of the slots that come next in the ring."""
         chosen = sorted(among, key=lambda one: self._fills[one].place)
         fills = [self._fills[number] for number in chosen]
-        slots = np.concatenate([np.arange(fill.next, fill.next + len(rows)) for fill in fills])
-        capacities = np.repeat([fill.capacity for fill in fills], len(rows))
-        shards = np.repeat(np.arange(len(fills)), len(rows))
-        order = shards[np.lexsort((shards, slots % capacities, slots // capacities))[: len(rows)]]
+        largest, count = max(fill.capacity for fill in fills), len(fills)
+        slots = [np.arange(fill.next, fill.next + len(rows)) for fill in fills]
+        laps = [((slot // fill.capacity) * largest + slot % fill.capacity) * count for fill, slot in zip(fills, slots, strict=True)]
+        keys = np.concatenate([lap + shard for shard, lap in enumerate(laps)])  # By lap, then by slot, then by place.
+        order = np.sort(keys, kind="stable")[: len(rows)] % count  # Each shard's are in order already: they are merged.
         parts: list[tuple[int, Numbers | None]] = []
         for shard, (number, fill) in enumerate(zip(chosen, fills, strict=True)):
             places = rows[order == shard]

@@ -132,8 +132,11 @@ class WriterShards:
         while not self._still.is_set():
             self._still.wait(LOSS_SECONDS)
         try:
-            self.settle_error()
-            inner = self.ready(marks, (given, *rest))
+            if self._caught is not None:
+                self.settle_error()
+            inner = self.now
+            if self._left or self._carried or inner.is_lost:
+                inner = self.ready(marks, (given, *rest))
         except ReplayError:
             self._inside[thread] = None
             raise

@@ -27,6 +27,7 @@ __all__ = [
     "MAX_SHARDS",
     "MAX_WRITER_ID",
     "MOST_PLACED_BYTES",
+    "MOST_PLACED_SLOTS",
     "MOST_SHARED_BYTES",
     "SEGMENTS_START",
     "SEQUENCE_WINDOW",
@@ -85,6 +86,9 @@ MOST_SHARED_BYTES = 64 << 20
 
 MOST_PLACED_BYTES = 128 << 20
 """The most bytes of a client's memory for whole batches, to which servers write: of all its segments together."""
+
+MOST_PLACED_SLOTS = 64
+"""The most segments of such memory."""
 
 MAX_INT64 = (1 << 63) - 1
 """The largest number in a message."""

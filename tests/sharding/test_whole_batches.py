@@ -109,6 +109,19 @@ def test_batches_that_are_kept_keep_their_rows(buffer):
             check_rows(batch)
 
 
+def test_many_batches_of_many_rows_are_asked_for_in_messages_that_are_not_too_large(addresses, table):
+    for shard, address in enumerate(addresses):
+        with RemoteReplayBuffer(address, table=table, buffer_size=200, sampler=Prioritized(alpha=1.0)) as one:
+            one.add_batch(rows(shard, 50).set("frame", torch.zeros(50, 40)))
+    with ShardedReplayBuffer(addresses, table=table, transport="shared_memory") as buffer, buffer.stream(8192, prefetch=64) as batches:
+        for _ in range(8):
+            batch = next(batches)
+            batches.update_priorities(batch, torch.ones(8192))  # They are as large as a message may be.
+            ids = batch["row_id"].numpy()
+            assert (batch["action"].numpy() == 1000 * shard_numbers(ids) + local_row_ids(ids)).all()
+        assert lies_in_shared_memory(batch["frame"])
+
+
 def test_fields_that_are_named_come_alone(buffer):
     with buffer.stream(BATCH, fields=("frame",)) as batches:
         assert set(next(batches).keys()) == {"frame"}

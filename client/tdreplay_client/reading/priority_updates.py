@@ -47,7 +47,7 @@ def together(requests: queue.SimpleQueue[Message | None]) -> Iterator[Message]:
         following, until = _NOTHING, time.monotonic() + LINGER_SECONDS
         while _is_update(request):
             following = _soon(requests, until)
-            if following in (_NOTHING, None) or _rows(request) + _rows(following) > MOST_ROWS:
+            if following in (_NOTHING, None) or following.placed or _rows(request) + _rows(following) > MOST_ROWS:
                 break
             request.MergeFrom(following)
             following = _NOTHING
@@ -65,7 +65,7 @@ def _soon(requests: queue.SimpleQueue[Message | None], until: float) -> Any:
 
 def _is_update(request: Any) -> bool:
     """Whether a request brings updates, and asks for no batches: those are not to wait."""
-    return isinstance(request, pb.SampleRequest) and len(request.updates) > 0 and not request.credits
+    return isinstance(request, pb.SampleRequest) and len(request.updates) > 0 and not (request.credits or request.placed)
 
 
 def _rows(request: pb.SampleRequest) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tdreplay.block import Layout
 from tdreplay.errors import SchemaError
-from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MOST_PLACED_BYTES
+from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MOST_PLACED_BYTES, MOST_PLACED_SLOTS
 from tdreplay.samplers import Uniform
 from tdreplay.seeds import derived_seed
 from tdreplay_client.reading.placed_call import PlacedCall
@@ -39,8 +39,10 @@ SPARE_SLOTS = 2
 DRAWN_BYTES = 64
 """What a row takes beside its fields, with all that can be known of its draw."""
 HEADER_BYTES = MAX_HEADER_BYTES + 8
-MOST_PLACED_ROWS = 8192
-"""Rows of a batch whose places have room in a message, of several batches at once."""
+MOST_PLACES = 1 << 15
+"""Rows that are asked for at once: a place takes two bytes of a message, which may have 128 KiB."""
+MOST_PLACED_ROWS = 1 << 13
+"""Rows of a batch that shards write themselves: several batches have room in a message."""
 
 
 class PullSize(NamedTuple):
@@ -160,7 +162,7 @@ class PullStreams:
     def _made_memory(self, shard: Shard) -> BatchMemory | None:
         row = self._row_bytes(shard)
         size = self._asked.rows * (row + DRAWN_BYTES) + HEADER_BYTES
-        slots = min(self.prefetch + SPARE_SLOTS, MOST_PLACED_BYTES // size)
+        slots = min(min(self.prefetch, MOST_PLACES // self._asked.rows) + SPARE_SLOTS, MOST_PLACED_BYTES // size, MOST_PLACED_SLOTS)
         if not shard.reads.wants_shared or self._asked.rows * row < LARGE_BATCH or slots <= SPARE_SLOTS:
             return None
         try:

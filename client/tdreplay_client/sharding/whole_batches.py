@@ -121,7 +121,9 @@ class WholeBatch:
             slots = columns[INDEX.name].numpy()
             slots *= of.shards
             slots += self._of_each(lambda giver: giver.place)[chosen]
-        if not any(giver.call.is_weighed for giver in of.givers):  # Then these are fields of the user's, if they are there.
+        if PROBABILITY.name not in columns or not any(
+            giver.call.is_weighed for giver in of.givers
+        ):  # Then these are fields of the user's, if they are there.
             return columns
         probabilities = columns[PROBABILITY.name].numpy()
         probabilities *= (of.masses / of.masses.sum())[chosen]

@@ -6,6 +6,7 @@ Where the columns lie is for `memmap` and `device` to say.
 from __future__ import annotations
 
 import errno
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
@@ -214,13 +215,9 @@ def _gather_runs(rows: Rows, slots: Slots, out: Rows, places: Slots) -> None:
     if len(ends) == 1:
         _gather(rows, slots, out[places[0] : places[0] + len(places)])
         return
-    starts, first = [0, *ends[:-1]], places.tolist()
-
-    def gather(begin: int, end: int) -> None:
-        for start, stop in zip(starts[begin:end], ends[begin:end], strict=True):
-            rows.take(slots[start:stop], out=out[first[start] : first[start] + stop - start], mode="clip")
-
-    gather(0, len(ends))
+    firsts = places.tolist()
+    for start, stop in itertools.pairwise([0, *ends]):
+        rows.take(slots[start:stop], out=out[firsts[start] : firsts[start] + stop - start], mode="clip")
 
 
 def _as_tensor(rows: Rows, like: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ import numpy as np
 from tdreplay.block import Bytes
 from tdreplay.errors import CodecError, InvalidArgumentError
 from tdreplay.foreign_memory import anonymous_memory, open_anonymous
-from tdreplay.limits import LEAST_SHARED_BYTES, MOST_PLACED_BYTES, MOST_SHARED_BYTES, SEGMENTS_START, check_whole
+from tdreplay.limits import LEAST_SHARED_BYTES, MOST_PLACED_BYTES, MOST_PLACED_SLOTS, MOST_SHARED_BYTES, SEGMENTS_START, check_whole
 from tdreplay.mapped_segments import MappedSegments
 from tdreplay.processes import Owner
 from tdreplay.v1 import replay_buffer_pb2 as pb
@@ -39,8 +39,6 @@ LOCAL_PEERS = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
 PREFIX, SUFFIX = "tdreplay-", ".slots"
 TOTAL_SHARED_BYTES = 1 << 30
 """The most shared memory of all calls of a server together. Where it is used up, blocks travel in messages."""
-MOST_MAPPED_SLOTS = 64
-"""The most slots of a client's memory that a server maps."""
 
 
 class Segments:
@@ -232,7 +230,7 @@ class SharedMemory:
 def _usable(offer: pb.SharedMemory, block_bytes: int) -> int:
     """The size of a client's memory in bytes; 0: it is of no use, or larger than it may be."""
     size: int = offer.slots * offer.slot_bytes
-    return size if 1 <= offer.slots <= MOST_MAPPED_SLOTS and offer.slot_bytes >= max(1, block_bytes) and size <= MOST_PLACED_BYTES else 0
+    return size if 1 <= offer.slots <= MOST_PLACED_SLOTS and offer.slot_bytes >= max(1, block_bytes) and size <= MOST_PLACED_BYTES else 0
 
 
 def _reached(offer: pb.SharedMemory) -> MappedSegments | None:

@@ -126,7 +126,6 @@ OVER_SHARDS = {
     "test_a_reset_makes_the_row_ids_jump_and_not_the_count": "the ids of each shard jump, so that their sum is another one",
     "test_the_orders_are_those_of_the_buffer_in_process": "a shuffled order numbers the rows shard by shard",
     "test_samplers_with_an_order_bring_each_anchor_once_in_that_order": ORDERED,
-    "test_rows_that_were_overwritten_are_an_error_where_that_is_wanted": AHEAD,
     "test_anchors_that_were_overwritten_are_left_out_and_counted": AHEAD,
     "test_overwritten_anchors_are_an_error_where_that_is_wanted": AHEAD,
     "test_a_window_as_long_as_the_table_is_taken": ONE_SHARD,

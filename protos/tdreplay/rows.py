@@ -15,13 +15,16 @@ from tdreplay.errors import CodecError, InvalidArgumentError, SchemaError
 from tdreplay.limits import MAX_NAME_LENGTH
 from tdreplay.priorities import checked_priorities
 from tdreplay.schema import Columns, DimNames, Schema, check_dim_names
-from tdreplay.system_fields import DRAWN_NAMES, SYSTEM_NAMES
+from tdreplay.system_fields import DRAWN_NAMES, LOST_SHARDS, SYSTEM_NAMES
 from tdreplay.values import fitted, has_dtype
 
 __all__ = ["Given", "Row", "given_row", "given_rows"]
 
 Row: TypeAlias = "TensorDictBase | Mapping[str, Any]"
 """A TensorDict, or a dict (nested or not) of tensors, arrays, numbers or lists of these."""
+
+OF_A_DRAW = DRAWN_NAMES | {LOST_SHARDS}
+"""What a sampled batch says of its draw, beside its system fields."""
 
 PLAIN = frozenset({torch.Tensor, np.ndarray, bool, int, float, np.float32, np.float64, np.int64, np.bool_})
 """The types of most values. None of them is a dict, so their values need no closer look."""
@@ -69,9 +72,9 @@ class Given(NamedTuple):
 
     def known_to(self, schema: Schema | None) -> Mapping[str, Any]:
         """The values, without those of a draw that the schema does not know."""
-        if schema is None or DRAWN_NAMES.isdisjoint(self.values):
+        if schema is None or OF_A_DRAW.isdisjoint(self.values):
             return self.values
-        return {name: value for name, value in self.values.items() if name in schema.fields_by_name or name not in DRAWN_NAMES}
+        return {name: value for name, value in self.values.items() if name in schema.fields_by_name or name not in OF_A_DRAW}
 
     def prioritized(self, priorities: Any) -> Given:
         """The same rows with priorities, where these are not None. Fields of a draw are left out: tables with priorities have none of their own.

@@ -29,6 +29,7 @@ __all__ = [
     "EPISODE_ID",
     "INDEX",
     "IS_INIT",
+    "LOST_SHARDS",
     "MASK",
     "MIN_PROBABILITY",
     "NAMEABLE_FIELDS",
@@ -138,6 +139,10 @@ class StepKind(IntFlag):
     FINAL = 8
     """No step: the final observation. Its other fields are 0."""
 
+
+LOST_SHARDS = "lost_shards"
+"""The field of a batch that says how many shards were not drawn from, where a buffer over shards goes on without those that are lost. Its client adds
+it, unless the rows have a field of that name."""
 
 DRAWN_NAMES = frozenset(field.name for field in DRAWN_FIELDS)
 STEP_NAMES = frozenset(field.name for field in STEP_FIELDS)

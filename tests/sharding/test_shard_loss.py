@@ -10,12 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from shard_servers import fill_unevenly, numbered
+from shard_servers import fill_unevenly, numbered, shard_servers
 
 from children import Server, free_port, server_process
 from conftest import freeze, thaw
-from tdreplay.errors import InvalidArgumentError, ReplayError, ServerUnavailableError
+from tdreplay.errors import InvalidArgumentError, ReplayError, ServerUnavailableError, TableNotFoundError
+from tdreplay.rows import given_rows
 from tdreplay.shard_ids import shard_numbers
+from tdreplay_client import RemoteReplayBuffer
 from tdreplay_client.sharding.buffer import ShardedReplayBuffer
 from tdreplay_client.sharding.shard import ShardPlace
 from tdreplay_server import ServerConfig
@@ -79,6 +81,35 @@ def test_batches_go_on_without_a_killed_shard_and_with_it_when_it_is_back(tmp_pa
         assert (buffer.size, buffer.describe().lost_shards) == (150, 0)
     assert "shard 1 is lost" in caplog.text
     assert "is back after" in caplog.text
+
+
+def test_a_batch_that_says_how_many_shards_were_lost_can_be_put_back(table):
+    with shard_servers(2) as servers, ShardedReplayBuffer(servers, table=table, buffer_size=100, on_loss="degrade") as buffer:
+        buffer.add_batch(numbered(0, 20))
+        batch = buffer.sample_batch(8)
+        assert "lost_shards" in batch
+        buffer.add_batch(batch)
+        buffer.add(batch[0])
+        buffer.insert(given_rows(batch.to_dict()))
+        with buffer.writer() as writer:
+            writer.extend(batch)
+            writer.append(batch[1])
+        assert buffer.size == 20 + 8 + 1 + 8 + 8 + 1
+        assert "lost_shards" not in buffer.sample_all()
+
+
+def test_a_table_that_was_dropped_is_not_made_again(table):
+    with shard_servers(2) as servers, ShardedReplayBuffer(servers, table=table, buffer_size=100, on_loss="degrade", timeout=1) as buffer:
+        buffer.add_batch(numbered(0, 20))
+        with RemoteReplayBuffer(servers[0], table=table) as one, RemoteReplayBuffer(servers[1], table=table) as two:
+            one.drop()
+            two.drop()
+        for _ in range(3):
+            with pytest.raises((TableNotFoundError, ServerUnavailableError)):
+                buffer.sample_batch(8)
+            with pytest.raises(TableNotFoundError):
+                buffer.add_batch(numbered(0, 2))
+        assert [RemoteReplayBuffer.tables(address) for address in servers] == [[], []]
 
 
 def test_batches_go_on_without_a_shard_that_stands_still(table):

@@ -14,12 +14,12 @@ from tdreplay.errors import ClosedError, EmptyTableError, FailedPreconditionErro
 from tdreplay.limits import MAX_INT64
 from tdreplay.priorities import Updated
 from tdreplay.samplers import Uniform
+from tdreplay.system_fields import LOST_SHARDS
 from tdreplay.tokens import check_keys, check_same, whole_of
 from tdreplay_client.reading.single_batches import Asked
 from tdreplay_client.reading.stream import new_priorities
 from tdreplay_client.sharding.draw_query import DrawQuery
 from tdreplay_client.sharding.draws import Draws
-from tdreplay_client.sharding.joining import LOST_SHARDS
 from tdreplay_client.sharding.priority_updates import update_shards
 from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.stream_plan import StreamPlan

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tdreplay.errors import ReplayError, SchemaError
 from tdreplay.rows import Given
-from tdreplay.system_fields import EPISODE_ID, STEP_KIND
+from tdreplay.system_fields import EPISODE_ID, LOST_SHARDS, STEP_KIND
 from tdreplay_client.sharding.joint_schema import Fitted, JointSchema
 from tdreplay_client.sharding.part_sender import PartSender
 from tdreplay_client.sharding.routes import Route, Routes, SentPart
@@ -93,8 +93,11 @@ class ShardedInserts:
         return row_ids
 
     def _as_sent(self, rows: Given, fitted: Fitted | None = None) -> Given:
-        """Rows whose values have dtypes, those of the schema. An error of a writer may have added the field ``priority`` to such as have them."""
-        if rows.typed and not self.schema.cast:
+        """Rows whose values have dtypes, those of the schema. An error of a writer may have added the field ``priority`` to such as have them.
+
+        A batch that was put back says how many shards were lost, which no server knows.
+        """
+        if rows.typed and not self.schema.cast and LOST_SHARDS not in rows.values:
             return rows
         return rows._replace(values=(fitted or self.schema.fitted(rows)).columns, rows=rows.number)
 

@@ -15,15 +15,12 @@ from tdreplay.errors import SchemaError
 from tdreplay.memory import as_rows, rows_of
 from tdreplay.schema import Columns
 from tdreplay.shard_ids import sharded_row_ids
-from tdreplay.system_fields import INDEX, PROBABILITY, ROW_ID
+from tdreplay.system_fields import INDEX, LOST_SHARDS, PROBABILITY, ROW_ID
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.shard_batches import ShardBatch, id_fields
 from tdreplay_client.sharding.slots import whole_slots
 
-__all__ = ["LOST_SHARDS", "Part", "check_same", "joined", "joined_columns", "with_lost_shards"]
-
-LOST_SHARDS = "lost_shards"
-"""The field of a batch that says how many shards were not drawn from, where the buffer goes on without those that are lost."""
+__all__ = ["Part", "check_same", "joined", "joined_columns", "with_lost_shards"]
 
 
 class Part(NamedTuple):

@@ -265,8 +265,9 @@ class ShardSet:
 
     def _seek(self, shard: Shard) -> None:
         """Asks a lost shard whether it is back. Where it is another table now, its rows are gone, and it has to be one of this buffer still."""
-        create = any(other.is_there for other in self._shards)  # Else it was not the server that went, but the table.
         try:
+            # Where no other shard has the table any more, it was not the server that went, but the table.
+            create = any(self._has_table(other) for other in self._shards if other.is_there and other is not shard)
             member = member_of(shard, shard.reads.look(LOSS_SECONDS, create=create))
             if member.description.generation_id != shard.generation_id:
                 self._check_joins(member)
@@ -279,6 +280,17 @@ class ShardSet:
             return
         self._note_all([(shard, member)])
         shard.find()
+
+    def _has_table(self, shard: Shard) -> bool:
+        """Whether a shard has its table still. One that does not answer at once counts as one that has it not."""
+        try:
+            shard.reads.look(LOSS_SECONDS, create=False)
+        except ClosedError:
+            raise
+        except ReplayError as error:
+            log.debug("shard %d does not say that it has the table: %s", shard.number, error)
+            return False
+        return True
 
     def _check_joins(self, member: Member) -> None:
         """Passes where a shard that was not there before is one of this buffer."""

@@ -58,6 +58,7 @@ class Task:
         seconds: that each figure may take.
         results: the file for the figures, one JSON object a line.
         variant: of the participant, where it has some.
+        capacity: rows of its buffer; 0: as many as the work has.
     """
 
     participant: str
@@ -65,17 +66,18 @@ class Task:
     seconds: float
     results: Path
     variant: str = ""
+    capacity: int = 0
 
     @property
     def arguments(self) -> list[str]:
         """The command line."""
-        return [self.participant, self.work, str(self.seconds), str(self.results), self.variant]
+        return [self.participant, self.work, str(self.seconds), str(self.results), self.variant, str(self.capacity)]
 
     @classmethod
     def from_command_line(cls) -> Task:
         """The task of this process."""
-        participant, work, seconds, results, variant = sys.argv[1:]
-        return cls(participant, work, float(seconds), Path(results), variant)
+        participant, work, seconds, results, variant, capacity = sys.argv[1:]
+        return cls(participant, work, float(seconds), Path(results), variant, int(capacity))
 
 
 class Report:

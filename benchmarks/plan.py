@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 __all__ = [
     "BARE",
@@ -53,6 +53,7 @@ class Entry:
         quick: whether the quick form has it.
         optional: whether it is left out unless all are asked for.
         deadline: seconds until it must have ended.
+        capacities: work -> rows of its buffer, where these are not as many as usual.
     """
 
     participant: str
@@ -64,6 +65,7 @@ class Entry:
     quick: bool = True
     optional: bool = False
     deadline: float = 120.0
+    capacities: Mapping[str, int] = field(default_factory=dict)
 
 
 ENTRIES = (

@@ -63,7 +63,7 @@ def _pythons(plan: Plan, outcome: Outcome) -> dict[str, Path]:
 def _take_turn(plan: Plan, entry: Entry, work: str, python: Path, number: int, outcome: Outcome) -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tdb-") as scratch:  # Short: Ray's sockets are in it, and their paths have a limit.
-        task = Task(entry.participant, work, plan.seconds, Path(scratch, "results"), entry.variant)
+        task = Task(entry.participant, work, plan.seconds, Path(scratch, "results"), entry.variant, entry.capacities.get(work, 0))
         how = _run(entry, task, python, Path(scratch))
         measurements = _read(task.results)
     outcome.rounds[-1].extend(measurements)

@@ -39,11 +39,13 @@ class Work:
 
     Args:
         name: small (165 B a row) or image (56,461 B a row, two stacks of 4 x 84 x 84 pixels).
+        capacity: of a buffer that holds them; 0: what belongs to the name.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, capacity: int = 0) -> None:
         self.name = name
-        self.capacity, draw = WORKS[name]
+        usual, draw = WORKS[name]
+        self.capacity = capacity or usual
         rng = np.random.default_rng(0)
         self._pool = draw(rng) | {"done": rng.random((POOL, 1)) < 0.01}
 

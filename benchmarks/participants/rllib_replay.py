@@ -83,7 +83,7 @@ def main(task: Task) -> None:
         _node_ip_address="127.0.0.1",
     )
     try:
-        _measure(task, Work(task.work), Report(task))
+        _measure(task, Work(task.work, task.capacity), Report(task))
     finally:
         ray.shutdown()
 

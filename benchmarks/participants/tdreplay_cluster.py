@@ -30,7 +30,7 @@ SHARED = "image"
 
 def main(task: Task) -> None:
     """Fills a table whose sampler is the task's variant, and measures it."""
-    work = Work(task.work)
+    work = Work(task.work, task.capacity)
     ray.init("local", num_cpus=SHARDS, include_dashboard=False, logging_level="error", _temp_dir=tempfile.gettempdir(), _node_ip_address="127.0.0.1")
     try:
         cluster = ReplayCluster(

@@ -17,7 +17,7 @@ from benchmarks.work import BATCH, Live, Work
 
 def main(task: Task) -> None:
     """Measures the transport that the task's variant names."""
-    work = Work(task.work)
+    work = Work(task.work, task.capacity)
     try:
         buffer = _buffer(work, task.variant)
         _measure(task, work, Report(task), buffer)

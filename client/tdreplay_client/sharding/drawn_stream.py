@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -24,9 +28,12 @@ from tdreplay_client.sharding.priority_updates import update_shards
 from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.stream_plan import StreamPlan
 from tdreplay_client.sharding.totals import KnownTotals
+from tdreplay_client.transport.threads import start_reader
 
 __all__ = ["DrawnStream"]
 
+LOOK_SECONDS = 0.1
+"""How often the thread that draws is looked after. What it draws is there at once."""
 VERSION = 1
 
 
@@ -56,22 +63,45 @@ class DrawnStream(OfOneProcess, Iterator[TensorDict]):
         self._fields, self._seed, self._position = fields, seed, 0
         self._over = False
         self.updated = Updated(0, 0)
+        self._come: deque[TensorDict | Exception] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._drawing = threading.Thread()  # None that runs.
 
     def __next__(self) -> TensorDict:
         self._shards.owner.check()
-        if self._over:
-            raise StopIteration
+        batch: TensorDict | Exception | None = None
+        try:
+            while not self._come:
+                if not self._drawing.is_alive() and not self._come:
+                    if self._over:
+                        raise StopIteration
+                    self._drawing = start_reader(self._draw)
+                with suppress(queue.Empty):
+                    self._bell.get(timeout=LOOK_SECONDS)
+            batch = self._come.popleft()
+            if isinstance(batch, Exception):
+                raise batch
+            self._position += 1
+            return batch
+        except Exception:
+            raise
+        except BaseException:  # An interrupt: nobody got the batch, whose rows have left the shards. The next call gives it.
+            if batch is not None:
+                self._come.appendleft(batch)
+            raise
+
+    def _draw(self) -> None:
+        """In a thread that no interrupt reaches: draws a batch, or notes why there is none."""
         draw = None if self._seed is None else (self._seed, self._position)
         uniform = self._asked.sampler == Uniform.name
         try:
             batch = self._draws.batch(DrawQuery(self._asked.rows, uniform, self._asked.view, draw, wait=self._plan.wait))
-        except RateLimitedError:
-            raise
-        except Exception as error:
-            self._over = not (isinstance(error, EmptyTableError) and self._plan.wait)
-            raise
-        self._position += 1
-        return batch if self._fields is None or self._asked.view is not None else self._chosen(batch, self._fields)
+            self._come.append(batch if self._fields is None or self._asked.view is not None else self._chosen(batch, self._fields))
+        except Exception as error:  # noqa: BLE001 - the thread that takes batches raises it.
+            may_come = isinstance(error, RateLimitedError) or (isinstance(error, EmptyTableError) and self._plan.wait)
+            self._over |= not may_come
+            self._come.append(error.with_traceback(None))
+        self._bell.put(None)
 
     def _chosen(self, batch: TensorDict, fields: tuple[str, ...]) -> TensorDict:
         lost = (LOST_SHARDS,) if self._plan.degrade else ()
@@ -119,6 +149,7 @@ class DrawnStream(OfOneProcess, Iterator[TensorDict]):
     def close(self) -> None:
         """Ends the stream. Closing twice is allowed."""
         self._over = True
+        self._come.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -29,7 +29,7 @@ class Tally:
 
     def say(self, **more: Any) -> None:
         """Prints a line."""
-        print(json.dumps({**self.counts, **more}), flush=True)
+        print(json.dumps({**self.counts, **more}) + "\n", end="", flush=True)  # In one piece: another thread may print meanwhile.
 
     @contextmanager
     def call(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from tdreplay_client.sharding.epoch_places import made_batch
 from tdreplay_client.sharding.epoch_plan import FIRST, ShardedPlace, ShardedPlan, ShardWindow
 from tdreplay_client.sharding.epoch_read_ahead import ReadAhead
 from tdreplay_client.sharding.epoch_rows import PAUSE_SECONDS
+from tdreplay_client.sharding.recycled_memory import RecycledMemory
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_set import ShardSet, none_there
 from tdreplay_client.sharding.shard_table import ShardTable
@@ -108,6 +109,7 @@ class ShardedEpochs(Epochs):
         self._place: ShardedPlace = FIRST
         self._plan: ShardedPlan = plan
         self._shards, self._transfer, self._patience = shards, transfer, patience
+        self._memory = RecycledMemory(transfer)
         self._row_bytes = self._checked_row_bytes(plan)
         self._batches: EpochBatches | None = self._opened(plan, FIRST)
 
@@ -176,7 +178,7 @@ class ShardedEpochs(Epochs):
         pieces, place = self._batches.next(self._place)
         if not pieces:
             return None, place
-        return made_batch(pieces, len(self._shards), self._transfer), place
+        return made_batch(pieces, len(self._shards), self._memory, self._transfer), place
 
     def _break_off(self) -> None:
         self._end()

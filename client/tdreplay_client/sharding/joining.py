@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,10 @@ from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.shard_batches import ShardBatch, id_fields
 from tdreplay_client.sharding.slots import whole_slots
 
-__all__ = ["Part", "check_same", "joined", "joined_columns", "with_lost_shards"]
+__all__ = ["Memory", "Part", "check_same", "joined", "joined_columns", "with_lost_shards"]
+
+Memory: TypeAlias = "Callable[[tuple[int, ...], torch.dtype], torch.Tensor]"
+"""Shape and dtype -> memory of the host for a column."""
 
 
 class Part(NamedTuple):
@@ -72,7 +75,7 @@ def joined(
     """
     first, rows = parts[0].batch, sum(part.rows for part in parts)
     same = {} if drawn is None or not first.is_weighed else drawn
-    whole = joined_columns(parts, shards, order, transfer, same)
+    whole = joined_columns(parts, shards, order, transfer.memory, same)
     whole |= {name: torch.full((rows,), value, dtype=first.columns[name].dtype, device="cpu") for name, value in same.items()}
     batch = transfer.bring(whole, (rows, *first.batch_shape), first.dim_names).take()
     return batch if lost is None else with_lost_shards(batch, lost)
@@ -89,9 +92,9 @@ def with_lost_shards(batch: TensorDict, lost: int) -> TensorDict:
 
 
 def joined_columns(
-    parts: Sequence[Part], shards: int, order: npt.NDArray[np.int64] | None, transfer: DeviceTransfer, left_out: Collection[str] = ()
+    parts: Sequence[Part], shards: int, order: npt.NDArray[np.int64] | None, memory: Memory, left_out: Collection[str] = ()
 ) -> dict[str, torch.Tensor]:
-    """The columns of `joined`, in the host's memory, without those that are left out.
+    """The columns of `joined`, in the host's memory, without those that are left out. Where rows are copied, it is into what `memory` makes.
 
     Raises:
         SchemaError: the parts have other fields.
@@ -100,7 +103,7 @@ def joined_columns(
         check_same(parts[0].batch.columns, part.batch.columns, part.number)
     if len(parts) == 1 and order is None:
         return _taken_over(parts[0], shards, left_out)
-    return _copied(parts, sum(part.rows for part in parts), shards, order, transfer, left_out)
+    return _copied(parts, sum(part.rows for part in parts), shards, order, memory, left_out)
 
 
 def _taken_over(part: Part, shards: int, left_out: Collection[str]) -> dict[str, torch.Tensor]:
@@ -117,7 +120,7 @@ def _copied(
     rows: int,
     shards: int,
     order: npt.NDArray[np.int64] | None,
-    transfer: DeviceTransfer,
+    memory: Memory,
     left_out: Collection[str],
 ) -> dict[str, torch.Tensor]:
     """The columns of all parts in new memory, each row at its place."""
@@ -125,7 +128,7 @@ def _copied(
     places = [slice(*ends) if order is None else order[slice(*ends)] for ends in itertools.pairwise(starts)]
     kinds = {name: column for name, column in parts[0].batch.columns.items() if name not in left_out}
     ids = id_fields(kinds)
-    columns = {name: transfer.memory((rows, *column.shape[1:]), column.dtype) for name, column in kinds.items()}
+    columns = {name: memory((rows, *column.shape[1:]), column.dtype) for name, column in kinds.items()}
     for name, column in columns.items():
         if not column.nbytes:
             continue

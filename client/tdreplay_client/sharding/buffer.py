@@ -49,7 +49,7 @@ from tdreplay_client.sharding.priority_updates import update_shards
 from tdreplay_client.sharding.pull_streams import PullStreams
 from tdreplay_client.sharding.saved_state import load_shards, save_shards
 from tdreplay_client.sharding.shard import Shard, ShardPlace
-from tdreplay_client.sharding.shard_set import ShardSet
+from tdreplay_client.sharding.shard_set import ShardSet, in_places
 from tdreplay_client.sharding.shard_table import ShardTable
 from tdreplay_client.sharding.shard_writer import checked_settings
 from tdreplay_client.sharding.shares import share_of
@@ -314,10 +314,9 @@ class ShardedReplayBuffer(BaseReplayBuffer):
 
     def _pointer(self, states: Sequence[tuple[Shard, State]]) -> int:
         """The slot of the next row, if it goes where the most room is."""
-        return next_slot({self._place(shard): state for shard, state in states}, len(self._shards))
-
-    def _place(self, shard: Shard) -> int:
-        return list(self._shards).index(shard)
+        asked = [shard for shard, _ in states]
+        shards = in_places(self._shards.now, asked)
+        return next_slot({shards.index(shard): state for shard, state in states}, len(shards))
 
     @property
     def storing_device(self) -> torch.device:

@@ -25,7 +25,7 @@ from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.joining import Part, joined
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_batches import ShardBatch
-from tdreplay_client.sharding.shard_set import ShardSet
+from tdreplay_client.sharding.shard_set import ShardSet, in_places
 from tdreplay_client.sharding.slots import places_of, stored_slots
 
 __all__ = ["StoredSlots", "all_rows", "episode_rows", "listed_episodes", "rows_in_slots"]
@@ -50,8 +50,9 @@ class StoredSlots:
 
     def state(self) -> State:
         """That of the whole buffer, to which `at` refers from now on."""
-        there = self._shards.now
+        before = self._shards.now
         found, whole = self._states()
+        there = in_places(before, [shard for shard, _ in found])
         self._slots = stored_slots([(there.index(shard), state) for shard, state in found], len(there))
         return whole
 
@@ -188,7 +189,7 @@ def episode_rows(shards: ShardSet, transfer: DeviceTransfer, episode_id: int) ->
     Raises:
         EpisodeNotFoundError: no shard that is there has it.
     """
-    there = shards.now
+    before = shards.now
 
     def rows(shard: Shard) -> tuple[ShardBatch, bool] | EpisodeNotFoundError:
         try:
@@ -197,6 +198,7 @@ def episode_rows(shards: ShardSet, transfer: DeviceTransfer, episode_id: int) ->
             return error
 
     found = shards.on_those_there(rows)
+    there = in_places(before, [shard for shard, _ in found])
     for shard, answer in found:
         if not isinstance(answer, EpisodeNotFoundError):
             batch, has_final = answer

@@ -22,7 +22,7 @@ from tdreplay_client.sharding.shard_table import ShardTable
 from tdreplay_client.sharding.shares import used_places, whole_config
 from tdreplay_client.sharding.watch import Watch
 
-__all__ = ["Directory", "FixedDirectory", "ShardSet", "check_places", "none_there"]
+__all__ = ["Directory", "FixedDirectory", "ShardSet", "check_places", "in_places", "none_there"]
 
 log = logging.getLogger("tdreplay")
 T = TypeVar("T")
@@ -361,6 +361,11 @@ class ShardSet:
             shard.close()
         self._close_retired(math.inf)
         self._callers.close()
+
+
+def in_places(shards: Sequence[Shard], asked: Iterable[Shard]) -> list[Shard]:
+    """Shards by their places, with those that were asked. Such as came or left meanwhile are the last ones."""
+    return list(dict.fromkeys([*shards, *asked]))
 
 
 def none_there(answers: Iterable[object]) -> ReplayError:

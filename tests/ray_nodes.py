@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -125,6 +126,14 @@ def serving(cluster: ReplayCluster) -> list[ShardStatus]:
 
     until(ready, "the servers of all shards are ready")
     return found
+
+
+def kill_server(cluster: ReplayCluster, number: int) -> None:
+    """Kills the server of a shard, once all are ready, and waits until the status knows it."""
+    pid = serving(cluster)[number].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: cluster.status().shards[number].pid != pid, "the status says that the server ended")
 
 
 class Workers:

@@ -5,8 +5,6 @@ One Ray and one cluster for all of it: each server that starts imports torch. Th
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -18,7 +16,7 @@ import pytest
 import ray
 
 from ray_actor import numbered
-from ray_nodes import DATA_DIR, SECONDS, TIMEOUT, Machines, at_work, ray_of_two_nodes, serving, started, stored, until
+from ray_nodes import DATA_DIR, SECONDS, TIMEOUT, Machines, at_work, kill_server, ray_of_two_nodes, serving, started, stored, until
 from tdreplay.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError, TableNotFoundError
 from tdreplay_client import TableConfig
 from tdreplay_client.ray import RayDirectory, ReplayCluster
@@ -78,7 +76,7 @@ def kills_and_resizes(cluster: ReplayCluster, machines: Machines) -> list[int]:
         done = fresh_interpreter(ANOTHER_DRIVER, machines.address, cluster.name)
         assert done.returncode == 0, done.stderr  # It is gone, and nothing changed.
         for number in range(KILLS):
-            os.kill(serving(cluster)[number % 2].pid or 0, signal.SIGKILL)
+            kill_server(cluster, number % 2)
             workers.go_on()
         psutil.Process(serving(cluster)[2].pid).parent().kill()
         workers.go_on()

@@ -19,7 +19,7 @@ import torch
 
 from access.certificates import Authority, issued
 from ray_actor import numbered
-from ray_nodes import DATA_DIR, SECONDS, TIMEOUT, Machines, at_work, ray_of_two_nodes, serving, started, stored, until
+from ray_nodes import DATA_DIR, SECONDS, TIMEOUT, Machines, at_work, kill_server, ray_of_two_nodes, serving, started, stored, until
 from tdreplay.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -67,7 +67,7 @@ def test_servers_are_killed_fifty_times_and_no_acknowledged_row_is_lost_or_doubl
     with started(2, 4_000_000) as cluster, at_work(cluster, actors=4, writers=1, learners=2) as workers:
         chosen, pauses = random.Random(1), []
         for _ in range(KILLS):
-            os.kill(chosen.choice(serving(cluster)).pid or 0, signal.SIGKILL)
+            kill_server(cluster, chosen.randrange(2))
             workers.go_on()
             pauses.append(workers.longest_pause(anew=True))
         restarts = sum(shard.restarts for shard in serving(cluster))

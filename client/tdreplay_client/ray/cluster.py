@@ -25,6 +25,8 @@ from tdreplay_client.transport.access import TLS
 __all__ = ["ReplayCluster"]
 
 ANSWER_SECONDS = 10.0
+STATUS_SECONDS = 30.0
+"""How long the status waits for the actor that knows it, which may be being restarted."""
 UNDO_SECONDS = 60.0
 """How much later than `start_timeout` whoever starts a cluster is answered: what was started is ended before."""
 STOP_SECONDS = 120.0
@@ -157,13 +159,13 @@ class ReplayCluster:
         return ShardedReplayBuffer(self.directory, **(said | options))
 
     def status(self) -> ClusterStatus:
-        """The cluster, and each shard, as they said within the last second.
+        """The cluster, and each shard, as they said within the last second. While the actor that knows it is restarted, it waits, for 30 s at most.
 
         Raises:
             TableNotFoundError: it was stopped.
             ServerUnavailableError, DeadlineError: the actor that knows it does not come back, or does not answer.
         """
-        found: ClusterStatus = self._ask_again("status", ANSWER_SECONDS)
+        found: ClusterStatus = self._ask_again("status", STATUS_SECONDS)
         return found
 
     def resize(

@@ -17,6 +17,8 @@ from tdreplay_client.ray.settings import NAMESPACE, ClusterSettings, directory_n
 __all__ = ["check_reach", "end_cluster", "named_directory", "wait_until_gone"]
 
 GONE_SECONDS = 10.0
+HEAD = "node:__internal_head__"
+"""What Ray gives its head node alone to give."""
 
 
 def check_reach(settings: ClusterSettings) -> None:
@@ -35,12 +37,13 @@ def check_reach(settings: ClusterSettings) -> None:
 
 
 def named_directory(settings: ClusterSettings) -> Any:
-    """The new actor that knows the shards. What another one left that was killed for good is ended.
+    """The new actor that knows the shards, on Ray's head node: without that there is no Ray. What another one left that was killed for good is ended.
 
     Raises:
         FailedPreconditionError: the name is taken.
     """
-    options: dict[str, Any] = {"name": directory_name(settings.name), "namespace": NAMESPACE, "lifetime": "detached"}
+    head = {HEAD: 0.001} if HEAD in ray.cluster_resources() else {}
+    options: dict[str, Any] = {"name": directory_name(settings.name), "namespace": NAMESPACE, "lifetime": "detached", "resources": head}
     try:
         made = ray.remote(DirectoryActor).options(num_cpus=0, max_restarts=-1, max_concurrency=64, **options).remote(settings)
     except ValueError:

@@ -20,7 +20,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ray_actor import Actor, Learner, RayLearner
-from tdreplay.errors import ReplayError
+from tdreplay.errors import DeadlineError, ReplayError
 from tdreplay_client import TableConfig
 from tdreplay_client.ray import ReplayCluster, ShardStatus
 
@@ -121,7 +121,8 @@ def serving(cluster: ReplayCluster) -> list[ShardStatus]:
     found: list[ShardStatus] = []
 
     def ready() -> bool:
-        found[:] = cluster.status().shards
+        with suppress(DeadlineError):  # Whoever knows it is still being restarted.
+            found[:] = cluster.status().shards
         return bool(found) and all(shard.state == "serving" for shard in found)
 
     until(ready, "the servers of all shards are ready")

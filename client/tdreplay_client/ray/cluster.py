@@ -25,7 +25,7 @@ from tdreplay_client.transport.access import TLS
 __all__ = ["ReplayCluster"]
 
 ANSWER_SECONDS = 10.0
-STATUS_SECONDS = 30.0
+STATUS_SECONDS = 60.0
 """How long the status waits for the actor that knows it, which may be being restarted."""
 UNDO_SECONDS = 60.0
 """How much later than `start_timeout` whoever starts a cluster is answered: what was started is ended before."""
@@ -159,7 +159,7 @@ class ReplayCluster:
         return ShardedReplayBuffer(self.directory, **(said | options))
 
     def status(self) -> ClusterStatus:
-        """The cluster, and each shard, as they said within the last second. While the actor that knows it is restarted, it waits, for 30 s at most.
+        """The cluster, and each shard, as they said within the last second. While the actor that knows it is restarted, it waits, for 60 s at most.
 
         Raises:
             TableNotFoundError: it was stopped.

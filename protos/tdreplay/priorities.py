@@ -11,9 +11,24 @@ from tensordict import TensorDictBase
 
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.limits import MAX_BATCH_SIZE, check_number, check_whole
+from tdreplay.samplers import Prioritized, Sampler
 from tdreplay.system_fields import MIN_PROBABILITY, PROBABILITY, ROW_ID, SEQUENCE_NAMES, TABLE_SIZE
 
-__all__ = ["Updated", "checked_priorities", "checked_row_ids", "importance_weights", "row_ids_of", "sequence_priorities"]
+__all__ = [
+    "MAX_WEIGHT",
+    "Updated",
+    "check_weights",
+    "checked_priorities",
+    "checked_row_ids",
+    "importance_weights",
+    "row_ids_of",
+    "sequence_priorities",
+    "weights_of",
+]
+
+MAX_WEIGHT = 2.0**960
+"""The largest weight of a row: so the sum of the weights of any number of rows is a float64."""
+SMALLEST = float(np.nextafter(0, 1))
 
 
 class Updated(NamedTuple):
@@ -44,6 +59,31 @@ def checked_priorities(priorities: Any, rows: int) -> npt.NDArray[np.float64]:
     if wrong.size:
         raise InvalidArgumentError(f"a priority ({wrong[0]:g}) must be a finite number from 0 up")
     return np.broadcast_to(found, rows) if found.ndim == 0 else found.reshape(rows)
+
+
+def weights_of(priorities: npt.NDArray[np.float64], alpha: float) -> npt.NDArray[np.float64]:
+    """The weights of rows: their priorities to the power `alpha`, float64 of shape [n]. That of a priority above 0 is above 0.
+
+    Raises:
+        InvalidArgumentError: one of them is above `MAX_WEIGHT`.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        weights: npt.NDArray[np.float64] = np.maximum(np.power(priorities, alpha), SMALLEST)
+    weights[priorities == 0] = 0.0
+    if weights.max(initial=0.0) > MAX_WEIGHT:
+        worst = priorities[weights > MAX_WEIGHT][0]
+        raise InvalidArgumentError(f"priority ({worst}) to the power of alpha ({alpha:g}) must be at most {MAX_WEIGHT:g}")
+    return weights
+
+
+def check_weights(priorities: npt.NDArray[np.float64] | None, sampler: Sampler) -> None:
+    """Passes where rows of a table with this sampler may have these priorities; None: they have none.
+
+    Raises:
+        InvalidArgumentError: as `weights_of`.
+    """
+    if priorities is not None and isinstance(sampler, Prioritized):
+        weights_of(priorities, sampler.alpha)
 
 
 def checked_row_ids(row_ids: Any) -> npt.NDArray[np.int64]:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tdreplay.priorities import MAX_WEIGHT
 from tdreplay_server.tables.samplers.best_tree import BestTree
-from tdreplay_server.tables.samplers.sum_tree import MAX_WEIGHT, SumTree
+from tdreplay_server.tables.samplers.sum_tree import SumTree
 
 few = settings(max_examples=60, deadline=None)
 SMALLEST = math.ulp(0.0)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tdreplay.errors import ReplayError, SchemaError
+from tdreplay.priorities import check_weights
 from tdreplay.rows import Given
 from tdreplay.system_fields import EPISODE_ID, LOST_SHARDS, STEP_KIND
 from tdreplay_client.sharding.joint_schema import Fitted, JointSchema
@@ -53,12 +54,14 @@ class ShardedInserts:
 
         Raises:
             SchemaError, CodecError: they do not fit, or cannot be stored. No shard got any.
+            InvalidArgumentError: a priority is too large. The same.
             ReplayError: as those of a table. Some of the rows may be stored. Given again, they are stored once.
         """
         self._shards.check_open()  # In a fork, and behind `close`, no thread would send anything.
         route = self.routes.claim(rows)
         if route is not None:
             return self._again(rows, route, writer_id)
+        check_weights(rows.priorities, self._shards.config.sampler)  # Else other shards would have taken their part.
         return self._fresh(rows, self.schema.fitted(rows), writer_id)
 
     def _fresh(self, rows: Given, fitted: Fitted, writer_id: str) -> RowIds:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tdreplay.errors import RowIdError, ServerUnavailableError
-from tdreplay.priorities import Updated, checked_priorities, checked_row_ids
+from tdreplay.priorities import Updated, check_weights, checked_priorities, checked_row_ids
 from tdreplay.shard_ids import local_row_ids, shard_numbers, sharded_row_ids
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_set import ShardSet
@@ -25,10 +25,11 @@ def update_shards(shards: ShardSet, totals: KnownTotals, row_ids: Any, prioritie
     dropped, and they count as stale; so do those of a shard that was removed.
 
     Raises:
-        RowIdError: an id was never given. Nothing changes.
+        RowIdError, InvalidArgumentError: an id was never given, or a priority is too large. Nothing changes.
     """
     ids = checked_row_ids(row_ids)
     given = checked_priorities(priorities, len(ids))
+    check_weights(given, shards.config.sampler)  # Else the other shards would have changed their rows.
     there = shards.now
     numbers = shard_numbers(ids)
     check_shard_numbers(ids, numbers, {shard.number for shard in there} | shards.removed)

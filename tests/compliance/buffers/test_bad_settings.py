@@ -104,11 +104,14 @@ def test_updates_that_cannot_be_are_refused_and_no_priority_changes(make_buffer,
     assert priorities(buffer)[6] in ({7.0} if kind.shards < 2 else {7.0, 5.0, 1.0})  # The highest that its shard has seen.
 
 
-def test_a_priority_whose_power_is_too_large_is_refused_and_no_priority_changes(make_buffer):
+def test_a_priority_whose_power_is_too_large_is_refused_and_no_priority_changes(make_buffer, kind):
     buffer = make_buffer(10, sampler=Prioritized(1.0))
     buffer.add_batch(rows(6))
     with pytest.raises(errors.InvalidArgumentError, match=r"priority \(1e\+300\) to the power of alpha"):
-        buffer.update_priorities([1, 2], [5.0, 1e300])
+        buffer.update_priorities(kind.row_ids([1, 2]), [5.0, 1e300])
+    with pytest.raises(errors.InvalidArgumentError, match=r"priority \(1e\+300\) to the power of alpha"):
+        buffer.add_batch(rows(4), priorities=[5.0, 1e300, 5.0, 5.0])
+    assert len(buffer) == 6
     assert set(buffer.sample_batch(200)["priority"].tolist()) == {1.0}
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay.errors import InvalidArgumentError
+from tdreplay.priorities import weights_of
 from tdreplay_server.durability.insert import Priorities
 from tdreplay_server.storage.ring import Ring, RowIds
 from tdreplay_server.tables.samplers.batches import each_batch
 from tdreplay_server.tables.samplers.priority_sampler import PrioritySampler
 from tdreplay_server.tables.samplers.sampler import Draw, Totals
-from tdreplay_server.tables.samplers.sum_tree import MAX_WEIGHT, SumTree
+from tdreplay_server.tables.samplers.sum_tree import SumTree
 
 __all__ = ["PrioritizedSampler"]
 
@@ -38,14 +38,8 @@ class PrioritizedSampler(PrioritySampler[SumTree]):
         return SumTree(leaves)
 
     def _leaves_of(self, priorities: Priorities) -> npt.NDArray[np.float64]:
-        """The weights: the only place where alpha is applied."""
-        with np.errstate(over="ignore", under="ignore"):
-            weights: npt.NDArray[np.float64] = np.maximum(np.power(priorities, self._alpha), SMALLEST)
-        weights[priorities == 0] = 0.0
-        if weights.max(initial=0.0) > MAX_WEIGHT:
-            worst = priorities[weights > MAX_WEIGHT][0]
-            raise InvalidArgumentError(f"priority ({worst}) to the power of alpha ({self._alpha:g}) must be at most {MAX_WEIGHT:g}")
-        return weights
+        """The weights."""
+        return weights_of(priorities, self._alpha)
 
     def draw(self, rows: int, generators: Sequence[np.random.Generator], ring: Ring) -> Draw:
         """As `Sampler.draw`.

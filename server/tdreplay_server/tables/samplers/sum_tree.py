@@ -10,13 +10,10 @@ import numpy.typing as npt
 from tdreplay_server.storage.ring import Slots
 from tdreplay_server.tables.samplers.leaf_blocks import FAN_OUT, blocks_of, folded, level_sizes, turned
 
-__all__ = ["MAX_WEIGHT", "SumTree", "Weights"]
+__all__ = ["SumTree", "Weights"]
 
 Weights = npt.NDArray[Any]
 """Weights of leaves: shape [n], of the tree's dtype, from 0 up to `MAX_WEIGHT`."""
-
-MAX_WEIGHT = 2.0**960
-"""The sum of the weights of any number of rows is a float64."""
 
 TINY = 2.0**-900
 """Below this a sum of weights has too few digits to be divided by chance. It is scaled up before."""

@@ -15,6 +15,7 @@ __all__ = [
     "DEFAULT_TIMEOUT",
     "LEAST_SHARED_BYTES",
     "MAX_BATCH_SIZE",
+    "MAX_EPOCH_IDS",
     "MAX_FIELD_NAMES",
     "MAX_HEADER_BYTES",
     "MAX_HEAD_BYTES",
@@ -71,6 +72,9 @@ MAX_RANK = 16
 
 MAX_BATCH_SIZE = 1 << 20
 """The most rows in one sampled batch, and the most slots in one call."""
+
+MAX_EPOCH_IDS = 1 << 13
+"""The most row ids in one request for rows of an epoch. They are half of `MAX_HEAD_BYTES`."""
 
 SEGMENTS_START = 4096
 """The byte of the file of shared memory at which its first segment starts. The page before it begins with the nonce."""

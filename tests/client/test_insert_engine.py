@@ -9,9 +9,9 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from interrupts import interrupted_at
 from tensordict import TensorDict
 
+from interrupts import interrupted_at
 from tdreplay.block import decode
 from tdreplay.errors import DeadlineError, InternalError, SchemaError
 from tdreplay.insert_id import InsertId

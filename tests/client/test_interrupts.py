@@ -9,10 +9,10 @@ from collections import Counter
 
 import pytest
 import torch
-from interrupts import interrupted_at, interrupting
 from tensordict import TensorDict
 
 from children import child_of
+from interrupts import interrupted_at, interrupting
 from tdreplay.errors import CancelledError, ClosedError, FailedPreconditionError
 from tdreplay_client import RemoteReplayBuffer, Writer
 

@@ -10,11 +10,11 @@ import time
 
 import pytest
 import torch
-from interrupts import interrupting
 from tensordict import TensorDict
 
 from children import server_process
 from conftest import freeze, numbers, rows, thaw
+from interrupts import interrupting
 from tdreplay.errors import (
     ClosedError,
     DeadlineError,

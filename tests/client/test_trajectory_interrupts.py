@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from episode_rows import LENGTH, check_numbers, stored, taken_step, taken_steps
-from interrupts import interrupted_at, interrupting
 
+from interrupts import interrupted_at, interrupting
 from tdreplay_client import RemoteReplayBuffer, TrajectoryWriter
 
 pytestmark = [

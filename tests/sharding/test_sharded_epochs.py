@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from epoch_tables import taken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -50,10 +51,6 @@ def staged(addresses: list[str], table: str) -> Iterator[Callable[..., Stage]]:
     """Makes tables of these sizes, which are full, on as many shards."""
     with ExitStack() as stack:
         yield lambda *sizes, fill=True, **options: Stage(stack, addresses, table, sizes, fill, **options)
-
-
-def taken(batches: Epochs) -> list[int]:
-    return [number for batch in batches for number in numbers(batch)]
 
 
 def alike(batches: Epochs, others: Epochs) -> None:
@@ -109,6 +106,16 @@ def test_large_batches_are_asked_for_in_parts(staged):
     (batch,) = whole.epochs(50_000, shuffle=True, fields=["action"])
     assert sorted(batch["action"].tolist()) == [*range(41_000)]
     assert batch["action"].tolist() != [*range(41_000)]
+
+
+def test_small_batches_share_calls_whatever_the_most_rows_of_a_batch(table):
+    with ExitStack() as stack:
+        config = ServerConfig(address="127.0.0.1:0", max_batch_rows=100)
+        addresses = [stack.enter_context(ReplayServer(config)).address for _ in range(2)]
+        whole = stack.enter_context(ShardedReplayBuffer(addresses, table=table, buffer_size=2000))
+        for start in range(0, 2000, 50):
+            whole.add_batch(rows(50, start))
+        assert sorted(taken(whole.epochs(40, shuffle=True))) == [*range(2000)]
 
 
 def test_fields_are_those_that_were_asked_for(staged):

@@ -16,7 +16,6 @@ from tdreplay.memory import copy_rows
 from tdreplay.progress import Progress
 from tdreplay.schema import Columns
 from tdreplay.system_fields import MIN_PROBABILITY, TABLE_SIZE
-from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay_client.reading.device_transfer import DeviceTransfer, PendingBatch
 from tdreplay_client.reading.segment_loans import SegmentLoans
 from tdreplay_client.transport.answers import Answers
@@ -117,10 +116,10 @@ def _parts(columns: dict[str, torch.Tensor], count: int, rows: int, drawn: dict[
 
 
 def _decoded(message: bytes, message_type: type[Message], loans: SegmentLoans | None) -> tuple[Any, Block | None]:
-    """The fields of a message, and its block; None where there is none: rows of an epoch were left out, or no row was found by its id."""
+    """The fields of a message, and its block; None where it only says what became of rows of an epoch that do not come."""
     head: Any
     head, memory = split(message, message_type)
-    if not head.batch_rows and not len(memory) and (message_type is pb.SampleByIndexResponse or getattr(head, "progress", None)):
+    if not head.batch_rows and not len(memory) and (getattr(head, "progress", None) or getattr(head, "outcomes", None)):
         return head, None
     shared = loans is not None and head.HasField("slot")
     block = decode(loans.borrow(head.slot), longer=True) if loans is not None and shared else decode(memory)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay.errors import CodecError, UnimplementedError
+from tdreplay.errors import CodecError
 from tdreplay_client.sharding.shard_batches import ShardBatch
 
 __all__ = ["COMES", "LOST", "NO_ANCHOR", "OVERWRITTEN", "REPLACED", "EpochAnswer", "Outcomes", "come_of"]
@@ -49,12 +49,9 @@ class EpochAnswer(NamedTuple):
         """What the message `head` says of so many rows, of which `batch` came.
 
         Raises:
-            UnimplementedError: the server is of an older version, which says nothing.
-            CodecError: the message cannot be.
+            CodecError: the message cannot be, or there is none.
         """
-        if head is None or not head.outcomes:
-            raise UnimplementedError("the server is of an older version, which cannot give the rows of an epoch by their ids")
-        outcomes = np.frombuffer(head.outcomes, np.uint8)
+        outcomes = np.frombuffer(b"" if head is None else head.outcomes, np.uint8)
         come = 0 if batch is None else batch.rows
         if len(outcomes) != asked or outcomes.max() > REPLACED or np.count_nonzero(come_of(outcomes)) != come:
             raise CodecError(f"{len(outcomes)} outcomes and {come} rows came for {asked} rows of an epoch")

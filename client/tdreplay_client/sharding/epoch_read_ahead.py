@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from tdreplay.limits import BLOCK_BYTES
+from tdreplay.limits import BLOCK_BYTES, MAX_EPOCH_IDS
 from tdreplay.selecting import Slots
 from tdreplay_client.sharding.callers import Callers
 from tdreplay_client.sharding.epoch_answers import EpochAnswer
@@ -29,10 +29,8 @@ PLACES, FEW_PLACES = 1 << 12, 32
 """The most places of a part of several batches, and, of steps, so many more than are probably needed."""
 MOST_BYTES = 64 << 20
 """Of steps, where it is not known how many come at some places: the most bytes of a part that has more rows than a batch."""
-MOST_IDS = 1 << 13
-"""The most ids that one call asks for: its message may have 128 KiB."""
 FIRST_IDS = 1 << 8
-"""The same as long as it is not known how many bytes a row has."""
+"""The most ids that one call asks for as long as it is not known how many bytes a row has."""
 MOST_THREADS = 32
 
 
@@ -139,7 +137,7 @@ class ReadAhead:
     @property
     def _ids(self) -> int:
         """For how many rows a call asks: their answer is one block."""
-        return min(MOST_IDS, max(1, BLOCK_BYTES // self._row_bytes)) if self._row_bytes else FIRST_IDS
+        return min(MAX_EPOCH_IDS, max(1, BLOCK_BYTES // self._row_bytes)) if self._row_bytes else FIRST_IDS
 
     def _asked(self, stop: int) -> _Asked:
         numbers, ids = self._plan.rows_at(self._epoch, self._position, stop)

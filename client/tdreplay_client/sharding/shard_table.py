@@ -232,24 +232,13 @@ class ShardTable(RemoteReplayBuffer):
         """Goes back to where `metadata` was saved. Errors: as `load`."""
         self._rewind(metadata)
 
-    def rows_by_id(
-        self, row_ids: npt.NDArray[np.int64], fields: tuple[str, ...] | None, view: TableView | None, generation_id: str = ""
-    ) -> ShardBatch | None:
-        """Those of these rows that are stored, in this order; with a view, those that are anchors. None: none is.
-
-        Raises:
-            TableChangedError: the table is of another generation.
-            RowIdError: an id was never given.
-        """
-        windows = None if view is None else window_query_to_message(view.windows)
-        request = pb.SampleByIndexRequest(table=self._table, row_ids=row_ids.tolist(), fields=fields, windows=windows, generation_id=generation_id)
-        return self._connection.retried(partial(self._stored, request))
-
     def epoch_rows(self, row_ids: npt.NDArray[np.int64], window: ShardWindow, query: EpochQuery) -> EpochAnswer:
         """Those of these rows of a window that come in an epoch with these arguments, in this order, and what becomes of the others.
 
         Raises:
             TableChangedError: the table is of another generation.
+            RowIdError: a row is not of the window.
+            TokenError: the table cannot have had such a window.
         """
         request = pb.SampleByIndexRequest(
             table=self._table,
@@ -274,12 +263,3 @@ class ShardTable(RemoteReplayBuffer):
             answers.close()
         head = heads[0] if batch is None and heads else batch and batch.head
         return EpochAnswer.of(head, batch, asked)
-
-    def _stored(self, request: pb.SampleByIndexRequest, budget: RetryBudget) -> ShardBatch | None:
-        answers = self._connection.stream("SampleByIndex", request, budget)
-        try:
-            sizes = range(1, len(request.row_ids) + 1)
-            found = next(assemble(answers, pb.SampleByIndexResponse, self._transfer, sizes), None)
-            return None if found is None else cast("ShardBatch", found.take())
-        finally:
-            answers.close()

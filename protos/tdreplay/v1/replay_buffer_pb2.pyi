@@ -981,7 +981,7 @@ class SampleByIndexRequest(google.protobuf.message.Message):
     none. Not together with `windows`.
     """
     generation_id: builtins.str
-    """The generation of the table to which `row_ids` belong, as Describe says it. ABORTED if the table has another one by now. Empty: any."""
+    """With `epoch` alone: the generation of the table to which `row_ids` belong, as Describe says it. ABORTED if the table has another one."""
     @property
     def index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """1 to 1048576 slots, each of which holds a live row (OUT_OF_RANGE if one does not). A slot may be named twice."""
@@ -996,13 +996,15 @@ class SampleByIndexRequest(google.protobuf.message.Message):
 
     @property
     def row_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The ids of 1 to 1048576 rows, in place of `index`: these rows come, in this order. Those that are not stored any more are left out, of a table with
-        trajectories those that are no steps, and with `windows` those that are no anchors; no id is refused for that. RowIdError's status, OUT_OF_RANGE, if an id was never given.
+        """With `epoch` alone, and in place of `index`: the ids of 1 to 8192 rows of its window (OUT_OF_RANGE if one is of no such row), in the order in
+        which they are to come. An id may be named twice.
         """
 
     @property
     def epoch(self) -> global___EpochRows:
-        """The rows of `row_ids` are to come as rows of an epoch, and `generation_id` must be there. The responses then have `outcomes`."""
+        """The rows of `row_ids` come as rows of an epoch. There must be a `generation_id`, and the responses have `outcomes`. Not together with
+        `with_priorities`.
+        """
 
     def __init__(
         self,
@@ -1062,7 +1064,7 @@ class SampleByIndexResponse(google.protobuf.message.Message):
     PADDING_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
     batch_rows: builtins.int
-    """The number of rows of the whole batch. 0: none of the rows of `row_ids` came, and there is no block."""
+    """The number of rows of the whole batch. 0: none of the rows of `row_ids` comes, and there is no block."""
     first_row: builtins.int
     """The place of this block's first row in the batch."""
     outcomes: builtins.bytes

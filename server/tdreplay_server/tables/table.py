@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -22,22 +21,21 @@ from tdreplay.errors import (
     RowIdError,
     SchemaError,
     StorageError,
-    TableChangedError,
 )
-from tdreplay.limits import MAX_ROW_ID, check_whole, shown
+from tdreplay.limits import MAX_ROW_ID, check_whole
 from tdreplay.memory import Rows
 from tdreplay.priorities import Updated
 from tdreplay.schema import Schema
 from tdreplay.system_fields import DRAWN_FIELDS, DRAWN_NAMES, PRIORITY, PROBABILITY
 from tdreplay.table_config import TableConfig, check_limiter
 from tdreplay.table_description import TableDescription
-from tdreplay.windows import AnchorRule, WindowQuery
+from tdreplay.windows import WindowQuery
 from tdreplay_server.checkpoints.checkpoint import write_checkpoint
 from tdreplay_server.durability.data_directory import CHECKPOINTS
 from tdreplay_server.durability.insert import Insert, Priorities
 from tdreplay_server.durability.ledger import InsertKey
 from tdreplay_server.durability.row_log import RowLog
-from tdreplay_server.storage.ring import Ring, RowIds, Slots
+from tdreplay_server.storage.ring import RowIds, Slots
 from tdreplay_server.storage.rows import Inserts
 from tdreplay_server.system.disk import check_name
 from tdreplay_server.system.interrupts import lets_go
@@ -52,7 +50,6 @@ from tdreplay_server.tables.samplers import Totals
 from tdreplay_server.tables.sampling import Sampling
 from tdreplay_server.tables.selection import BatchQuery, ChosenRows, PrioritiesInSlots, RowFormat, RowsInSlots, Selection
 from tdreplay_server.tables.step_epochs import StepEpochBatches
-from tdreplay_server.tables.stored_rows import StoredRows, all_of
 from tdreplay_server.tables.trajectories.connected_writers import ConnectedWriter, ConnectedWriters
 from tdreplay_server.tables.trajectories.episode_list import EpisodeList
 from tdreplay_server.tables.trajectories.step_columns import StepColumns
@@ -198,7 +195,9 @@ class Table:
         with self._row_log.shared:
             self._row_log.check_open()
             ring = self._row_log.ring
-            _check_given(row_ids, ring)
+            wrong = row_ids[(row_ids < 0) | (row_ids >= ring.write_count)]
+            if len(wrong):
+                raise RowIdError(f"row id {wrong[0]} must be from 0 to {ring.write_count - 1}: no row with this id was ever inserted")
             updated = self._sampling.sampler.update(row_ids, priorities, ring) if ring.size else 0
             self._sampling.activity.updated_ages.look(row_ids, ring.write_count)
         return self._sampling.counted(Updated(updated, len(row_ids) - updated))
@@ -324,54 +323,6 @@ class Table:
             found = self._format(fields)
             chosen = PrioritiesInSlots(lambda start, stop: slots[start:stop], self._sampling.sampler.priorities)
             return self._selection(replace(found, fields=(*found.fields, PRIORITY)), len(slots), chosen)
-
-    @lets_go
-    def stored_rows(
-        self,
-        row_ids: RowIds,
-        fields: Sequence[str] | None = None,
-        windows: WindowQuery | None = None,
-        generation_id: str = "",
-        *,
-        priorities: bool = False,
-    ) -> StoredRows | None:
-        """The rows of these ids that are stored, or the windows around those that are anchors; of a table of trajectories its steps alone.
-
-        Args:
-            row_ids: int64 of shape [n].
-            fields: Their names; None: all.
-            windows: What comes with each row, where the rows are steps; None: the row alone.
-            generation_id: The generation to which the ids belong; '': any.
-            priorities: Whether their priorities come as the last field. Not with windows.
-
-        Returns:
-            What reads them; None where the table has no row, and no schema.
-
-        Raises:
-            TableChangedError: the table is of another generation.
-            RowIdError: an id was never given.
-            NoPrioritiesError: the table has no priorities.
-            FieldNotFoundError: a field is not there.
-            NoTrajectoriesError: windows are asked of rows that are no steps.
-            InvalidArgumentError: the windows are too large for the table, or for a message.
-        """
-        if priorities:
-            self._check_priorities()
-        log = self._row_log
-        with log.shared:
-            log.check_open()
-            if generation_id not in ("", log.generation_id):
-                raise TableChangedError(
-                    f"the table is of generation {log.generation_id}, and the row ids of {shown(generation_id)}: it was reset or rewound"
-                )
-            _check_given(row_ids, log.ring)
-            if log.schema is None:
-                return None
-            found = self._format(fields, windows, or_empty=True)
-            chosen = all_of if self._steps is None else partial(self._steps.stored_anchors, AnchorRule() if windows is None else windows.rule)
-            if priorities:
-                return StoredRows(log, replace(found, fields=(*found.fields, PRIORITY)), row_ids, chosen, self._sampling.sampler.priorities)
-            return StoredRows(log, found, row_ids, chosen, None)
 
     @lets_go
     def select_all(self, fields: Sequence[str] | None = None) -> Selection:
@@ -594,14 +545,3 @@ class Table:
         removed = self._row_log.drop()
         self._sampling.limiter.closed()
         return removed
-
-
-def _check_given(row_ids: RowIds, ring: Ring) -> None:
-    """Passes where each of the ids was given to a row, or left out by a reset.
-
-    Raises:
-        RowIdError: one was not.
-    """
-    wrong = row_ids[(row_ids < 0) | (row_ids >= ring.write_count)]
-    if len(wrong):
-        raise RowIdError(f"row id {wrong[0]} must be from 0 to {ring.write_count - 1}: no row with this id was ever inserted")

@@ -46,7 +46,6 @@ from tdreplay_server.transport.epoch_rows import epoch_rows
 from tdreplay_server.transport.epoch_stream import EpochStream
 from tdreplay_server.transport.placed_rows import PlacedRows, placed_rows
 from tdreplay_server.transport.request_limits import check_block, check_rows
-from tdreplay_server.transport.rows_by_id import stored_messages
 from tdreplay_server.transport.sample_call import DrawBatches, SampleCall, draw_head, read_ahead, updated
 from tdreplay_server.transport.server_limits import ServerLimits
 from tdreplay_server.transport.server_state import ServerState
@@ -127,22 +126,16 @@ class ReplayBufferService:
             yield from messages(table, Outgoing(selection, asked.rows, draw_head(query, selection)), pb.SampleBatchResponse)
             sent.all_taken()
 
-    def SampleByIndex(self, request: Request, call: Call) -> Iterator[Any]:
+    def SampleByIndex(self, request: Request, call: Call) -> Iterator[bytes]:
         table, query = self._tables[request.head.table], request.head
         if query.HasField("epoch"):
-            check_rows(self._limits, len(query.row_ids))
             return epoch_rows(table, query, _fields(query.fields), _windows(query))
-        by_id = _is_by_id(query)
-        rows = check_whole(
-            len(query.row_ids if by_id else query.index), "the number of " + ("row_ids" if by_id else "slots in index"), 1, MAX_BATCH_SIZE
-        )
+        _check_names_slots(query)
+        rows = check_whole(len(query.index), "the number of slots in index", 1, MAX_BATCH_SIZE)
         check_rows(self._limits, rows)
         slots, fields, windows = np.array(query.index, np.int64), _fields(query.fields), _windows(query)
         if query.with_priorities and windows is not None:
             raise InvalidArgumentError("with_priorities: priorities do not come with windows")
-        if by_id:
-            ids = np.array(query.row_ids, np.int64)
-            return stored_messages(table, table.stored_rows(ids, fields, windows, query.generation_id, priorities=query.with_priorities))
         selection = table.select_slots_with_priorities(slots, fields) if query.with_priorities else table.select_slots(slots, fields, windows)
         return messages(table, Outgoing(selection, rows), pb.SampleByIndexResponse)
 
@@ -301,13 +294,12 @@ def _is_uniform(query: Any) -> bool:
     return check_choice(query.sampler, "sampler", ("", UNIFORM)) == UNIFORM
 
 
-def _is_by_id(query: Any) -> bool:
-    """Whether rows are asked for by their ids, and not by the slots in which they lie."""
-    if len(query.row_ids) and len(query.index):
-        raise InvalidArgumentError("row_ids and index: a request names rows in one of these ways alone")
-    if query.generation_id and not len(query.row_ids):
-        raise InvalidArgumentError(f"generation_id ({shown(query.generation_id)}) belongs to row_ids, and there are none")
-    return len(query.row_ids) > 0
+def _check_names_slots(query: Any) -> None:
+    """Passes where a request that is of no epoch names rows by the slots in which they lie alone."""
+    if len(query.row_ids):
+        raise InvalidArgumentError(f"row_ids ({len(query.row_ids)}) need epoch: rows that are of no epoch are named by their slots, in index")
+    if query.generation_id:
+        raise InvalidArgumentError(f"generation_id ({shown(query.generation_id)}) belongs to the row_ids of an epoch, and there is no epoch")
 
 
 def _windows(query: Any) -> WindowQuery | None:

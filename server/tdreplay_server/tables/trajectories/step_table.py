@@ -135,12 +135,6 @@ class StepTable:
             raise SlotIndexError(f"index {slots[wrong[0]]} holds no step whose window is there: {self._why(ids[wrong[0]])}")
         return ids, self.index.first_rows(ids, rule)
 
-    def stored_anchors(self, rule: AnchorRule, ids: RowIds) -> tuple[RowIds, RowIds]:
-        """Those of these live rows that are anchors of a rule, and the oldest row that each needs."""
-        self.index.current()
-        found = ids[self.index.are_anchors(ids, rule)]
-        return found, self.index.first_rows(found, rule)
-
     def _why(self, row_id: np.int64) -> str:
         if not self.index.are_steps(np.array([row_id]))[0]:
             return "it is the final observation of an episode"

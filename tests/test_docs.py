@@ -206,7 +206,8 @@ def test_the_protocol_names_the_limits():
     assert rows["a block that the server sends"] == f"about {limits.BLOCK_BYTES >> 20} MiB, or one row"
     assert rows["a block's header"] == f"{limits.MAX_HEADER_BYTES >> 10} KiB"
     assert rows["the dimensions of a field in a block"].startswith(f"{limits.MAX_RANK}, ")
-    assert rows["batch_size, the slots or row ids in one SampleByIndex"].endswith(f"{limits.MAX_BATCH_SIZE:,}")
+    assert rows["batch_size, the slots in one SampleByIndex"].endswith(f"{limits.MAX_BATCH_SIZE:,}")
+    assert rows["the row_ids in one SampleByIndex with epoch, of however many batches"] == f"1 to {limits.MAX_EPOCH_IDS}"
     assert rows["open standing calls"].endswith(f", {ServerConfig().max_standing}")
     assert f"{limits.MOST_SHARED_BYTES >> 20} MiB" in rows["the slots of one stream together, and of all streams"]
     assert f"{limits.LEAST_SHARED_BYTES >> 10} KiB" in rows["the slots of one stream together, and of all streams"]

@@ -120,12 +120,15 @@ browser: ## Install chromium, which the tests of the dashboard drive: on Debian,
 		echo "There is no chromedriver, and it cannot be installed here: the tests of the dashboard in a browser will fail, or set TDREPLAY_BROWSER=none" >&2
 
 # Three workers for two cores, because many tests wait; with more, those that have deadlines wait for a core. What pytest makes of the test files is
-# kept in __pycache__, whatever the environment says.
-test: install browser ## Run the whole test suite: some fourteen minutes on two cores.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+# kept in __pycache__, whatever the environment says. The tests on Ray run by themselves: Ray gives its own processes half a minute to start.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+test: install browser ## Run the whole test suite: some twenty minutes on two cores. ARGS are for all but the tests on Ray.
+	$(PYTEST) -n 3 --dist worksteal --ignore tests/on_ray $(ARGS)
+	$(PYTEST) tests/on_ray
 
-test-long: install browser ## The same, with every combination of the large matrices: some minutes more.
-	PYTHONDONTWRITEBYTECODE= TDREPLAY_LONG=1 $(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+test-long: install browser ## The same, with every combination of the large matrices, and long runs on Ray: an hour.
+	TDREPLAY_LONG=1 $(PYTEST) -n 3 --dist worksteal --ignore tests/on_ray $(ARGS)
+	TDREPLAY_LONG=1 $(PYTEST) tests/on_ray
 
 floors: install ## Test the client alone, with the oldest and the newest versions of what it needs: two minutes.
 	$(BIN)/python tests/matrix this:oldest:client this:newest:client $(ARGS)

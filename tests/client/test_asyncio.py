@@ -47,7 +47,7 @@ FACES = [
 OPENED = {"stream", "epochs", "create_epoch_iterator", "writer", "trajectory_writer"}
 """What is called without await: it gives what is opened later."""
 INSIDE = {
-    BatchStream: {"break_off", "gives_at_once"},
+    BatchStream: {"break_off", "gives_at_once", "send_priorities"},
     Writer: {"append_given", "columns", "extend_given", "mark", "takes_at_once"},
     TrajectoryWriter: {"takes_at_once"},
 }

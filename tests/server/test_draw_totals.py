@@ -12,10 +12,12 @@ from tensordict import TensorDict
 
 from conftest import rows
 from tdreplay.errors import FailedPreconditionError, NoTrajectoriesError
-from tdreplay.samplers import Prioritized
+from tdreplay.samplers import Prioritized, Uniform
 from tdreplay.trajectories import Trajectories
 from tdreplay.views import TableView, View
 from tdreplay_client import RemoteReplayBuffer, Sequences, Transitions
+from tdreplay_client.reading.named_batches import OneBatch
+from tdreplay_client.reading.single_batches import Asked
 from tdreplay_client.sharding.shard_batches import ShardBatch, Totals
 from tdreplay_client.sharding.shard_table import ShardTable
 
@@ -31,6 +33,12 @@ def drawn(batch: object) -> ShardBatch:
     """What a shard's table gives: its type says that it is a batch, for the sake of those who read it as one."""
     assert isinstance(batch, ShardBatch)
     return batch
+
+
+def sampled(table: ShardTable, size: int, *, view: View | None = None, uniform: bool = False) -> ShardBatch:
+    """A random batch, as a buffer over shards asks for it."""
+    kind = Asked(size, Uniform.name if uniform else "", None if view is None else seen(table, view))
+    return table.drawn(OneBatch(kind, size, None, 10.0))
 
 
 def totals_of(batch: object) -> Totals:
@@ -80,7 +88,7 @@ def test_of_samplers_without_weights_each_live_row_weighs_1(address, table, samp
         for first in (0, 60, 120):
             shard.add_batch(rows(60, first))
             live = min(first + 60, 100)
-            assert totals_of(shard.sample_batch(7))[:2] == shard.totals()[:2] == (live, float(live))
+            assert totals_of(sampled(shard, 7))[:2] == shard.totals()[:2] == (live, float(live))
             assert totals_of(next(shard.stream(3)))[:2] == (live, float(live))
         shard.reset()
         assert shard.totals()[:2] == (0, 0.0)
@@ -92,7 +100,7 @@ def test_the_probability_of_each_row_times_the_mass_is_its_weight(address, table
         for _ in range(4):
             priorities = generator.exponential(size=40) * (generator.random(40) > 0.2)
             shard.add_batch(rows(40), priorities=priorities)
-            batch = drawn(shard.sample_batch(500))
+            batch = sampled(shard, 500)
             totals = totals_of(batch)
             assert totals == shard.totals()
             assert totals.rows == shard.size == batch.columns["table_size"][0]
@@ -107,15 +115,15 @@ def test_the_mass_is_the_sum_of_all_weights(address, table):
         shard.add_batch(rows(150), priorities=priorities)
         assert shard.totals().mass == pytest.approx((priorities[-100:] ** ALPHA).sum(), rel=1e-12)
         assert shard.totals(uniform=True)[:2] == (100, 100.0)
-        assert totals_of(shard.sample_batch(5, uniform=True))[:2] == (100, 100.0)
+        assert totals_of(sampled(shard, 5, uniform=True))[:2] == (100, 100.0)
 
 
 def test_rows_of_priority_0_weigh_nothing_also_where_all_of_them_are_drawn_evenly(address, table):
     with opened(address, table, sampler=Prioritized(alpha=ALPHA)) as shard:
         shard.add_batch(rows(10), priorities=np.array([0.0] * 8 + [2.0, 3.0]))
-        assert totals_of(shard.sample_batch(5))[:2] == shard.totals()[:2] == (10, pytest.approx(2**ALPHA + 3**ALPHA))
+        assert totals_of(sampled(shard, 5))[:2] == shard.totals()[:2] == (10, pytest.approx(2**ALPHA + 3**ALPHA))
         shard.update_priorities([8, 9], [0.0, 0.0])
-        assert totals_of(shard.sample_batch(5))[:2] == shard.totals()[:2] == (10, 0.0)
+        assert totals_of(sampled(shard, 5))[:2] == shard.totals()[:2] == (10, 0.0)
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "prioritized"])
@@ -126,10 +134,10 @@ def test_with_a_view_the_anchors_are_counted(address, table, sampler, view):
         assert shard.totals(view=of_view)[:2] == (0, 0.0)
         for first in (0, 30, 60):
             played(shard, first, 30)
-            batch = totals_of(shard.sample_batch(4, view=view))
+            batch = totals_of(sampled(shard, 4, view=view))
             anchors = anchors_of(shard, view)
             assert batch[:2] == shard.totals(view=of_view)[:2] == (anchors, float(anchors))
-            uniform = totals_of(shard.sample_batch(4, view=view, uniform=True))
+            uniform = totals_of(sampled(shard, 4, view=view, uniform=True))
             assert uniform == shard.totals(view=of_view, uniform=True) == totals_of(next(shard.stream(2, view=view, uniform=True)))
             assert uniform.rows == anchors
 
@@ -140,7 +148,7 @@ def test_prioritized_anchors_weigh_what_their_priorities_say(address, table):
         live = live_ids(shard)
         shard.update_priorities(live, 1 + live % 5)
         for view in VIEWS:
-            batch = drawn(shard.sample_batch(300, view=view))
+            batch = sampled(shard, 300, view=view)
             totals = totals_of(batch)
             assert totals == pytest.approx(shard.totals(view=seen(shard, view)), rel=1e-12)
             weights = (1 + batch.columns["row_id"].numpy() % 5) ** ALPHA
@@ -151,9 +159,9 @@ def test_prioritized_anchors_weigh_what_their_priorities_say(address, table):
 def test_rows_that_were_taken_or_are_on_their_way_are_not_counted(address, table, sampler):
     with opened(address, table, sampler=sampler, max_times_sampled=1) as shard:
         shard.add_batch(rows(20))
-        assert totals_of(shard.sample_batch(8))[:2] == (20, 20.0)
+        assert totals_of(sampled(shard, 8))[:2] == (20, 20.0)
         assert shard.totals()[:2] == (12, 12.0)
-        assert totals_of(shard.sample_batch(12))[:2] == (12, 12.0)
+        assert totals_of(sampled(shard, 12))[:2] == (12, 12.0)
         assert shard.totals()[:2] == (0, 0.0)
 
 
@@ -196,7 +204,7 @@ def test_totals_and_probabilities_are_of_one_moment_while_rows_and_priorities_ch
 def test_the_least_weight_above_0_is_said(address, table):
     with opened(address, table, sampler=Prioritized(alpha=ALPHA)) as shard:
         shard.add_batch(rows(3), priorities=[0.0, 3.0, 2.0])
-        assert shard.totals().least == totals_of(shard.sample_batch(4)).least == pytest.approx(2**ALPHA)
+        assert shard.totals().least == totals_of(sampled(shard, 4)).least == pytest.approx(2**ALPHA)
         shard.update_priorities([0, 1, 2], 0.0)
-        assert shard.totals().least == totals_of(shard.sample_batch(4)).least == 0
+        assert shard.totals().least == totals_of(sampled(shard, 4)).least == 0
         assert shard.totals(uniform=True).least == 1

@@ -30,6 +30,8 @@ MOST_THREADS = 64
 """The most shards that are asked at once."""
 DIRECTORY_SECONDS = 1.0
 """How often a directory is asked whether shards came or went."""
+PAUSE_SECONDS = 0.05
+"""How long is waited before shards of which none answered are asked again."""
 RETIREMENT_SECONDS = 60.0
 """How long the connections to a shard that was removed stay open, for calls that are on their way."""
 LEAVING_SECONDS = 5.0
@@ -166,21 +168,26 @@ class ShardSet:
         return self.each(safe, shards)
 
     def on_those_there(self, call: Callable[[Shard], T], shards: Sequence[Shard] | None = None) -> list[tuple[Shard, T]]:
-        """What a call gives for each shard that answers, of all that are used or of these.
+        """What a call gives for each shard that answers, of all that are used or of these. Where none does, one is waited for.
 
         Raises:
-            ServerUnavailableError: none of them does, or one does not, and the buffer does not go on without it.
+            ServerUnavailableError: none of them does within the buffer's `timeout`, or one does not, and the buffer does not go on without it.
             TableNotFoundError: the table is on none of them.
         """
-        shards = self.now if shards is None else shards
+        shards, until = self.now if shards is None else shards, time.monotonic() + self._opening.timeout
         if not self.goes_on:
             return list(zip(shards, self.each(call, shards), strict=True))
         asked = [shard for shard in shards if shard.is_there] or shards
-        found = list(zip(asked, self.tried(call, asked), strict=True))
-        there = [(shard, answer) for shard, answer in found if not isinstance(answer, ServerUnavailableError)]
-        if not there:
-            raise none_there(answer for _, answer in found)
-        return there
+        while True:
+            found = list(zip(asked, self.tried(call, asked), strict=True))
+            there = [(shard, answer) for shard, answer in found if not isinstance(answer, ServerUnavailableError)]
+            if there:
+                return there
+            error, all_asked = none_there(answer for _, answer in found), len(asked) == len(shards)
+            if all_asked and (isinstance(error, TableNotFoundError) or time.monotonic() >= until):
+                raise error
+            asked = shards  # One that was lost may be back.
+            self._closed.wait(PAUSE_SECONDS if all_asked else 0)
 
     def agree(self) -> None:
         """Connects to all shards, and checks that they are one buffer. Those that are lost are left out where the buffer goes on without them.

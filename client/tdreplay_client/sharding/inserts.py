@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tdreplay.errors import ReplayError, SchemaError
 from tdreplay.priorities import check_weights
 from tdreplay.rows import Given
+from tdreplay.schema import Columns
 from tdreplay.system_fields import EPISODE_ID, LOST_SHARDS, STEP_KIND
 from tdreplay_client.sharding.joint_schema import Fitted, JointSchema
 from tdreplay_client.sharding.part_sender import PartSender
@@ -108,9 +109,13 @@ class ShardedInserts:
         """The parts of rows, and their shards."""
         if writer_id:
             return [SentPart(ShardPart(self.choice.by_key(writer_id)))]
-        if STEP_KIND.name in fitted.columns and EPISODE_ID.name in fitted.columns:
+        if self._are_steps(fitted.columns):
             return [SentPart(part) for part in self.choice.by_episode(fitted.columns[EPISODE_ID.name].reshape(rows).cpu().numpy())]
         return [SentPart(part, may_move=True) for part in self.choice.place(rows)]
+
+    def _are_steps(self, columns: Columns) -> bool:
+        """Whether an episode's rows are to stay together. Rows of a table without trajectories may have fields of the same names."""
+        return bool(self._shards.config.trajectories) and STEP_KIND.name in columns and EPISODE_ID.name in columns
 
     def _anew(self, rows: Given, sent: SentPart, writer_id: str) -> Sequence[SentPart]:
         """A part that goes out again: what is known of it. Where its shard was removed, and does not answer any more, others get it."""
@@ -118,7 +123,7 @@ class ShardedInserts:
         if sent.row_ids is not None or self._shards.place_of(number) is not None or self._sender.answers_still(number):
             return [sent]
         columns = rows.columns(None, cast=False)
-        if writer_id or EPISODE_ID.name not in columns or STEP_KIND.name not in columns:
+        if writer_id or not self._are_steps(columns):
             other = self.choice.by_key(writer_id) if writer_id else self.choice.place(1)[0].number
             return [SentPart(ShardPart(other, places))]
         among = np.arange(rows.number) if places is None else places

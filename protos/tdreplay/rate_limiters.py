@@ -32,8 +32,10 @@ class Unlimited(RateLimiter):
 class MinSize(RateLimiter):
     """Batches wait until the table holds `min_size` rows. Inserts never wait.
 
+    0 is what a shard may have of a whole buffer's: it waits for its first row. Nobody may ask it of a whole table; see `TableRequest.of`.
+
     Raises:
-        InvalidArgumentError: min_size is below 1.
+        InvalidArgumentError: min_size is below 0.
     """
 
     name = "min_size"
@@ -41,7 +43,7 @@ class MinSize(RateLimiter):
     min_size: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "min_size", check_whole(self.min_size, "min_size", 1))
+        object.__setattr__(self, "min_size", check_whole(self.min_size, "min_size", 0))
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class SamplesPerInsert(RateLimiter):
 
     Attributes:
         samples_per_insert: How often a row is drawn, above 0.
-        min_size: The rows that have to be there before one is drawn, at least 1.
+        min_size: The rows that have to be there before one is drawn, at least 1; 0 as in `MinSize`.
         error_buffer: In draws: at least `samples_per_insert` and at least 1, or both sides would wait for each other.
 
     Raises:
@@ -72,7 +74,7 @@ class SamplesPerInsert(RateLimiter):
         if ratio == 0:
             raise InvalidArgumentError("samples_per_insert (0) must be above 0: no row would be drawn, and inserts would wait for ever")
         object.__setattr__(self, "samples_per_insert", ratio)
-        object.__setattr__(self, "min_size", check_whole(self.min_size, "min_size", 1))
+        object.__setattr__(self, "min_size", check_whole(self.min_size, "min_size", 0))
         buffer = check_number(self.error_buffer, "error_buffer", 0)
         if buffer < max(1.0, ratio):
             raise InvalidArgumentError(

@@ -57,7 +57,7 @@ class TableConfig:
             InvalidArgumentError: one of them breaks its rule.
             KeyError: one is missing.
         """
-        return TableRequest.of(**{setting: entries[setting] for setting in SETTINGS}).config("")
+        return TableRequest.of(**{setting: entries[setting] for setting in SETTINGS}, of_shard=True).config("")
 
     def to_json(self) -> dict[str, Any]:
         """All but the name."""
@@ -98,6 +98,8 @@ class TableRequest:
         max_times_sampled: SupportsIndex | None = None,
         trajectories: object = None,
         name: str = "",
+        *,
+        of_shard: bool = False,
     ) -> TableRequest:
         """The request of somebody, checked. Whether the device is there is not.
 
@@ -109,15 +111,19 @@ class TableRequest:
             max_times_sampled: As in `TableConfig`.
             trajectories: As in `trajectories.trajectories_of`.
             name: As in `TableConfig`.
+            of_shard: Whether the table may be one shard of a buffer, whose part of a `min_size` may be 0.
 
         Raises:
             InvalidArgumentError: a setting breaks its rule.
         """
+        limiter = None if rate_limiter is None else rate_limiter_of(rate_limiter)
+        if isinstance(limiter, (MinSize, SamplesPerInsert)) and not of_shard:
+            check_whole(limiter.min_size, "min_size", 1)
         return cls(
             buffer_size=None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID),
             storing_device=_device(storing_device) if storing_device else None,
             sampler=None if sampler is None else sampler_of(sampler),
-            rate_limiter=None if rate_limiter is None else rate_limiter_of(rate_limiter),
+            rate_limiter=limiter,
             max_times_sampled=None if max_times_sampled is None else check_whole(max_times_sampled, "max_times_sampled", 0, MAX_TIMES_SAMPLED),
             trajectories=None if trajectories is None else trajectories_of(trajectories),
             name=name,

@@ -32,7 +32,7 @@ def table_request_from_message(message: pb.CreateTableRequest | pb.TableConfig, 
         said["max_times_sampled"] = message.max_times_sampled
     if message.HasField("trajectories"):
         said["trajectories"] = _trajectories(message.trajectories)
-    return TableRequest.of(message.buffer_size, name=name, **said)
+    return TableRequest.of(message.buffer_size, name=name, **said, of_shard=True)
 
 
 def table_config_to_message(config: TableConfig) -> pb.TableConfig:

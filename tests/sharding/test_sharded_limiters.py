@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from shard_servers import fill_unevenly, numbered, shard_servers
 
-from tdreplay.errors import RateLimitedError
+from tdreplay.errors import InvalidArgumentError, RateLimitedError, ReplayError, TableExistsError, TableNotFoundError
 from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
 from tdreplay.shard_ids import shard_numbers
 from tdreplay_client import RemoteReplayBuffer, ShardedReplayBuffer
@@ -68,6 +69,90 @@ def test_a_shard_that_is_lost_is_asked_again():
     owed.failed(0, refused=False)
     assert owed.next() == {1: 6}
     assert owed.open([0, 1]) == [0, 1]
+
+
+# -- what the whole's rate limiter is -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "limiter",
+    [
+        *(MinSize(rows) for rows in (1, 2, 4, 30)),
+        *(SamplesPerInsert(2.0, rows, 10.0) for rows in (1, 2, 5)),
+        SamplesPerInsert(2.2, 1, 6.6),
+        SamplesPerInsert(1.0, 7, 100 / 3),
+        *(Queue(rows) for rows in (3, 4, 30)),
+    ],
+    ids=str,
+)
+def test_the_rate_limiter_of_the_whole_is_the_one_that_was_asked_for(addresses, table, limiter):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=limiter, timeout=1) as buffer:
+        assert buffer.describe().config.rate_limiter == limiter
+        for settings in ({}, {"rate_limiter": limiter}, {"buffer_size": 300, "rate_limiter": limiter}):
+            with ShardedReplayBuffer(addresses, table=table, **settings) as again:
+                assert again.describe().config.rate_limiter == limiter
+        with pytest.raises(TableExistsError, match=f"rate_limiter {re.escape(str(limiter))}, not min_size"):
+            ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=MinSize(99))
+        buffer.reset(35)
+        assert (buffer.describe().config.rate_limiter, buffer.buffer_size) == (limiter, 35)
+
+
+@pytest.mark.parametrize("limiter", [MinSize(1), MinSize(2), SamplesPerInsert(2.0, 1, 10.0), SamplesPerInsert(1.0, 2, 3.0)], ids=str)
+def test_a_batch_comes_with_as_many_rows_as_the_whole_needs_whichever_shards_they_are_on(addresses, table, limiter):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=limiter, timeout=0.3) as buffer:
+        for shard in range(3):
+            buffer.reset()
+            for number in range(limiter.min_size):
+                with pytest.raises(RateLimitedError) if number else pytest.raises(ReplayError):
+                    buffer.sample_batch(1)
+                put(addresses[(shard + number) % 3], table, number, 1)
+            assert len(buffer.sample_batch(1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("limiter", "words"),
+    [
+        (Queue(2), r"max_size \(2\) must be at least 3"),
+        (SamplesPerInsert(2.0, 1, 5.5), r"error_buffer \(5.5\) must be at least 6"),
+        (SamplesPerInsert(0.5, 1, 1.0), r"error_buffer \(1\) must be at least 3"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_divided_among_the_shards_is_refused_and_nothing_is_made(addresses, table, limiter, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=limiter)
+    with pytest.raises(TableNotFoundError):
+        RemoteReplayBuffer(addresses[0], table=table)
+
+
+@pytest.mark.parametrize(
+    ("limiter", "size", "words"),
+    [
+        (MinSize(5), 4, r"min_size \(5\)"),
+        (SamplesPerInsert(1.0, 1, 9.0), 2, r"buffer_size \(2\) must be at least 3"),
+        (Queue(6), 5, r"max_size \(6\)"),
+    ],
+    ids=str,
+)
+def test_a_reset_with_which_the_rate_limiter_cannot_work_changes_nothing(addresses, table, limiter, size, words):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=limiter, timeout=1) as buffer:
+        for shard in range(3):
+            put(addresses[shard], table, shard, 1)
+        with pytest.raises(InvalidArgumentError, match=words):
+            buffer.reset(size)
+        assert (buffer.buffer_size, buffer.size) == (300, 3)
+
+
+def test_a_smaller_capacity_than_shards_keeps_a_small_min_size(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=2, rate_limiter=MinSize(2), timeout=1) as buffer:
+        for size in (2, 300, 2):
+            buffer.reset(size)
+            assert buffer.describe().config.rate_limiter == MinSize(2)
+
+
+def test_nobody_may_ask_a_whole_table_to_wait_for_no_row(addresses, table):
+    with pytest.raises(InvalidArgumentError, match=r"min_size \(0\)"):
+        RemoteReplayBuffer(addresses[0], table=table, buffer_size=10, rate_limiter=SamplesPerInsert(1.0, 0, 9.0))
 
 
 # -- rows that have to be there -----------------------------------------------------------------------------------------------------------------

@@ -329,9 +329,14 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         Where rows become fewer than shards, or were, other shards are used from now on. Another client finds that out when it opens the buffer.
         """
         shards = self._shards.everywhere
-        asked = TableRequest(buffer_size=None if buffer_size is None else check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID))
-        parts = {shard: share_of(asked, place, len(shards)).buffer_size for place, shard in enumerate(shards)}
         self._shards.each(lambda shard: shard.writes.state(), shards)
+        asked = TableRequest()
+        if buffer_size is not None:
+            self._shards.learn()
+            whole = self._shards.whole.resized(check_whole(buffer_size, "buffer_size", 1, MAX_ROW_ID))
+            check_limiter(whole)  # Before one shard is reset that could be alone.
+            asked = TableRequest(buffer_size=whole.buffer_size, rate_limiter=whole.rate_limiter)
+        parts = {shard: share_of(asked, place, len(shards)).buffer_size for place, shard in enumerate(shards)}
         self._shards.each(lambda shard: shard.writes.reset(parts[shard]), shards)
         self._begin_anew()
         self._shards.learn()

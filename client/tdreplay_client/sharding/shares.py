@@ -6,8 +6,11 @@ A buffer of fewer rows than shards has one row on each of the first ones. The ta
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 from tdreplay.errors import InvalidArgumentError
 from tdreplay.rate_limiters import MinSize, Queue, RateLimiter, SamplesPerInsert
@@ -16,16 +19,23 @@ from tdreplay.table_config import TableConfig, TableRequest
 __all__ = ["part_of", "share_of", "used_places", "whole_config"]
 
 UNUSED = 2
+ROUNDING = 1e-9
+"""So little does not count when a float is divided."""
 
 
 def share_of(request: TableRequest, place: int, shards: int) -> TableRequest:
-    """What the shard at `place` among so many is to be: its part of the capacity, and of the rows and the draws that a rate limiter counts."""
-    size, used = request.buffer_size, shards
+    """What the shard at `place` among so many is to be: its part of the capacity, and of the rows and the draws that a rate limiter counts.
+
+    Raises:
+        InvalidArgumentError: a rate limiter's numbers are too small to be divided among so many. The message names the number and the least one.
+    """
+    size, limiter = request.buffer_size, request.rate_limiter
     if size is not None:
         used = min(size, shards)
+        if used < shards and isinstance(limiter, (Queue, SamplesPerInsert)):
+            _refuse("buffer_size", size, shards, f"row for each shard, where the rate limiter is {limiter}")
         size = part_of(size, place, used) if place < used else UNUSED
-    limiter = None if request.rate_limiter is None else _limiter_share(request.rate_limiter, min(place, used - 1), used)
-    return replace(request, buffer_size=size, rate_limiter=limiter)
+    return replace(request, buffer_size=size, rate_limiter=None if limiter is None else _limiter_share(limiter, place, shards))
 
 
 def used_places(sizes: Sequence[int]) -> list[int]:
@@ -40,13 +50,21 @@ def part_of(number: int, place: int, shards: int) -> int:
 
 def _limiter_share(limiter: RateLimiter, place: int, shards: int) -> RateLimiter:
     if isinstance(limiter, MinSize):
-        return MinSize(max(1, part_of(limiter.min_size, place, shards)))
+        return MinSize(part_of(limiter.min_size, place, shards))
     if isinstance(limiter, Queue):
-        return Queue(max(1, part_of(limiter.max_size, place, shards)))
+        if limiter.max_size < shards:
+            _refuse("max_size", limiter.max_size, shards, "for each shard: one with none would let no row in")
+        return Queue(part_of(limiter.max_size, place, shards))
     if isinstance(limiter, SamplesPerInsert):
         ratio, least = limiter.samples_per_insert, max(1.0, limiter.samples_per_insert)
-        return SamplesPerInsert(ratio, max(1, part_of(limiter.min_size, place, shards)), max(least, limiter.error_buffer / shards))
+        if limiter.error_buffer < least * shards * (1 - ROUNDING):
+            _refuse("error_buffer", limiter.error_buffer, least * shards, f"{least:g} for each shard, which is samples_per_insert or 1")
+        return SamplesPerInsert(ratio, part_of(limiter.min_size, place, shards), max(least, limiter.error_buffer / shards))
     return limiter
+
+
+def _refuse(name: str, value: float, least: float, why: str) -> NoReturn:
+    raise InvalidArgumentError(f"{name} ({value:g}) must be at least {least:g}, {why}")
 
 
 def whole_config(configs: Sequence[TableConfig]) -> TableConfig:
@@ -75,5 +93,12 @@ def _whole_limiter(limiters: Sequence[RateLimiter]) -> RateLimiter:
     ratios = sorted({limiter.samples_per_insert for limiter in limiters if isinstance(limiter, SamplesPerInsert)})
     if len(ratios) > 1:
         raise InvalidArgumentError(f"the shards are no one buffer: their samples_per_insert are {ratios}")
-    sums = {name: sum(getattr(limiter, name) for limiter in limiters) for name in ("min_size", "max_size", "error_buffer") if hasattr(first, name)}
+    sums = {name: _sum([getattr(limiter, name) for limiter in limiters]) for name in ("min_size", "max_size", "error_buffer") if hasattr(first, name)}
     return replace(first, **sums) if sums else first
+
+
+def _sum(parts: Sequence[float]) -> float:
+    """The number that was divided into these parts: as their sum would have it, but for the last digit of a float."""
+    total = sum(parts) if isinstance(parts[0], int) else math.fsum(parts)
+    rounded = float(f"{total:.15g}")
+    return rounded if isinstance(total, float) and math.isclose(rounded / len(parts), parts[0], rel_tol=sys.float_info.epsilon) else total

@@ -1911,7 +1911,9 @@ class RateLimiter(google.protobuf.message.Message):
     samples_per_insert: builtins.float
     """Of "samples_per_insert": how often a row is to be drawn, on average."""
     min_size: builtins.int
-    """Of "min_size" and "samples_per_insert": the rows that have to be there before one is drawn."""
+    """Of "min_size" and "samples_per_insert": the rows that have to be there before one is drawn. 0 is the part of a shard whose buffer needs fewer
+    rows than it has shards.
+    """
     error_buffer: builtins.float
     """Of "samples_per_insert": by how many draws either side may be ahead of the other."""
     max_size: builtins.int

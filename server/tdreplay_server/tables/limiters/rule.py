@@ -90,10 +90,10 @@ class Rule:
 def rule_of(limiter: RateLimiter) -> Rule:
     """The rule of a rate limiter."""
     if isinstance(limiter, MinSize):
-        return Rule(min_size=limiter.min_size)
+        return Rule(min_size=max(1, limiter.min_size))
     if isinstance(limiter, SamplesPerInsert):
         middle = limiter.samples_per_insert * limiter.min_size
-        return Rule(limiter.samples_per_insert, limiter.min_size, middle - limiter.error_buffer, middle + limiter.error_buffer)
+        return Rule(limiter.samples_per_insert, max(1, limiter.min_size), middle - limiter.error_buffer, middle + limiter.error_buffer)
     if isinstance(limiter, Queue):
         return Rule(min_diff=0, max_diff=limiter.max_size)
     return Rule()

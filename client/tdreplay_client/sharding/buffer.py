@@ -376,8 +376,9 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         raise InvalidArgumentError("the file is of one buffer, and says nothing of several shards")
 
     def _begin_anew(self) -> None:
-        """Forgets what is known of earlier rows: the shards do not hold them any more."""
+        """Forgets what is known of earlier rows: the shards do not hold them any more. Open epochs over them find it out at their next batch."""
         self._iterator = None
+        self._shards.times_emptied += 1
         self._totals.clear()
         self._draws.forget()
         self._inserts.forget()

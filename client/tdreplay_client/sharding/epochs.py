@@ -110,6 +110,7 @@ class ShardedEpochs(Epochs):
         self._plan: ShardedPlan = plan
         self._shards, self._transfer, self._patience = shards, transfer, patience
         self._memory = RecycledMemory(transfer)
+        self._times_emptied = shards.times_emptied
         self._row_bytes = self._checked_row_bytes(plan)
         self._batches: EpochBatches | None = self._opened(plan, FIRST)
 
@@ -141,9 +142,11 @@ class ShardedEpochs(Epochs):
 
     def _go_to(self, plan: EpochPlan, place: EpochPlace) -> None:
         self._shards.check_open()
+        emptied = self._shards.times_emptied
         whole = cast("ShardedPlan", plan)  # As `at_token` of such a plan gives it, with such a place.
         self._check_tables(whole)
         before, self._batches = self._batches, self._opened(whole, cast("ShardedPlace", place))
+        self._times_emptied = emptied
         if before is not None:
             before.close()
 
@@ -173,6 +176,8 @@ class ShardedEpochs(Epochs):
 
     def _next(self) -> tuple[TensorDict | None, EpochPlace]:
         self._shards.check_open()
+        if self._times_emptied != self._shards.times_emptied and not self._plan.is_over(self._place):  # Rows that were read ahead are gone, too.
+            raise TableChangedError("this buffer reset, rewound or dropped the tables since the epochs began")
         if self._batches is None:
             self._batches = self._opened(self._plan, self._place)
         pieces, place = self._batches.next(self._place)

@@ -48,6 +48,7 @@ class ShardSet:
         everywhere: All shards by place, those that are not used among them.
         version: Rises with each such change. Whoever uses shards for longer than a call looks whether it is still the same.
         removed: The numbers of shards that were used, and are not any more.
+        times_emptied: How often this buffer reset, rewound or dropped the tables: what was read of them before does not hold any more.
 
     Args:
         directory: Says where they are.
@@ -63,7 +64,7 @@ class ShardSet:
         self._changing, self._closed = threading.RLock(), threading.Event()
         self._members: dict[int, Member] = {}
         self._retired: list[tuple[Shard, float]] = []
-        self.version, self.removed = 0, set[int]()
+        self.version, self.removed, self.times_emptied = 0, set[int](), 0
         found = check_places(directory.places() if places is None else places)
         self._parts = len(found)
         self.everywhere: tuple[Shard, ...] = tuple(self._opened(place, position) for position, place in enumerate(found))

@@ -186,6 +186,9 @@ class ShardedWriter(OfOneProcess):
             self._check_open()
             self._shards.flush(seconds)
         except ReplayError as error:
+            if isinstance(error, ClosedError) and error.rows is None:  # The buffer was closed, which stored all rows.
+                self._shards.end(LeavingWriter.abandon)
+                return
             if error.rows is not None:
                 log.warning("a writer over shards, which was closed, did not store %d rows: %s", len(error.rows), error)
             raise

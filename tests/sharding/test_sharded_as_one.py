@@ -1,0 +1,73 @@
+"""What a buffer over one server does, a buffer over shards does, too: names of fields, open iterators, ends of writers, and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from shard_servers import numbered, shard_servers
+
+from tdreplay.errors import TableChangedError, TableNotFoundError
+from tdreplay.trajectory_writer import TrajectoryWriter
+from tdreplay_client import ShardedReplayBuffer
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[list[str]]:
+    """Of three servers."""
+    with shard_servers(3) as running:
+        yield running
+
+
+def test_fields_of_plain_rows_may_have_the_names_of_those_of_steps(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=30) as buffer:
+        buffer.add_batch({"x": torch.arange(30), "episode_id": torch.zeros(30, dtype=torch.int64), "step_kind": torch.zeros(30)})
+        assert buffer.size == 30
+
+
+@pytest.mark.parametrize("episode_id", [torch.zeros(4, 2), torch.full((4,), float("nan"))], ids=["wide", "nan"])
+def test_fields_of_plain_rows_with_such_names_have_any_values(addresses, table, episode_id):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=30) as buffer:
+        buffer.add_batch({"episode_id": episode_id, "step_kind": torch.zeros(4)})
+        buffer.add({"episode_id": episode_id[0], "step_kind": torch.zeros(())})
+        assert buffer.size == 5
+
+
+@pytest.mark.parametrize("change", ["reset", "drop", "load"])
+def test_open_epochs_give_no_rows_that_this_buffer_took_away(addresses, table, tmp_path, change):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=3000) as buffer:
+        buffer.add_batch(numbered(0, 2000))
+        buffer.save(tmp_path / "saved")
+        buffer.add_batch(numbered(2000, 1000))
+        batches, over = buffer.epochs(10), buffer.epochs(3000)
+        for _ in range(20):
+            next(batches)
+        assert len(next(over)) == 3000
+        token = batches.state_dict()
+        getattr(buffer, change)(*[tmp_path / "saved"] * (change == "load"))
+        with pytest.raises(TableChangedError, match="this buffer"):
+            next(batches)
+        assert list(over) == []
+        with pytest.raises((TableChangedError, TableNotFoundError)):
+            batches.load_state_dict(token)
+        if change == "load":
+            assert sum(len(batch) for batch in buffer.epochs(100)) == 2000
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize("trajectories", [False, True])
+def test_a_writer_is_closed_with_its_buffer_and_may_be_closed_after_it(addresses, table, trajectories, flushed):
+    buffer = ShardedReplayBuffer(addresses, table=table, buffer_size=30, trajectories=trajectories)
+    writer = buffer.trajectory_writer() if trajectories else buffer.writer()
+    if isinstance(writer, TrajectoryWriter):
+        writer.append({"obs": torch.zeros(2), "action": 1, "next": {"obs": torch.ones(2), "reward": 0.0, "terminated": True, "truncated": False}})
+    else:
+        writer.append({"x": 1})
+    if flushed:
+        writer.flush()
+    buffer.close()
+    for _ in range(2):
+        writer.close()
+    with ShardedReplayBuffer(addresses, table=table) as again:
+        assert again.size == 1 + trajectories  # The final observation is a row, too.

@@ -165,6 +165,37 @@ def test_no_batch_comes_before_the_whole_buffer_has_its_rows(addresses, table):
             buffer.sample_batch(4)
 
 
+@pytest.mark.parametrize("limiter", [MinSize(30), SamplesPerInsert(1.0, 30, 100.0)])
+def test_no_stream_begins_before_the_whole_buffer_has_its_rows(addresses, table, limiter):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=limiter, timeout=1) as buffer:
+        put(addresses[0], table, 0, 12)  # More than a shard's part.
+        with buffer.stream(3) as batches:
+            with pytest.raises(RateLimitedError, match="needs 30 rows in the table, 12 are there"):
+                next(batches)
+            for place, address in enumerate(addresses):
+                put(address, table, 12 + place * 12, 12)
+            assert len(next(batches)) == 3
+
+
+def test_no_batch_of_steps_comes_before_the_whole_buffer_has_its_rows(addresses, table):
+    settings = {"buffer_size": 300, "rate_limiter": MinSize(30), "trajectories": True}
+    with (
+        ShardedReplayBuffer(addresses, table=table, timeout=1, **settings) as buffer,
+        buffer.trajectory_writer() as writer,
+        buffer.stream(3) as batches,
+    ):
+        for number in range(12):
+            writer.append({"obs": float(number), "action": 0, "reward": 0.0, "terminated": False, "truncated": False})
+        writer.flush()
+        for read in (lambda: buffer.sample_batch(3), lambda: next(batches)):
+            with pytest.raises(RateLimitedError, match="needs 30 rows in the table, 12 are there"):
+                read()
+        for number in range(18):
+            writer.append({"obs": float(number), "action": 0, "reward": 0.0, "terminated": False, "truncated": False})
+        writer.flush()
+        assert len(buffer.sample_batch(3)) == len(next(batches)) == 3
+
+
 def test_a_shard_with_less_than_its_part_does_not_hold_up_the_whole(addresses, table):
     with ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=MinSize(30), timeout=5) as buffer:
         put(addresses[0], table, 0, 20)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from tensordict import TensorDict
 
 from tdreplay.errors import EmptyTableError, RateLimitedError, ReplayError, ServerUnavailableError
-from tdreplay.rate_limiters import MinSize, Queue, SamplesPerInsert
+from tdreplay.rate_limiters import Queue, SamplesPerInsert
 from tdreplay.table_config import check_drawable
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.draw_query import DrawQuery, generator_of
@@ -19,7 +18,7 @@ from tdreplay_client.sharding.kept_rows import KeptRows
 from tdreplay_client.sharding.owed_rows import OwedRows
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_draws import LIMITED_SECONDS, ShardDraws
-from tdreplay_client.sharding.shard_set import ShardSet, none_there
+from tdreplay_client.sharding.shard_set import ShardSet, none_there, too_few
 from tdreplay_client.sharding.shares import part_of
 from tdreplay_client.sharding.totals import KnownTotals, Shares
 
@@ -128,10 +127,10 @@ class Draws:
             return RateLimitedError(f"sampling needs {drawing.missing} rows, {whole.rows} are there")
         if not whole.rows:
             return self._none_stored(drawing, there, until)
-        least = self._least(drawing.query, there)
-        if whole.rows < least:
+        least, stored = self._shards.least_rows(len(there)), self._stored(whole)
+        if stored < least:
             time.sleep(PAUSE_SECONDS)
-            return RateLimitedError(f"sampling needs {least} rows in the table, {whole.rows} are there")
+            return too_few(least, stored)
         shares = whole.only(drawing.owed.open(whole.drawable))
         rows = min(drawing.missing, shares.rows) if self._rows_leave else drawing.missing
         drawing.share_out(rows, shares, whole, once=self._rows_leave)
@@ -142,13 +141,14 @@ class Draws:
         waits = isinstance(self._shards.config.rate_limiter, (Queue, SamplesPerInsert))
         return waits and whole.rows > 0 and time.monotonic() - drawing.began >= LIMITED_SECONDS
 
-    def _least(self, query: DrawQuery, there: Sequence[Shard]) -> int:
-        """How many rows have to be on these shards before one is drawn, by the rate limiter of the whole buffer; 0: that is up to each shard."""
-        config = self._shards.config
-        if self._rows_leave or config.trajectories or not isinstance(config.rate_limiter, (MinSize, SamplesPerInsert)):
-            return 0
-        limiter: Any = self._shards.whole.rate_limiter
-        return int(limiter.min_size) * len(there) // len(self._shards)
+    def _stored(self, whole: Shares) -> int:
+        """How many rows are stored. Where each of them can be drawn, any number of times, those are the ones among which is drawn."""
+        return self._totals.size(whole.numbers) if self._says_size else whole.rows
+
+    @property
+    def _says_size(self) -> bool:
+        """Whether shards have to be asked how many rows they have: not each can be drawn, or can be once."""
+        return self._rows_leave or bool(self._shards.config.trajectories)
 
     def _most_at_once(self, rows: int) -> int:
         """How many rows a shard is asked for at once. A balance that may move by fewer is debited in parts, also for rows that do not come then."""
@@ -173,7 +173,8 @@ class Draws:
             ServerUnavailableError: none of them answers.
         """
         numbers = [shard.number for shard in there]
-        stale = set(numbers) if self._rows_leave else self._totals.stale(query.kind, numbers)
+        is_short = self._says_size and self._totals.size(numbers) < self._shards.least_rows(len(there))
+        stale = set(numbers) if self._rows_leave or is_short else self._totals.stale(query.kind, numbers)
         asked = [shard for shard in there if shard.number in stale]
         found = self._shards.tried(partial(self._ask_totals, query, counted=self._rows_leave), asked)
         lost = {shard.number for shard, error in zip(asked, found, strict=True) if error is not None}
@@ -183,5 +184,6 @@ class Draws:
 
     def _ask_totals(self, query: DrawQuery, shard: Shard, *, counted: bool) -> None:
         asked = time.monotonic()
-        totals = shard.asked(lambda table: table.totals(uniform=query.uniform, view=query.view, counted=counted))
-        self._totals.note(query.kind, shard.number, totals, asked)
+        found = shard.asked(lambda table: table.totals_now(uniform=query.uniform, view=query.view, counted=counted))
+        self._totals.note(query.kind, shard.number, found.totals, asked)
+        self._totals.note_size(shard.number, found.size)

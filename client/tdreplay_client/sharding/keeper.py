@@ -16,7 +16,7 @@ from tdreplay.priorities import Updated
 from tdreplay.shard_ids import local_row_ids, shard_numbers
 from tdreplay_client.sharding.priority_updates import check_shard_numbers
 from tdreplay_client.sharding.pull_streams import PullStreams
-from tdreplay_client.sharding.shard_set import ShardSet
+from tdreplay_client.sharding.shard_set import ShardSet, too_few
 from tdreplay_client.sharding.supply import NOTHING, Supply, add_up
 
 __all__ = ["FRESH_SECONDS", "Keeper"]
@@ -80,7 +80,18 @@ class Keeper:
         Raises:
             ReplayError: it does not say it.
         """
-        return supply.is_renewed or supply.is_other(self._streams.totals(supply.shard)[1])
+        return supply.is_renewed or supply.is_other(self._streams.totals(supply.shard).generation_id)
+
+    def check_least(self) -> None:
+        """Passes where the shards that are there have the rows that the rate limiter of the whole buffer wants before one is drawn.
+
+        Raises:
+            RateLimitedError: they are fewer.
+        """
+        there = [supply for supply in self.supplies if supply.shard.is_there or not self._shards.goes_on]
+        least, stored = self._shards.least_rows(len(there)), sum(supply.size for supply in there)
+        if stored < least:
+            raise too_few(least, stored)
 
     @property
     def updated(self) -> Updated:
@@ -181,7 +192,7 @@ class Keeper:
 
     def _ask(self, supply: Supply) -> None:
         asked = time.monotonic()
-        totals, generation_id = self._streams.totals(supply.shard)
+        totals, generation_id, supply.size = self._streams.totals(supply.shard)
         if supply.is_open and supply.is_other(generation_id):
             supply.drop()
         if totals.rows and not supply.is_open and not self._over.is_set():

@@ -16,7 +16,7 @@ from tdreplay_client.reading.placed_call import PlacedCall
 from tdreplay_client.reading.single_batches import Asked
 from tdreplay_client.reading.stream import BatchStream
 from tdreplay_client.sharding.shard import Shard
-from tdreplay_client.sharding.shard_batches import Totals
+from tdreplay_client.sharding.shard_table import TotalsNow
 from tdreplay_client.transport.batch_memory import BatchMemory
 
 __all__ = ["PullSize", "PullStreams"]
@@ -108,8 +108,8 @@ class PullStreams:
         self._layouts: weakref.WeakKeyDictionary[BatchMemory, Layout] = weakref.WeakKeyDictionary()
         self._making = threading.Lock()
 
-    def totals(self, shard: Shard) -> tuple[Totals, str]:
-        """Of what the shard would draw now, and the generation of its table.
+    def totals(self, shard: Shard) -> TotalsNow:
+        """Of what the shard would draw now, the generation of its table, and how many rows it has.
 
         Raises:
             ReplayError: it does not say it.

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from tdreplay.errors import ClosedError, InvalidArgumentError, ReplayError, ServerUnavailableError, TableNotFoundError
+from tdreplay.errors import ClosedError, InvalidArgumentError, RateLimitedError, ReplayError, ServerUnavailableError, TableNotFoundError
 from tdreplay.processes import Owner, keep_in_forks
+from tdreplay.rate_limiters import MinSize, SamplesPerInsert, Unlimited
 from tdreplay.table_config import TableConfig
 from tdreplay_client.sharding.callers import Callers
 from tdreplay_client.sharding.directory import Directory, FixedDirectory, check_places
@@ -22,7 +23,7 @@ from tdreplay_client.sharding.shard_table import ShardTable
 from tdreplay_client.sharding.shares import used_places, whole_config
 from tdreplay_client.sharding.watch import Watch
 
-__all__ = ["Directory", "FixedDirectory", "ShardSet", "check_places", "in_places", "none_there"]
+__all__ = ["Directory", "FixedDirectory", "ShardSet", "check_places", "in_places", "none_there", "too_few"]
 
 log = logging.getLogger("tdreplay")
 T = TypeVar("T")
@@ -221,6 +222,11 @@ class ShardSet:
             check_members([*tables.values()])
             check_settings(tables, self._opening.request, self._parts)
 
+    def least_rows(self, there: int) -> int:
+        """How many rows have to be on so many of the shards before one is drawn, by the rate limiter of the whole buffer."""
+        limiter = self.whole.rate_limiter if self.config.rate_limiter != Unlimited() else None
+        return limiter.min_size * there // len(self) if isinstance(limiter, (MinSize, SamplesPerInsert)) else 0
+
     @property
     def whole(self) -> TableConfig:
         """What the whole buffer is made with, as far as its shards are known."""
@@ -374,6 +380,11 @@ class ShardSet:
 def in_places(shards: Sequence[Shard], asked: Iterable[Shard]) -> list[Shard]:
     """Shards by their places, with those that were asked. Such as came or left meanwhile are the last ones."""
     return list(dict.fromkeys([*shards, *asked]))
+
+
+def too_few(least: int, stored: int) -> RateLimitedError:
+    """What is said while the whole buffer has not as many rows as its rate limiter wants."""
+    return RateLimitedError(f"sampling needs {least} rows in the table, {stored} are there")
 
 
 def none_there(answers: Iterable[object]) -> ReplayError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,21 @@ from tdreplay_client.transport.retry_budget import RetryBudget
 from tdreplay_client.writing.known_schema import WriterSchema
 from tdreplay_client.writing.leaving_writer import LeavingWriter
 
-__all__ = ["ShardTable"]
+__all__ = ["ShardTable", "TotalsNow"]
+
+
+class TotalsNow(NamedTuple):
+    """What a shard says of itself when it is asked of what it would draw.
+
+    Attributes:
+        totals: Of what it would draw a batch.
+        generation_id: Of its table.
+        size: The rows that are stored, be they drawn or not.
+    """
+
+    totals: Totals
+    generation_id: str
+    size: int
 
 
 class ShardTable(RemoteReplayBuffer):
@@ -101,10 +115,10 @@ class ShardTable(RemoteReplayBuffer):
 
     def totals(self, *, uniform: bool = False, view: TableView | None = None, counted: bool = False) -> Totals:
         """Of what the table would draw a batch now; see `totals_now`."""
-        return self.totals_now(uniform=uniform, view=view, counted=counted)[0]
+        return self.totals_now(uniform=uniform, view=view, counted=counted).totals
 
-    def totals_now(self, *, uniform: bool = False, view: TableView | None = None, counted: bool = False) -> tuple[Totals, str]:
-        """Of what the table would draw a batch now, and its generation.
+    def totals_now(self, *, uniform: bool = False, view: TableView | None = None, counted: bool = False) -> TotalsNow:
+        """Of what the table would draw a batch now, its generation, and how many rows it has.
 
         Args:
             uniform: Whether all rows are equally probable.
@@ -120,7 +134,7 @@ class ShardTable(RemoteReplayBuffer):
         if not answer.HasField("totals"):
             raise UnimplementedError(f"server {self.address} is of an older version, which cannot be a shard")
         found = Totals(answer.available, float(answer.available)) if counted else Totals.of(answer.totals)
-        return found, answer.generation_id
+        return TotalsNow(found, answer.generation_id, answer.size)
 
     def begin(self, one: OneBatch) -> BegunBatch | None:
         """Asks for a random batch where a call is open for it, and waits for nothing. None: there is none. What it gives is a `ShardBatch`.

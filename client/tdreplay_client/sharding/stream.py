@@ -94,6 +94,7 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
         self._numbers: npt.NDArray[np.float64] | None = None
         self._rng = np.random.Generator(np.random.SFC64())
         self._ready: deque[_Ready] = deque()
+        self._has_begun = False  # Whether the whole buffer had the rows that its rate limiter wants.
         self._drawn = 0  # Batches that were put together: the number of the next one.
         self._over = False
         self._taking = threading.RLock()  # An interrupt on the way out of it may leave it to its thread, which gets it again.
@@ -165,6 +166,8 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
             if weighed is None:
                 self._await_rows(until)
                 continue
+            if not self._may_begin(until):
+                continue
             supplies, masses = weighed
             if any(supply.call is not None for supply in supplies):
                 if self._is_written(every, supplies, masses, until):
@@ -204,6 +207,22 @@ class ShardedStream(OfOneProcess, Iterator[TensorDict]):
             return self._numbers
         keys = [np.array([seed, self._drawn + number], np.uint64) for number in range(batches)]
         return np.concatenate([np.random.Generator(np.random.Philox(key=key)).random(rows) for key in keys])
+
+    def _may_begin(self, until: float) -> bool:
+        """Whether the whole buffer has, or had, the rows that its rate limiter wants before one is drawn. Where not, it waits a moment for them.
+
+        Raises:
+            RateLimitedError: they did not come in time.
+        """
+        if not self._has_begun:
+            try:
+                self._keeper.check_least()
+                self._has_begun = True
+            except RateLimitedError:
+                if time.monotonic() >= until:
+                    raise
+                self._keeper.wait(until - time.monotonic())
+        return self._has_begun
 
     def _await_rows(self, until: float) -> None:
         """Waits until there are draws of a shard.

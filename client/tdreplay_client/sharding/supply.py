@@ -76,6 +76,7 @@ class Supply:
         shard: Whose they are.
         totals: Of what the shard drew, or would draw, when it was last heard of.
         heard: When that was, as `time.monotonic` says it.
+        size: The rows that it had when it was last asked.
         taken: How many rows were taken since the stream began.
         generation_id: Of the shard's table, when its stream was last opened.
         is_renewed: Whether that was another one before.
@@ -88,7 +89,7 @@ class Supply:
 
     def __init__(self, shard: Shard, opened: Callable[[Shard, int], tuple[BatchStream | PlacedCall, int]]) -> None:
         self.shard, self._opened = shard, opened
-        self.totals, self.heard = NOTHING, 0.0
+        self.totals, self.heard, self.size = NOTHING, 0.0, 0
         self.generation_id, self.is_renewed = "", False
         self.taken, self.waiting = 0, 0
         self.error: ReplayError | None = None

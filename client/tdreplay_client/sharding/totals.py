@@ -112,6 +112,7 @@ class KnownTotals:
         self._lock = threading.Lock()
         self._reports: dict[DrawKind, dict[int, _Report]] = {}
         self._changed: dict[int, float] = {}
+        self._sizes: dict[int, int] = {}
 
     def note(self, kind: DrawKind, number: int, totals: Totals, asked: float) -> None:
         """Notes what the shard of that number reported.
@@ -129,6 +130,16 @@ class KnownTotals:
             if number not in reports or asked >= reports[number].asked:
                 reports[number] = _Report(totals, asked, time.monotonic())
 
+    def note_size(self, number: int, size: int) -> None:
+        """Notes how many rows the shard of that number has."""
+        with self._lock:
+            self._sizes[number] = size
+
+    def size(self, numbers: Iterable[int]) -> int:
+        """How many rows these shards had when they last said it."""
+        with self._lock:
+            return sum(self._sizes.get(number, 0) for number in numbers)
+
     def changed(self, number: int) -> None:
         """Notes that this buffer changed the rows of a shard: what it reported before does not count any more."""
         with self._lock:
@@ -137,6 +148,7 @@ class KnownTotals:
     def forget(self, number: int) -> None:
         """Forgets all that the shard reported: its rows are others now."""
         with self._lock:
+            self._sizes.pop(number, None)
             for reports in self._reports.values():
                 reports.pop(number, None)
 
@@ -144,6 +156,7 @@ class KnownTotals:
         """Forgets everything."""
         with self._lock:
             self._reports.clear()
+            self._sizes.clear()
 
     def stale(self, kind: DrawKind, numbers: Iterable[int]) -> set[int]:
         """Those of these shards that must be asked before a batch is drawn."""

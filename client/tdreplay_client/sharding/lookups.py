@@ -118,15 +118,17 @@ def _refused(shard: Shard, positions: Slots, inside: Slots, read: Callable[[Shar
 
 def _named(error: SlotIndexError, slots: Slots, shards: ShardSet, state: Callable[[], State], refused: Callable[[], int]) -> SlotIndexError:
     """The error that says which slot of the whole buffer holds no row; where all do, of which one the view cannot be made."""
-    there = shards.now
-    states = [(place, shard.asked(lambda table: table.state())) for place, shard in enumerate(there)]
-    empty = ~np.isin(slots, stored_slots(states, len(there)))
+    before = shards.now
+    found = shards.on_those_there(lambda shard: shard.asked(lambda table: table.state()))
+    there = in_places(before, [shard for shard, _ in found])
+    states = [(there.index(shard), state) for shard, state in found]
+    answered = np.isin(places_of(slots, len(there))[0], [place for place, _ in states])
+    empty = answered & ~np.isin(slots, stored_slots(states, len(there)))
     if not empty.any():
         return error if len(there) == 1 else SlotIndexError(f"index {slots[refused()]} holds no step of which the view can be made: {error}")
     whole = state()
-    return SlotIndexError(
-        f"index {slots[empty][0]} holds no row: the buffer has {whole.size} rows in its {whole.buffer_size} slots, over {len(there)} shards"
-    )
+    over = "one shard" if len(there) == 1 else f"{len(there)} shards"
+    return SlotIndexError(f"index {slots[empty][0]} holds no row: the buffer has {whole.size} rows in its {whole.buffer_size} slots, over {over}")
 
 
 def all_rows(shards: ShardSet, transfer: DeviceTransfer, progress: Progress | None) -> TensorDict:

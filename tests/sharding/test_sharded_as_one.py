@@ -8,9 +8,10 @@ import pytest
 import torch
 from shard_servers import numbered, shard_servers
 
-from tdreplay.errors import TableChangedError, TableNotFoundError
+from tdreplay.errors import InvalidArgumentError, SlotIndexError, TableChangedError, TableNotFoundError
 from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay_client import ShardedReplayBuffer
+from tdreplay_server import ReplayServer, ServerConfig
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +72,27 @@ def test_a_writer_is_closed_with_its_buffer_and_may_be_closed_after_it(addresses
         writer.close()
     with ShardedReplayBuffer(addresses, table=table) as again:
         assert again.size == 1 + trajectories  # The final observation is a row, too.
+
+
+def test_a_manifest_that_can_be_no_file_is_refused_before_any_checkpoint_is_written(tmp_path):
+    servers = [ServerConfig(address="127.0.0.1:0", data_dir=tmp_path / str(number)) for number in range(2)]
+    (tmp_path / "file").touch()
+    with (
+        ReplayServer(servers[0]) as first,
+        ReplayServer(servers[1]) as second,
+        ShardedReplayBuffer([first.address, second.address], buffer_size=9) as buffer,
+    ):
+        buffer.add_batch(numbered(0, 4))
+        for manifest in (5, "", b"m", "a\0b", tmp_path, tmp_path / "file" / "below"):
+            with pytest.raises(InvalidArgumentError, match="manifest"):
+                buffer.checkpoint("m", manifest=manifest)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "file"]
+        assert buffer.checkpoint("m", manifest=tmp_path / "new" / "m.json").rows == 4  # A name that was taken would be refused.
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["m.json"]
+
+
+def test_an_empty_slot_over_one_server_is_said_to_be_of_one_shard(addresses, table):
+    with ShardedReplayBuffer(addresses[:1], table=table, buffer_size=9) as buffer:
+        buffer.add_batch(numbered(0, 4))
+        with pytest.raises(SlotIndexError, match="over one shard"):
+            buffer.sample_by_index([7])

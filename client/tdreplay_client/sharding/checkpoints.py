@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tdreplay.api import Checkpoint
+from tdreplay.errors import InvalidArgumentError
+from tdreplay.limits import shown
 from tdreplay.progress import Progress
 from tdreplay_client.sharding.lookups import reported
 from tdreplay_client.sharding.shard import Shard
@@ -58,8 +60,12 @@ class ShardedCheckpoint(Checkpoint):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = target.with_name(f".{target.name}.{os.getpid()}")
-        scratch.write_text(json.dumps({"format": FORMAT, "table": table, "name": name, **self.to_json()}, indent=1) + "\n")
-        scratch.replace(target)
+        try:
+            scratch.write_text(json.dumps({"format": FORMAT, "table": table, "name": name, **self.to_json()}, indent=1) + "\n")
+            scratch.replace(target)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -71,8 +77,11 @@ def checkpoint_shards(shards: ShardSet, name: str, progress: Progress | None, ma
     """A checkpoint of that name on each shard, all at once.
 
     Raises:
+        InvalidArgumentError: `manifest` cannot be the path of a file. No shard was asked.
         ServerUnavailableError: a shard is lost, also where the buffer goes on without it: its rows would be missing. Those of the others stay.
     """
+    if manifest is not None:
+        _check_manifest(manifest)
     there = shards.everywhere
 
     def write(shard: Shard, told: Progress | None) -> Checkpoint:
@@ -82,6 +91,22 @@ def checkpoint_shards(shards: ShardSet, name: str, progress: Progress | None, ma
     if manifest is not None:
         found.write(manifest, there[0].writes.table, name)
     return found
+
+
+def _check_manifest(manifest: str | os.PathLike[str]) -> None:
+    """Passes where a file can have this path.
+
+    Raises:
+        InvalidArgumentError: it is no path, or one of a folder, or below a file.
+    """
+    path = os.fspath(manifest) if isinstance(manifest, str | os.PathLike) else None
+    if not isinstance(path, str) or not Path(path).name or "\0" in path:
+        raise InvalidArgumentError(f"manifest ({shown(manifest)}) must be the path of a file")
+    if os.path.isdir(path):
+        raise InvalidArgumentError(f"manifest ({shown(manifest)}) must be the path of a file, and is that of a folder")
+    above = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InvalidArgumentError(f"manifest ({shown(manifest)}) must be the path of a file in a folder: {above} is none")
 
 
 def _whole(shards: Sequence[Shard], written: Sequence[Checkpoint], manifest: str | os.PathLike[str] | None) -> ShardedCheckpoint:

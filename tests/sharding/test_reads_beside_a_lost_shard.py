@@ -8,8 +8,8 @@ import pytest
 from shard_processes import Shards
 from shard_servers import numbered
 
-from tdreplay.errors import SlotIndexError
-from tdreplay_client import ShardedReplayBuffer
+from tdreplay.errors import ServerUnavailableError, SlotIndexError, TableNotFoundError
+from tdreplay_client import RemoteReplayBuffer, ShardedReplayBuffer
 
 
 @pytest.fixture
@@ -25,3 +25,28 @@ def test_an_empty_slot_of_a_shard_that_is_there_is_named_while_another_one_is_lo
         shards.kill(1)
         with pytest.raises(SlotIndexError, match="index 298 holds no row"):
             buffer.sample_by_index([0, 298])
+
+
+def test_reads_wait_for_a_shard_that_came_back_without_its_table_until_it_is_made_again(shards, table):
+    with ShardedReplayBuffer(shards.addresses, table=table, buffer_size=300, timeout=60) as buffer:
+        buffer.add_batch(numbered(0, 60))
+        shards.kill(1)
+        shards.start(1, empty=True)
+        assert buffer.size == 30
+        assert len(buffer.sample_batch(4)) == 4
+        assert buffer.buffer_size == 300
+
+
+def test_a_table_that_nobody_makes_again_is_a_lost_shard_which_is_named(shards, table):
+    with ShardedReplayBuffer(shards.addresses, table=table, buffer_size=300) as made:
+        made.add_batch(numbered(0, 60))
+    with ShardedReplayBuffer(shards.addresses, table=table, timeout=1) as buffer:
+        assert buffer.size == 60
+        shards.kill(1)
+        shards.start(1, empty=True)
+        with pytest.raises(ServerUnavailableError, match=f"shard 1 at {shards.addresses[1]} came back without its table"):
+            buffer.state()
+        with RemoteReplayBuffer(shards.addresses[0], table=table) as other:
+            other.drop()
+        with pytest.raises(TableNotFoundError):
+            buffer.state()

@@ -35,6 +35,10 @@ class ShardPlace:
     draining: bool = field(default=False, compare=False)
 
 
+def _raise(_shard: Shard, error: TableNotFoundError) -> None:
+    raise error
+
+
 @dataclass(eq=False)
 class Shard:
     """A shard that a buffer uses.
@@ -47,6 +51,7 @@ class Shard:
         given: How many row ids it had given when it was last asked for them.
         lost_since: When it was found lost, as `time.monotonic` says it; None: it is there.
         when_lost: Called each time that it is found lost. It must not wait.
+        when_emptied: Called where its table is not there, and the buffer does not go on without it: waits for the table, or raises an error.
     """
 
     place: ShardPlace
@@ -56,6 +61,7 @@ class Shard:
     given: int = 0
     lost_since: float | None = None
     when_lost: Callable[[], object] = lambda: None
+    when_emptied: Callable[[Shard, TableNotFoundError], None] = _raise
     _noting: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -78,9 +84,10 @@ class Shard:
 
         Raises:
             ServerUnavailableError: it is lost.
+            TableNotFoundError: the table was dropped, and the buffer does not go on without lost shards.
         """
         try:
-            found = call(self.reads)
+            found = self._found(call)
         except ServerUnavailableError as error:
             self.lose(error)
             raise
@@ -91,6 +98,16 @@ class Shard:
             raise ServerUnavailableError(str(error)) from error
         self.find()
         return found
+
+    def _found(self, call: Callable[[ShardTable], T]) -> T:
+        """The answer of its table. Where that is not there, and the buffer does not go on without it, it is waited for."""
+        try:
+            return call(self.reads)
+        except TableNotFoundError as error:
+            if self.reads is not self.writes:
+                raise
+            self.when_emptied(self, error)
+        return call(self.reads)
 
     def lose(self, error: ReplayError) -> None:
         """Notes that it does not answer. It is said once in the log."""

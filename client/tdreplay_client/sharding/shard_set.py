@@ -6,8 +6,10 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 from tdreplay.errors import ClosedError, InvalidArgumentError, RateLimitedError, ReplayError, ServerUnavailableError, TableNotFoundError
@@ -16,6 +18,7 @@ from tdreplay.rate_limiters import MinSize, SamplesPerInsert, Unlimited
 from tdreplay.table_config import TableConfig
 from tdreplay_client.sharding.callers import Callers
 from tdreplay_client.sharding.directory import Directory, FixedDirectory, check_places
+from tdreplay_client.sharding.emptied import await_table
 from tdreplay_client.sharding.members import Member, check_identities, check_members, check_settings
 from tdreplay_client.sharding.opening import Opening, member_of
 from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard, ShardPlace
@@ -79,7 +82,7 @@ class ShardSet:
     def _opened(self, place: ShardPlace, position: int) -> Shard:
         """A shard. One that comes later has as large a part as the last of the first ones: the whole grows."""
         shard = self._opening.shard(place, min(position, self._parts - 1), self._parts)
-        shard.when_lost = self._watch.wake
+        shard.when_lost, shard.when_emptied = self._watch.wake, partial(await_table, weakref.ref(self), self._opening.timeout)
         return shard
 
     @property
@@ -281,8 +284,7 @@ class ShardSet:
         """Asks a lost shard whether it is back. Where it is another table now, its rows are gone, and it has to be one of this buffer still."""
         try:
             # Where no other shard has the table any more, it was not the server that went, but the table.
-            create = any(self._has_table(other) for other in self._shards if other.is_there and other is not shard)
-            member = member_of(shard, shard.reads.look(LOSS_SECONDS, create=create))
+            member = member_of(shard, shard.reads.look(LOSS_SECONDS, create=self.is_elsewhere(shard)))
             if member.description.generation_id != shard.generation_id:
                 self._check_joins(member)
                 if shard.generation_id:
@@ -294,6 +296,10 @@ class ShardSet:
             return
         self._note_all([(shard, member)])
         shard.find()
+
+    def is_elsewhere(self, shard: Shard) -> bool:
+        """Whether another shard that is there has the table still."""
+        return any(self._has_table(other) for other in self._shards if other.is_there and other is not shard)
 
     def _has_table(self, shard: Shard) -> bool:
         """Whether a shard has its table still. One that does not answer at once counts as one that has it not."""

@@ -18,10 +18,10 @@ from tdreplay_server.tables.limiters import AT_ONCE
 
 BUFFER_SIZE = 40
 LIMITERS = st.one_of(
-    st.builds(MinSize, st.integers(1, 20)),
+    st.builds(MinSize, st.integers(0, 20)),
     st.builds(Queue, st.integers(1, 20)),
     st.sampled_from([0.25, 0.5, 1.0, 3.0, 4.0]).flatmap(
-        lambda ratio: st.builds(SamplesPerInsert, st.just(ratio), st.integers(1, 20), st.integers(max(1, int(ratio)), 40).map(float))
+        lambda ratio: st.builds(SamplesPerInsert, st.just(ratio), st.integers(0, 20), st.integers(max(1, int(ratio)), 40).map(float))
     ),
 )
 
@@ -45,6 +45,7 @@ class LimiterModel(RuleBasedStateMachine):
         else:
             self.ratio, self.min_size, buffer = Fraction(limiter.samples_per_insert), limiter.min_size, Fraction(limiter.error_buffer)
             self.low, self.high = self.ratio * self.min_size - buffer, self.ratio * self.min_size + buffer
+        self.min_size = max(1, self.min_size)
 
     @property
     def reserved(self):
@@ -124,6 +125,7 @@ class LimiterModel(RuleBasedStateMachine):
             return
         assert self.table.limiter.rows_taken == self.taken
         assert self.high is None or self.balance <= self.high
+        assert self.table.limiter.insert_room() == (None if self.high is None else (self.high - self.balance) // self.ratio)
         assert self.low is None or self.inserted < self.min_size or self.balance - self.reserved >= self.low or not self.taken
         assert [state.waiting for state in self.table.limiter.waits()] == [0, 0]
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay.errors import ReplayError, SchemaError
+from tdreplay.errors import RateLimitedError, ReplayError, SchemaError
 from tdreplay.priorities import check_weights
 from tdreplay.rows import Given
 from tdreplay.schema import Columns
 from tdreplay.system_fields import EPISODE_ID, LOST_SHARDS, STEP_KIND
 from tdreplay_client.sharding.joint_schema import Fitted, JointSchema
-from tdreplay_client.sharding.part_sender import PartSender
+from tdreplay_client.sharding.part_sender import PartSender, joined
 from tdreplay_client.sharding.routes import Route, Routes, SentPart
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_choice import ShardChoice, ShardPart
@@ -25,6 +26,10 @@ from tdreplay_client.transport.refusals import stored_nothing
 __all__ = ["ShardedInserts"]
 
 RowIds = npt.NDArray[np.int64]
+NO_SHARD = -1
+"""Stands for the shard of rows that wait for room."""
+PAUSE_SECONDS = 0.02
+"""How long is waited before shards without room are asked again."""
 
 
 class ShardedInserts:
@@ -74,7 +79,7 @@ class ShardedInserts:
                 if fitted.is_first:
                     fitted = self.schema.fitted(rows)
                 parts += self._placed(fitted, rows.number, writer_id)
-                row_ids = self._sender.send(self._as_sent(rows, fitted), parts, writer_id, one_first=fitted.is_first)
+                row_ids = self._sent(self._as_sent(rows, fitted), parts, writer_id, one_first=fitted.is_first)
                 self.schema.confirm(fitted.schema)
         except BaseException as error:
             if parts and not _is_refused(parts, error):
@@ -89,12 +94,48 @@ class ShardedInserts:
         try:
             sent = self._as_sent(rows)
             route.parts = [part for before in route.parts for part in self._anew(sent, before, writer_id)]
-            row_ids = self._sender.send(sent, route.parts, writer_id)
+            row_ids = self._sent(sent, route.parts, writer_id)
         except BaseException as error:
             route.thread, route.is_over = 0, _is_refused(route.parts, error)
             raise
         route.is_over = True  # As the last step, see above.
         return row_ids
+
+    def _sent(self, rows: Given, parts: list[SentPart], writer_id: str, *, one_first: bool = False) -> RowIds:
+        """Sends what is not stored, and gives the row ids of all rows. Parts that wait for room are replaced by those that shards let in.
+
+        Errors and `one_first`: as `PartSender.send`.
+        """
+        until = time.monotonic() + self._shards.timeout
+        chosen = [part for part in parts if not part.waits]
+        row_ids = self._sender.send(rows, chosen, writer_id, one_first=one_first) if chosen else None
+        while (waiting := next((part for part in parts if part.waits), None)) is not None:
+            let_in = self._let_in(waiting, rows.number, until)
+            at = parts.index(waiting)
+            parts[at : at + 1] = let_in
+            chosen, row_ids = [part for part in let_in if not part.waits], None
+            self._sender.send(rows, chosen, writer_id, one_first=one_first)
+        return joined(parts, rows.number) if row_ids is None else row_ids
+
+    def _let_in(self, waiting: SentPart, rows: int, until: float) -> list[SentPart]:
+        """The parts of rows that wait, once shards let some of them in, and last those that wait on.
+
+        Raises:
+            RateLimitedError: no shard lets any in by this time.
+        """
+        places = np.arange(rows) if waiting.part.places is None else waiting.part.places
+        while True:
+            try:
+                found = self.choice.place_in_room(len(places))
+                break
+            except RateLimitedError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(PAUSE_SECONDS)
+        taken = np.concatenate([np.arange(len(places)) if part.places is None else part.places for part in found])
+        parts = [SentPart(ShardPart(part.number, places[part.places]), may_move=True) for part in found]
+        rest = np.delete(places, taken)
+        return [*parts, SentPart(ShardPart(NO_SHARD, rest), waits=True)] if len(rest) else parts
 
     def _as_sent(self, rows: Given, fitted: Fitted | None = None) -> Given:
         """Rows whose values have dtypes, those of the schema. An error of a writer may have added the field ``priority`` to such as have them.
@@ -111,6 +152,8 @@ class ShardedInserts:
             return [SentPart(ShardPart(self.choice.by_key(writer_id)))]
         if self._are_steps(fitted.columns):
             return [SentPart(part) for part in self.choice.by_episode(fitted.columns[EPISODE_ID.name].reshape(rows).cpu().numpy())]
+        if rows and self.choice.may_wait:
+            return [SentPart(ShardPart(NO_SHARD), waits=True)]
         return [SentPart(part, may_move=True) for part in self.choice.place(rows)]
 
     def _are_steps(self, columns: Columns) -> bool:
@@ -120,7 +163,7 @@ class ShardedInserts:
     def _anew(self, rows: Given, sent: SentPart, writer_id: str) -> Sequence[SentPart]:
         """A part that goes out again: what is known of it. Where its shard was removed, and does not answer any more, others get it."""
         number, places = sent.part
-        if sent.row_ids is not None or self._shards.place_of(number) is not None or self._sender.answers_still(number):
+        if sent.waits or sent.row_ids is not None or self._shards.place_of(number) is not None or self._sender.answers_still(number):
             return [sent]
         columns = rows.columns(None, cast=False)
         if writer_id or not self._are_steps(columns):
@@ -160,5 +203,7 @@ class ShardedInserts:
 
 
 def _is_refused(parts: Sequence[SentPart], error: BaseException) -> bool:
-    """Whether the only shard of an insert refused it: none of its rows is stored."""
+    """Whether none of the rows of an insert is stored: the only shard refused it, or all wait for room."""
+    if all(part.waits for part in parts):
+        return True
     return len(parts) == 1 and parts[0].row_ids is None and isinstance(error, ReplayError) and stored_nothing(error)

@@ -19,7 +19,7 @@ from tdreplay_client.sharding.shard_choice import ShardChoice
 from tdreplay_client.sharding.shard_set import ShardSet
 from tdreplay_client.sharding.totals import KnownTotals
 
-__all__ = ["PartSender"]
+__all__ = ["PartSender", "joined"]
 
 MOST_THREADS = 64
 """The most parts of inserts that are sent at once."""
@@ -59,7 +59,7 @@ class PartSender:
             for part in parts:
                 self._totals.changed(part.part.number)
                 self._choice.settle(part.part.number, part.part.rows(rows.number), None if part.row_ids is None else int(part.row_ids.max()) + 1)
-        return _joined(parts, rows.number)
+        return joined(parts, rows.number)
 
     def _store(self, rows: Given, part: SentPart, writer_id: str) -> None:
         if part.row_ids is None:
@@ -154,7 +154,8 @@ def _picked(rows: Given, places: npt.NDArray[np.int64] | None) -> Given:
     return rows._replace(values=values, rows=len(places), priorities=None if rows.priorities is None else rows.priorities[places])
 
 
-def _joined(parts: Sequence[SentPart], rows: int) -> RowIds:
+def joined(parts: Sequence[SentPart], rows: int) -> RowIds:
+    """The row ids of the whole buffer, int64 of shape [rows], of rows whose parts are stored. Those of rows in none of these parts are any."""
     row_ids = np.empty(rows, np.int64)
     for sent in parts:
         places: Any = slice(None) if sent.part.places is None else sent.part.places

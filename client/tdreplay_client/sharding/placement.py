@@ -129,8 +129,20 @@ class RingPlacement:
             return [(self.place_whole(rows, among), None)]
         behind, others = self._divided(among)
         if not behind or not others:
-            return self._striped(np.arange(rows), among)
-        return self._striped(np.arange(0, rows, 2), behind) + self._striped(np.arange(1, rows, 2), others)
+            return [*self._striped(np.arange(rows), among)]
+        return [*self._striped(np.arange(0, rows, 2), behind), *self._striped(np.arange(1, rows, 2), others)]
+
+    def place_within(self, rows: int, rooms: Mapping[int, int]) -> list[tuple[int, Numbers]]:
+        """The same for the first ones of so many rows, where each shard takes no more than it has room for, by number. Empty: none has any."""
+        among = [number for number, room in rooms.items() if room > 0]
+        whole = [number for number in among if rooms[number] >= rows]
+        if whole and rows * WHOLE_PART <= max(WHOLE_PART, min(self._fills[number].capacity for number in whole)):
+            return [(self.place_whole(rows, whole), np.arange(rows))]
+        return self._striped(np.arange(rows), among, rooms) if among else []
+
+    def pending(self, number: int) -> int:
+        """How many rows are on their way to a shard."""
+        return self._fills[number].pending if number in self._fills else 0
 
     def place_whole(self, rows: int, among: Collection[int]) -> int:
         """The number of the one shard that gets all of so many rows; the rest is as in `place`."""
@@ -138,18 +150,19 @@ class RingPlacement:
         self._fills[number].pending += rows
         return number
 
-    def _striped(self, rows: Numbers, among: Collection[int]) -> list[tuple[int, Numbers | None]]:
-        """The k-th of these rows goes to the shard of the k-th of the slots that come next in the ring."""
+    def _striped(self, rows: Numbers, among: Collection[int], rooms: Mapping[int, int] | None = None) -> list[tuple[int, Numbers]]:
+        """The k-th of these rows goes to the shard of the k-th of the slots that come next in the ring, where it has room."""
         chosen = sorted(among, key=lambda one: self._fills[one].place)
         fills = [self._fills[number] for number in chosen]
         largest, count = max(fill.capacity for fill in fills), len(fills)
-        slots = [np.arange(fill.next, fill.next + len(rows)) for fill in fills]
+        most = [len(rows) if rooms is None else min(len(rows), rooms[number]) for number in chosen]
+        slots = [np.arange(fill.next, fill.next + part) for fill, part in zip(fills, most, strict=True)]
         laps = [((slot // fill.capacity) * largest + slot % fill.capacity) * count for fill, slot in zip(fills, slots, strict=True)]
         keys = np.concatenate([lap + shard for shard, lap in enumerate(laps)])  # By lap, then by slot, then by place.
         order = np.sort(keys, kind="stable")[: len(rows)] % count  # Each shard's are in order already: they are merged.
-        parts: list[tuple[int, Numbers | None]] = []
+        parts: list[tuple[int, Numbers]] = []
         for shard, (number, fill) in enumerate(zip(chosen, fills, strict=True)):
-            places = rows[order == shard]
+            places = rows[: len(order)][order == shard]
             fill.pending += len(places)
             parts += [(number, places)] if len(places) else []
         return parts

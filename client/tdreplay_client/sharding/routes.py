@@ -34,12 +34,14 @@ class SentPart:
     Attributes:
         part: Its rows, and the number of the shard to which they go.
         may_move: Whether another shard may get it: none was sent any of it, and no key says which shard it is.
+        waits: Whether no shard was chosen yet: a rate limiter may let the rows wait. The number is no shard's.
         row_ids: Those of the shard, when it is stored.
         sending: What sends it, where that is another thread.
     """
 
     part: ShardPart
     may_move: bool = False
+    waits: bool = False
     row_ids: RowIds | None = None
     sending: Future[RowIds] | None = None
 
@@ -58,7 +60,7 @@ class Route:
     rows: int
     schema: Schema
     digest: bytes
-    parts: Sequence[SentPart]
+    parts: list[SentPart]
     thread: int = 0
     is_over: bool = False
 
@@ -70,7 +72,7 @@ class Routes:
         self._routes: deque[Route] = deque(maxlen=MAX_ROUTES)
         self._lock = threading.Lock()
 
-    def note(self, rows: Given, parts: Sequence[SentPart]) -> None:
+    def note(self, rows: Given, parts: list[SentPart]) -> None:
         """Keeps where the parts of an insert went that failed."""
         schema, digest = _known_by(rows)
         with self._lock:

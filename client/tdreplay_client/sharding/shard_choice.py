@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -12,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tdreplay.description_messages import description_from_message
-from tdreplay.errors import DeadlineError, FailedPreconditionError, OverloadedError, ReplayError, ServerUnavailableError, TableNotFoundError
+from tdreplay.errors import (
+    DeadlineError,
+    FailedPreconditionError,
+    OverloadedError,
+    RateLimitedError,
+    ReplayError,
+    ServerUnavailableError,
+    TableNotFoundError,
+)
+from tdreplay.rate_limiters import Queue, SamplesPerInsert
 from tdreplay.schema import Schema
 from tdreplay.table_config import TableConfig
 from tdreplay.table_description import TableDescription
@@ -60,6 +70,8 @@ class ShardChoice:
         self._shards, self.rule = shards, rule
         self._ring, self._writers, self._lock = RingPlacement(), WriterPlacement(), threading.Lock()
         self._said: dict[int, TableDescription] = {}  # By the numbers of the shards that answered when they were asked last.
+        self._rooms: dict[int, int | None] = {}  # The rows that their rate limiters let in; None: any number.
+        self._looking = threading.Lock()
         self._asked, self._learning, self._version = -np.inf, False, -1
 
     # -- what is known --------------------------------------------------------------------------------------------------------------------------
@@ -116,9 +128,9 @@ class ShardChoice:
         self._asked, self._version = time.monotonic(), self._shards.version
         shards = self._shards.now
         said = dict(zip(shards, self._shards.each(_looked_at, shards), strict=True))
-        found = {shard.number: one for shard, one in said.items() if one is not None}
+        found = {shard.number: one.description for shard, one in said.items() if one is not None}
         with self._lock:
-            self._said = found
+            self._said, self._rooms = found, {shard.number: one.room for shard, one in said.items() if one is not None}
             self._ring.learn({number: _level(one) for number, one in found.items()}, [shard.number for shard in shards])
 
     def _learn_in_time(self) -> None:
@@ -177,6 +189,47 @@ class ShardChoice:
         with self._lock:
             self._ring.settle(number, rows, write_count)
 
+    # -- rows that a rate limiter may let wait --------------------------------------------------------------------------------------------------
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether rows may wait for draws, and shards differ in how many they let in."""
+        return len(self._shards) > 1 and isinstance(self._shards.config.rate_limiter, (Queue, SamplesPerInsert))
+
+    def place_in_room(self, rows: int) -> list[ShardPart]:
+        """Where the first ones of so many rows go, which the shards let in at this moment. They count as being on their way until `settle`.
+
+        Of other clients, whose rows come at the same time, it does not know: then a part waits at its shard.
+
+        Raises:
+            RateLimitedError: no shard has any room. The message says what they wait for, in numbers of the whole buffer.
+            ReplayError: no shard answers.
+        """
+        with self._looking:
+            before = {shard.number: self._ring.pending(shard.number) for shard in self._shards}
+            self.learn()
+            there = [shard.number for shard in self._near(self.there()) if shard.number in self._rooms]
+            if not there:
+                return [part._replace(places=np.arange(rows)) if part.places is None else part for part in self.place(rows)]
+            with self._lock:
+                rooms = {number: max(0, self._room(number, rows) - max(before.get(number, 0), self._ring.pending(number))) for number in there}
+                parts = [ShardPart(*part) for part in self._ring.place_within(rows, rooms)]
+        if not parts:
+            raise RateLimitedError(self._waits_for(rows))
+        return parts
+
+    def _room(self, number: int, rows: int) -> int:
+        room = self._rooms[number]
+        return rows + self._ring.pending(number) if room is None else room
+
+    def _waits_for(self, rows: int) -> str:
+        limiter = self._shards.whole.rate_limiter
+        if isinstance(limiter, Queue):
+            return f"an insert of {rows} rows waits for room in the queue: it holds {limiter.max_size} rows, {limiter.max_size} are in it"
+        drawn = sum(one.sample_count for one in self._said.values())
+        ratio = limiter.samples_per_insert if isinstance(limiter, SamplesPerInsert) else 1.0
+        return f"an insert of {rows} rows waits until {drawn + math.ceil(rows * ratio)} rows were drawn, {drawn} were"
+
     # -- writers --------------------------------------------------------------------------------------------------------------------------------
 
     def open_writer(self, avoided: Collection[Shard] = (), key: str = "") -> Shard:
@@ -208,10 +261,18 @@ class ShardChoice:
         return here or shards
 
 
-def _looked_at(shard: Shard) -> TableDescription | None:
+class _Seen(NamedTuple):
+    """What a shard says of its table, and how many rows its rate limiter lets in; None: any number."""
+
+    description: TableDescription
+    room: int | None
+
+
+def _looked_at(shard: Shard) -> _Seen | None:
     """What a shard says of its table. One that does not counts as lost, and is looked for by a thread of the set of shards."""
     try:
-        return description_from_message(shard.writes.look(LOSS_SECONDS, create=False), shard.writes.table)
+        answer = shard.writes.look(LOSS_SECONDS, create=False)
+        return _Seen(description_from_message(answer, shard.writes.table), answer.insert_room if answer.HasField("insert_room") else None)
     except (ServerUnavailableError, DeadlineError, TableNotFoundError) as error:
         shard.lose(error)
     except OverloadedError as error:

@@ -116,6 +116,11 @@ class ShardSet:
         return self._directory
 
     @property
+    def timeout(self) -> float:
+        """Seconds that a call waits."""
+        return self._opening.timeout
+
+    @property
     def goes_on(self) -> bool:
         """Whether the buffer goes on without those that are lost."""
         return self._opening.goes_on

@@ -1550,6 +1550,7 @@ class DescribeResponse(google.protobuf.message.Message):
     TOTALS_FIELD_NUMBER: builtins.int
     CLUSTER_FIELD_NUMBER: builtins.int
     SHARD_FIELD_NUMBER: builtins.int
+    INSERT_ROOM_FIELD_NUMBER: builtins.int
     buffer_size: builtins.int
     """The capacity, in rows."""
     size: builtins.int
@@ -1588,6 +1589,8 @@ class DescribeResponse(google.protobuf.message.Message):
     """The name of the cluster whose shard the server is, as its setting says. Empty: it is of none."""
     shard: builtins.int
     """Which of the cluster's shards it is, from 0 to 16383. Unset: it is none."""
+    insert_room: builtins.int
+    """How many rows the table's rate limiter would let in now. Unset: any number, or an older server."""
     @property
     def schema(self) -> global___Schema:
         """Unset while no row was ever stored."""
@@ -1638,11 +1641,14 @@ class DescribeResponse(google.protobuf.message.Message):
         totals: global___DrawTotals | None = ...,
         cluster: builtins.str = ...,
         shard: builtins.int | None = ...,
+        insert_room: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "_shard", b"_shard", "config", b"config", "insert_count", b"insert_count", "inserts", b"inserts", "samples", b"samples", "schema", b"schema", "shard", b"shard", "totals", b"totals", "trajectories", b"trajectories"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "_shard", b"_shard", "available", b"available", "buffer_size", b"buffer_size", "cluster", b"cluster", "config", b"config", "durability", b"durability", "generation_id", b"generation_id", "insert_count", b"insert_count", "insert_rate", b"insert_rate", "inserts", b"inserts", "leased", b"leased", "pointer", b"pointer", "sample_count", b"sample_count", "sample_rate", b"sample_rate", "samples", b"samples", "schema", b"schema", "shard", b"shard", "size", b"size", "stale", b"stale", "storing_device", b"storing_device", "totals", b"totals", "trajectories", b"trajectories", "updated", b"updated", "write_count", b"write_count"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "_insert_room", b"_insert_room", "_shard", b"_shard", "config", b"config", "insert_count", b"insert_count", "insert_room", b"insert_room", "inserts", b"inserts", "samples", b"samples", "schema", b"schema", "shard", b"shard", "totals", b"totals", "trajectories", b"trajectories"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_insert_count", b"_insert_count", "_insert_room", b"_insert_room", "_shard", b"_shard", "available", b"available", "buffer_size", b"buffer_size", "cluster", b"cluster", "config", b"config", "durability", b"durability", "generation_id", b"generation_id", "insert_count", b"insert_count", "insert_rate", b"insert_rate", "insert_room", b"insert_room", "inserts", b"inserts", "leased", b"leased", "pointer", b"pointer", "sample_count", b"sample_count", "sample_rate", b"sample_rate", "samples", b"samples", "schema", b"schema", "shard", b"shard", "size", b"size", "stale", b"stale", "storing_device", b"storing_device", "totals", b"totals", "trajectories", b"trajectories", "updated", b"updated", "write_count", b"write_count"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_insert_count", b"_insert_count"]) -> typing.Literal["insert_count"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_insert_room", b"_insert_room"]) -> typing.Literal["insert_room"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_shard", b"_shard"]) -> typing.Literal["shard"] | None: ...
 

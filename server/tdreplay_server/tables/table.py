@@ -475,6 +475,10 @@ class Table:
         """As `tdreplay.api.BaseReplayBuffer.describe`."""
         return described(self._row_log, self._sampling)
 
+    def insert_room(self) -> int | None:
+        """How many rows the rate limiter would let in now; None: any number."""
+        return self._sampling.limiter.insert_room()
+
     def counts(self) -> TableCounts:
         """What is counted of the table. It waits for nothing that happens in it, and holds nothing up."""
         return counted(self._row_log, self._sampling)

@@ -183,6 +183,9 @@ class ReplayBufferService:
         table, query = self._tables[request.head.table], request.head
         message, shard = description_to_message(table.describe()), self._tables.shard
         message.cluster = shard.cluster
+        room = table.insert_room()
+        if room is not None:
+            message.insert_room = room
         if shard.number is not None:
             message.shard = shard.number
         if query.wants_totals:

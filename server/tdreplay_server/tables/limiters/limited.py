@@ -211,6 +211,11 @@ class Limited:
         counts = self._counts()
         return counts._replace(inserted=counts.inserted + sum(self._pending.values()))
 
+    def insert_room(self) -> int | None:
+        """How many rows could be inserted now without waiting for draws; None: any number."""
+        with self._mutex:
+            return self._rule.insert_room(self._with_pending())
+
     @property
     def rows_taken(self) -> int:
         """The rows that learners took since the table was empty."""

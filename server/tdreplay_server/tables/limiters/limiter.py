@@ -148,6 +148,9 @@ class RateLimiter(Protocol):
     def given_back(self, reserved: Reserved, batches: int = 1) -> None:
         """So many of the batches were not taken, and will not be."""
 
+    def insert_room(self) -> int | None:
+        """How many rows could be inserted now without waiting; None: any number."""
+
     @property
     def rows_taken(self) -> int:
         """The rows that learners took since the table was empty."""

@@ -59,6 +59,13 @@ class Rule:
         """Whether so many more rows may be inserted. What is reserved is not drawn yet: it makes no room."""
         return self.balance(counts.inserted + rows, counts.taken) <= self.max_diff
 
+    def insert_room(self, counts: Counts) -> int | None:
+        """How many more rows may be inserted; None: any number."""
+        if math.isinf(self.max_diff):
+            return None
+        rows = max(0, math.floor((self.max_diff - self.balance(counts.inserted, counts.taken)) / self.ratio))
+        return rows + 1 if self.may_insert(counts, rows + 1) else rows if self.may_insert(counts, rows) else max(0, rows - 1)
+
     def may_sample(self, counts: Counts, rows: int) -> bool:
         """Whether a batch of so many rows may be drawn besides those that are reserved."""
         drawn = counts.taken + counts.reserved + rows

@@ -61,6 +61,10 @@ class UnlimitedLimiter:
     def given_back(self, reserved: Reserved, batches: int = 1) -> None:
         """Nothing to count."""
 
+    def insert_room(self) -> int | None:
+        """Any number."""
+        return None
+
     @property
     def rows_taken(self) -> int:
         """Nobody counts them."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from stack import KILL, ROOT, Crowd, Stack, check_stored, crowd, docker, eventually, inspected, needs_docker, running, said
 
-pytestmark = [needs_docker, pytest.mark.beside, pytest.mark.timeout(300)]
+pytestmark = [needs_docker, pytest.mark.timeout(300)]
 FILES = (ROOT / "docker" / "compose.shards.yaml", ROOT / "tests" / "docker" / "compose.shards.yaml")
 SHARDS = tuple(f"shard-{number}" for number in range(4))
 LOSS_SECONDS = 2.0

@@ -112,7 +112,7 @@ def test_a_batch_comes_with_as_many_rows_as_the_whole_needs_whichever_shards_the
 @pytest.mark.parametrize(
     ("limiter", "words"),
     [
-        (Queue(2), r"max_size \(2\) must be at least 3"),
+        (Queue(2), r"max_size \(2\) must be at least 3, one for each shard"),
         (SamplesPerInsert(2.0, 1, 5.5), r"error_buffer \(5.5\) must be at least 6"),
         (SamplesPerInsert(0.5, 1, 1.0), r"error_buffer \(1\) must be at least 3"),
     ],

@@ -33,7 +33,7 @@ def share_of(request: TableRequest, place: int, shards: int) -> TableRequest:
     if size is not None:
         used = min(size, shards)
         if used < shards and isinstance(limiter, (Queue, SamplesPerInsert)):
-            _refuse("buffer_size", size, shards, f"row for each shard, where the rate limiter is {limiter}")
+            _refuse("buffer_size", size, shards, f"one for each shard, where the rate limiter is {limiter}")
         size = part_of(size, place, used) if place < used else UNUSED
     return replace(request, buffer_size=size, rate_limiter=None if limiter is None else _limiter_share(limiter, place, shards))
 
@@ -53,7 +53,7 @@ def _limiter_share(limiter: RateLimiter, place: int, shards: int) -> RateLimiter
         return MinSize(part_of(limiter.min_size, place, shards))
     if isinstance(limiter, Queue):
         if limiter.max_size < shards:
-            _refuse("max_size", limiter.max_size, shards, "for each shard: one with none would let no row in")
+            _refuse("max_size", limiter.max_size, shards, "one for each shard: else one would let no row in")
         return Queue(part_of(limiter.max_size, place, shards))
     if isinstance(limiter, SamplesPerInsert):
         ratio, least = limiter.samples_per_insert, max(1.0, limiter.samples_per_insert)

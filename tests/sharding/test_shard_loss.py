@@ -95,7 +95,9 @@ def test_a_batch_that_says_how_many_shards_were_lost_can_be_put_back(table):
             writer.extend(batch)
             writer.append(batch[1])
         assert buffer.size == 20 + 8 + 1 + 8 + 8 + 1
-        assert "lost_shards" not in buffer.sample_all()
+        for server in servers:
+            with RemoteReplayBuffer(server, table=table) as shard:
+                assert "lost_shards" not in shard.sample_all()
 
 
 def test_a_table_that_was_dropped_is_not_made_again(table):

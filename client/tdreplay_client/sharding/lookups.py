@@ -132,7 +132,7 @@ def _named(error: SlotIndexError, slots: Slots, shards: ShardSet, state: Callabl
 
 
 def all_rows(shards: ShardSet, transfer: DeviceTransfer, progress: Progress | None) -> TensorDict:
-    """Every stored row, in slot order.
+    """Every stored row, in slot order. Where the buffer goes on without lost shards, the rows say how many of these there are.
 
     Raises:
         EmptyTableError: there is none.
@@ -150,7 +150,8 @@ def all_rows(shards: ShardSet, transfer: DeviceTransfer, progress: Progress | No
     parts = [Part(batch, shard.number, there.index(shard), 0, batch.rows) for shard, batch in zip(asked, found, strict=True) if batch is not None]
     if not parts:
         raise EmptyTableError("the table is empty: there is no row to read yet")
-    return joined(parts, len(there), _in_slot_order(parts, len(there)), transfer)
+    lost = len(there) - len(asked) if shards.goes_on else None
+    return joined(parts, len(there), _in_slot_order(parts, len(there)), transfer, lost=lost)
 
 
 def _in_slot_order(parts: Sequence[Part], shards: int) -> npt.NDArray[np.int64] | None:

@@ -27,6 +27,17 @@ def test_an_empty_slot_of_a_shard_that_is_there_is_named_while_another_one_is_lo
             buffer.sample_by_index([0, 298])
 
 
+def test_all_rows_say_that_those_of_a_lost_shard_are_missing(shards, table):
+    with ShardedReplayBuffer(shards.addresses, table=table, buffer_size=300, timeout=5, on_loss="degrade") as buffer:
+        buffer.add_batch(numbered(0, 60))
+        assert buffer.sample_all()["lost_shards"].tolist() == [0] * 60
+        shards.kill(1)
+        assert buffer.size == 30
+        assert buffer.sample_all()["lost_shards"].tolist() == [1] * 30
+        with buffer.stream(4, fields=["number", "lost_shards"]) as batches:
+            assert next(batches)["lost_shards"].tolist() == [1] * 4
+
+
 def test_reads_wait_for_a_shard_that_came_back_without_its_table_until_it_is_made_again(shards, table):
     with ShardedReplayBuffer(shards.addresses, table=table, buffer_size=300, timeout=60) as buffer:
         buffer.add_batch(numbered(0, 60))

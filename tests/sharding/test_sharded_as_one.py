@@ -8,7 +8,15 @@ import pytest
 import torch
 from shard_servers import numbered, shard_servers
 
-from tdreplay.errors import InvalidArgumentError, SlotIndexError, TableChangedError, TableNotFoundError
+from tdreplay.errors import (
+    InvalidArgumentError,
+    MissingRowsError,
+    NoPrioritiesError,
+    SchemaError,
+    SlotIndexError,
+    TableChangedError,
+    TableNotFoundError,
+)
 from tdreplay.trajectory_writer import TrajectoryWriter
 from tdreplay_client import ShardedReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
@@ -96,3 +104,40 @@ def test_an_empty_slot_over_one_server_is_said_to_be_of_one_shard(addresses, tab
         buffer.add_batch(numbered(0, 4))
         with pytest.raises(SlotIndexError, match="over one shard"):
             buffer.sample_by_index([7])
+
+
+def test_priorities_of_rows_that_have_none_are_refused_as_such_whatever_the_ids(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=9) as buffer:
+        buffer.add_batch(numbered(0, 4))
+        with pytest.raises(NoPrioritiesError, match="its sampler is"):
+            buffer.update_priorities([99], [1.0])
+        buffer.drop()
+        with ShardedReplayBuffer(addresses, table=table, buffer_size=9, sampler="prioritized") as other:
+            other.add_batch(numbered(0, 4))
+        assert buffer.update_priorities([0], [1.0]).updated == 1  # The table is another one by now.
+
+
+@pytest.mark.parametrize("key", [5, [1], None, b"a"])
+def test_a_key_of_a_writer_is_a_text(addresses, table, key):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=9, trajectories=True) as buffer:
+        for open_writer in (buffer.writer, buffer.trajectory_writer):
+            with pytest.raises(InvalidArgumentError, match=r"key .* must be a text"):
+                open_writer(key=key)
+
+
+def test_a_row_that_is_no_step_is_refused_with_what_writes_steps(addresses, table):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=30, trajectories=True) as buffer:
+        step = {"obs": torch.zeros(2), "action": 1, "next": {"obs": torch.ones(2), "reward": 0.0, "terminated": True, "truncated": False}}
+        with buffer.trajectory_writer() as writer:
+            writer.append(step)
+        with pytest.raises(SchemaError, match=r"trajectory_writer\(\) writes them"):
+            buffer.add(step)
+
+
+def test_a_load_of_another_capacity_counts_the_shards_that_are_used(addresses, table, tmp_path):
+    with ShardedReplayBuffer(addresses, table=table, buffer_size=1) as buffer:
+        buffer.save(tmp_path / "saved")
+        buffer.reset(2)
+        buffer.add_batch(numbered(0, 2))
+        with pytest.raises(MissingRowsError, match=r"buffer_size \(1\) must be 2:"):
+            buffer.load(tmp_path / "saved")

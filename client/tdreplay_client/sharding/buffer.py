@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from tdreplay.api import BaseReplayBuffer
 from tdreplay.epochs import EpochQuery
 from tdreplay.errors import InvalidArgumentError
-from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_ROW_ID, check_batch_size, check_choice, check_flag, check_seconds, check_whole
+from tdreplay.limits import DEFAULT_TABLE, DEFAULT_TIMEOUT, MAX_ROW_ID, check_batch_size, check_choice, check_flag, check_seconds, check_whole, shown
 from tdreplay.metadata import Metadata
 from tdreplay.priorities import Updated
 from tdreplay.progress import Shown, reporting
@@ -25,6 +25,7 @@ from tdreplay.rows import Given, Row, given_row, given_rows
 from tdreplay.samplers import Sampler, Uniform
 from tdreplay.selecting import Fields, Index, Slots, as_fields, as_slots
 from tdreplay.state import State
+from tdreplay.system_fields import LOST_SHARDS
 from tdreplay.table_config import TableRequest, check_limiter
 from tdreplay.trajectories import Trajectories
 from tdreplay.trajectory_state import Episode
@@ -172,6 +173,8 @@ class ShardedReplayBuffer(BaseReplayBuffer):
 
     def _key(self, key: str) -> str:
         """The key of a writer. By hash, one that was given none has one of its own; else it goes to any shard."""
+        if not isinstance(key, str):
+            raise InvalidArgumentError(f"key ({shown(key)}) must be a text")
         return key or (uuid.uuid4().hex if self._placement == "hash" else "")
 
     def trajectory_writer(
@@ -234,7 +237,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
             view: What the batches are made of.
         """
         asked = Asked(check_batch_size(batch_size), Uniform.name if check_flag(uniform, "uniform") else "", self._view_of(view))
-        ahead, names, waits = check_whole(prefetch, "prefetch", 1, MAX_PREFETCH), as_fields(fields), check_flag(wait, "wait")
+        ahead, names, waits = check_whole(prefetch, "prefetch", 1, MAX_PREFETCH), self._stored(as_fields(fields)), check_flag(wait, "wait")
         number = self._next_order() if seed is None else check_whole(seed, "seed", 0)
         config, shards = self._shards.config, self._shards
         plan = StreamPlan(self.table, asked.rows, asked.view, waits, shards.goes_on, self._timeout)
@@ -243,6 +246,11 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         counted = config.rate_limiter != Unlimited()
         streams = PullStreams(asked, len(shards), ahead, fields=names, seed=number, counted=counted)
         return ShardedStream(plan, self._transfer, streams, Keeper(shards, streams))
+
+    def _stored(self, fields: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """The fields that shards are asked for: not ``lost_shards``, which each batch says where the buffer goes on without lost shards."""
+        others = tuple(name for name in fields or () if name != LOST_SHARDS)
+        return others if others and self._shards.goes_on else fields
 
     def update_priorities(self, row_ids: Any, priorities: Any) -> Updated:
         """As in `BaseReplayBuffer`, all shards at once; an id that was never given is refused by its shard, and the others change their rows.

@@ -68,7 +68,13 @@ class ShardedInserts:
         if route is not None:
             return self._again(rows, route, writer_id)
         check_weights(rows.priorities, self._shards.config.sampler)  # Else other shards would have taken their part.
-        return self._fresh(rows, self.schema.fitted(rows), writer_id)
+        try:
+            fitted = self.schema.fitted(rows)
+        except SchemaError as error:
+            if self._shards.config.trajectories:
+                raise SchemaError(f"{error}: the rows of this table are steps, and trajectory_writer() writes them") from None
+            raise
+        return self._fresh(rows, fitted, writer_id)
 
     def _fresh(self, rows: Given, fitted: Fitted, writer_id: str) -> RowIds:
         """Stores rows that fit, and did not fail before. Nothing is called behind the try: an interrupt there would find rows that are forgotten."""

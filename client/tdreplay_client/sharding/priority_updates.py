@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tdreplay.errors import RowIdError, ServerUnavailableError
+from tdreplay.errors import NoPrioritiesError, RowIdError, ServerUnavailableError
 from tdreplay.priorities import Updated, check_weights, checked_priorities, checked_row_ids
 from tdreplay.shard_ids import local_row_ids, shard_numbers, sharded_row_ids
 from tdreplay_client.sharding.shard import Shard
@@ -25,16 +25,21 @@ def update_shards(shards: ShardSet, totals: KnownTotals, row_ids: Any, prioritie
     dropped, and they count as stale; so do those of a shard that was removed.
 
     Raises:
+        NoPrioritiesError: the rows have none.
         RowIdError, InvalidArgumentError: an id was never given, or a priority is too large. Nothing changes.
     """
     ids = checked_row_ids(row_ids)
     given = checked_priorities(priorities, len(ids))
+    if not shards.config.sampler.has_priorities:
+        shards.learn()  # It may have been dropped and made anew since.
+    if not shards.config.sampler.has_priorities:
+        raise NoPrioritiesError(f"the rows of this table have no priorities: its sampler is {shards.config.sampler}")
     check_weights(given, shards.config.sampler)  # Else the other shards would have changed their rows.
     there = shards.now
     numbers = shard_numbers(ids)
     check_shard_numbers(ids, numbers, {shard.number for shard in there} | shards.removed)
     of_shard = {shard: np.flatnonzero(numbers == shard.number) for shard in there}
-    asked = [shard for shard in there if len(of_shard[shard])] or there[:1]  # The first one says whether there are priorities at all.
+    asked = [shard for shard in there if len(of_shard[shard])] or there[:1]
     _check_given(shards, {shard: local_row_ids(ids[of_shard[shard]]) for shard in asked})
 
     def update(shard: Shard) -> Updated:

@@ -13,6 +13,7 @@ from tdreplay.metadata import Metadata, metadata_path
 from tdreplay.state import State
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_set import ShardSet
+from tdreplay_client.sharding.shares import used_places
 
 __all__ = ["load_shards", "save_shards"]
 
@@ -82,12 +83,17 @@ def load_shards(shards: ShardSet, path: str | os.PathLike[str]) -> None:
     there = shards.everywhere
     saved = _read(path, there)
     states = shards.each(lambda shard: shard.writes.state(), there)
-    sizes = [sum(one.buffer_size for one in some) for some in (saved.values(), states)]
+    sizes = [_whole_size([one.buffer_size for one in some]) for some in (saved.values(), states)]
     if sizes[0] != sizes[1] and any(one.data_size for one in saved.values()) | any(state.size for state in states):
         raise MissingRowsError(f"buffer_size ({sizes[0]}) must be {sizes[1]}: a buffer that holds rows keeps its capacity")
     for shard, state in zip(there, states, strict=True):
         _check_stored(shard, saved[shard.number], state)
     shards.each(lambda shard: shard.writes.rewind(saved[shard.number]), there)
+
+
+def _whole_size(sizes: Sequence[int]) -> int:
+    """The capacity of a whole whose shards have these: not all are used, where rows are fewer than shards."""
+    return sum(sizes[place] for place in used_places(sizes))
 
 
 def _check_stored(shard: Shard, saved: Metadata, state: State) -> None:

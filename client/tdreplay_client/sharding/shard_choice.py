@@ -73,6 +73,7 @@ class ShardChoice:
         self._rooms: dict[int, int | None] = {}  # The rows that their rate limiters let in; None: any number.
         self._looking = threading.Lock()
         self._asked, self._learning, self._version = -np.inf, False, -1
+        self._forgotten = 0  # How often: what shards said before does not count any more.
 
     # -- what is known --------------------------------------------------------------------------------------------------------------------------
 
@@ -126,10 +127,12 @@ class ShardChoice:
     def learn(self) -> None:
         """Asks all shards how full they are. A shard whose table is not there, because it lost its data, gets it again where that can be made."""
         self._asked, self._version = time.monotonic(), self._shards.version
-        shards = self._shards.now
+        shards, forgotten = self._shards.now, self._forgotten
         said = dict(zip(shards, self._shards.each(_looked_at, shards), strict=True))
         found = {shard.number: one.description for shard, one in said.items() if one is not None}
         with self._lock:
+            if forgotten != self._forgotten:
+                return
             self._said, self._rooms = found, {shard.number: one.room for shard, one in said.items() if one is not None}
             self._ring.learn({number: _level(one) for number, one in found.items()}, [shard.number for shard in shards])
 
@@ -152,7 +155,7 @@ class ShardChoice:
     def forget(self) -> None:
         """Forgets what is known: the tables do not hold earlier rows any more."""
         with self._lock:
-            self._said = {}
+            self._said, self._forgotten = {}, self._forgotten + 1
             self._ring.forget()
 
     # -- rows -----------------------------------------------------------------------------------------------------------------------------------

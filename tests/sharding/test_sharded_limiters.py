@@ -253,6 +253,30 @@ def test_a_queue_whose_rows_lie_on_one_shard_gives_a_batch_of_all_its_rows(addre
     assert sorted(found["number"].tolist()) == list(range(9))
 
 
+@pytest.mark.parametrize("limiter", [Queue(30), MinSize(3)])
+def test_a_batch_that_is_refused_takes_no_row_away(addresses, table, limiter):
+    settings = {"buffer_size": 90, "rate_limiter": limiter, "max_times_sampled": 1, "sampler": "fifo"}
+    with ShardedReplayBuffer(addresses, table=table, timeout=1, **settings) as buffer:
+        buffer.add_batch(numbered(0, 9))
+        with buffer.stream(12) as batches:
+            for read in (lambda: buffer.sample_batch(12), lambda: next(batches)):
+                with pytest.raises(RateLimitedError, match="sampling needs 12 rows, 9 are there"):
+                    read()
+                assert buffer.size == 9
+    with ShardedReplayBuffer(addresses, table=table, timeout=10) as other:
+        assert sorted(other.sample_batch(9)["number"].tolist()) == list(range(9))
+        assert other.size == 0, "what was drawn has left when the batch is there"
+
+
+def test_learners_who_each_hold_a_part_do_not_wait_for_each_other_for_ever(addresses, table):
+    settings = {"buffer_size": 90, "rate_limiter": Queue(9), "max_times_sampled": 1, "sampler": "fifo"}
+    with ShardedReplayBuffer(addresses, table=table, timeout=20, **settings) as buffer, ThreadPoolExecutor(2) as threads:
+        learning = [threads.submit(lambda: buffer.sample_batch(9)["number"].tolist()) for _ in range(2)]
+        for number in range(18):
+            buffer.add({"number": number})
+        assert sorted(itertools.chain(*(one.result(20) for one in learning))) == list(range(18))
+
+
 def test_a_wait_that_does_not_end_in_time_says_what_it_waits_for(addresses, table):
     limiter = SamplesPerInsert(1.0, min_size=3, error_buffer=9)
     with ShardedReplayBuffer(addresses, table=table, buffer_size=300, rate_limiter=limiter, timeout=1) as buffer:

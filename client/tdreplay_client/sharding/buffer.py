@@ -388,7 +388,6 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         self._iterator = None
         self._shards.times_emptied += 1
         self._totals.clear()
-        self._draws.forget()
         self._inserts.forget()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.reading.single_batches import Draw
 from tdreplay_client.sharding.draw_query import DrawQuery
 from tdreplay_client.sharding.joining import Part, joined
+from tdreplay_client.sharding.leased_rows import LeasedRows
 from tdreplay_client.sharding.owed_rows import OwedRows
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_batches import ShardBatch
@@ -45,6 +47,7 @@ class Drawing:
         generator: Decides what is left to chance.
         shards: Those of the buffer, by place.
         owed: What each shard is still to give.
+        leases: Of rows that count as drawn once the batch is whole.
         given: The batches that came, with their shards, and how many rows of each are used.
         shares: How probable it is that the next row comes from each shard, by number.
         rows: Among how many was drawn.
@@ -59,6 +62,7 @@ class Drawing:
     generator: np.random.Generator
     shards: Sequence[Shard]
     owed: OwedRows
+    leases: list[LeasedRows] = field(default_factory=list)
     given: list[Given] = field(default_factory=list)
     shares: dict[int, float] = field(default_factory=dict)
     rows: int = 0
@@ -67,11 +71,30 @@ class Drawing:
     rounds: int = 0
     is_sure: bool = False
     error: ReplayError | None = None
+    _ending: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def missing(self) -> int:
         """The rows that did not come yet."""
         return self.query.rows - sum(one.rows for one in self.given)
+
+    def end_leases(self, *, taken: bool) -> None:
+        """Says to the shards whether the leased rows count as drawn, and waits until they heard it. If not, they give them to others.
+
+        The first time counts. Several threads may call it.
+        """
+        with self._ending:
+            leases, self.leases = self.leases, []
+            for lease in leases:
+                lease.say(taken=taken)
+            for lease in leases:
+                lease.end()
+
+    def begin_anew(self) -> None:
+        """Gives back all rows that came."""
+        self.given.clear()
+        self.owed = self.owed.anew()
+        self.end_leases(taken=False)
 
     def share_out(self, rows: int, shares: Shares, whole: Shares, *, once: bool) -> None:
         """Draws how many of the next rows each shard gives.

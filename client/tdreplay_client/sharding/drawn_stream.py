@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +24,7 @@ from tdreplay.tokens import check_keys, check_same, whole_of
 from tdreplay_client.reading.single_batches import Asked
 from tdreplay_client.reading.stream import new_priorities
 from tdreplay_client.sharding.draw_query import DrawQuery
+from tdreplay_client.sharding.drawing import Drawing
 from tdreplay_client.sharding.draws import Draws
 from tdreplay_client.sharding.priority_updates import update_shards
 from tdreplay_client.sharding.shard_set import ShardSet
@@ -63,13 +65,13 @@ class DrawnStream(OfOneProcess, Iterator[TensorDict]):
         self._fields, self._seed, self._position = fields, seed, 0
         self._over = False
         self.updated = Updated(0, 0)
-        self._come: deque[TensorDict | Exception] = deque()
+        self._come: deque[tuple[TensorDict, Drawing] | Exception] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._drawing = threading.Thread()  # None that runs.
 
     def __next__(self) -> TensorDict:
         self._shards.owner.check()
-        batch: TensorDict | Exception | None = None
+        come: tuple[TensorDict, Drawing] | Exception | None = None
         try:
             while not self._come:
                 if not self._drawing.is_alive() and not self._come:
@@ -78,16 +80,18 @@ class DrawnStream(OfOneProcess, Iterator[TensorDict]):
                     self._drawing = start_reader(self._draw)
                 with suppress(queue.Empty):
                     self._bell.get(timeout=LOOK_SECONDS)
-            batch = self._come.popleft()
-            if isinstance(batch, Exception):
-                raise batch
+            come = self._come.popleft()
+            if isinstance(come, Exception):
+                raise come
+            batch, drawing = come
+            start_reader(partial(drawing.end_leases, taken=True)).join()  # An interrupt of half of it would give rows to others, too.
             self._position += 1
             return batch
         except Exception:
             raise
-        except BaseException:  # An interrupt: nobody got the batch, whose rows have left the shards. The next call gives it.
-            if batch is not None:
-                self._come.appendleft(batch)
+        except BaseException:  # An interrupt: nobody got the batch, whose rows may have left the shards. The next call gives it.
+            if come is not None:
+                self._come.appendleft(come)
             raise
 
     def _draw(self) -> None:
@@ -95,8 +99,9 @@ class DrawnStream(OfOneProcess, Iterator[TensorDict]):
         draw = None if self._seed is None else (self._seed, self._position)
         uniform = self._asked.sampler == Uniform.name
         try:
-            batch = self._draws.batch(DrawQuery(self._asked.rows, uniform, self._asked.view, draw, wait=self._plan.wait))
-            self._come.append(batch if self._fields is None or self._asked.view is not None else self._chosen(batch, self._fields))
+            batch, drawing = self._draws.leased_batch(DrawQuery(self._asked.rows, uniform, self._asked.view, draw, wait=self._plan.wait))
+            chosen = batch if self._fields is None or self._asked.view is not None else self._chosen(batch, self._fields)
+            self._come.append((chosen, drawing))
         except Exception as error:  # noqa: BLE001 - the thread that takes batches raises it.
             may_come = isinstance(error, RateLimitedError) or (isinstance(error, EmptyTableError) and self._plan.wait)
             self._over |= not may_come
@@ -147,9 +152,12 @@ class DrawnStream(OfOneProcess, Iterator[TensorDict]):
         return sum(not shard.is_there for shard in self._shards)
 
     def close(self) -> None:
-        """Ends the stream. Closing twice is allowed."""
+        """Ends the stream. A batch that was drawn and that nobody took is given back. Closing twice is allowed."""
         self._over = True
-        self._come.clear()
+        while self._come:
+            come = self._come.popleft()
+            if not isinstance(come, Exception):
+                come[1].end_leases(taken=False)
 
     def __enter__(self) -> Self:
         return self

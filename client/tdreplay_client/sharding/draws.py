@@ -14,18 +14,20 @@ from tdreplay.table_config import check_drawable
 from tdreplay_client.reading.device_transfer import DeviceTransfer
 from tdreplay_client.sharding.draw_query import DrawQuery, generator_of
 from tdreplay_client.sharding.drawing import Drawing
-from tdreplay_client.sharding.kept_rows import KeptRows
 from tdreplay_client.sharding.owed_rows import OwedRows
 from tdreplay_client.sharding.shard import Shard
 from tdreplay_client.sharding.shard_draws import LIMITED_SECONDS, ShardDraws
 from tdreplay_client.sharding.shard_set import ShardSet, none_there, too_few
 from tdreplay_client.sharding.shares import part_of
 from tdreplay_client.sharding.totals import KnownTotals, Shares
+from tdreplay_client.transport.retry_budget import jittered
 
 __all__ = ["Draws"]
 
 PAUSE_SECONDS = 0.05
 """How long is waited before shards without rows are asked again."""
+HOLD_SECONDS = 1.0
+"""How long a batch holds rows while others are missing, at most. Then it gives them back, and begins anew."""
 
 
 class Draws:
@@ -40,29 +42,40 @@ class Draws:
 
     def __init__(self, shards: ShardSet, totals: KnownTotals, transfer: DeviceTransfer, timeout: float) -> None:
         self._shards, self._totals, self._transfer, self._timeout = shards, totals, transfer, timeout
-        self._asking, self._kept = ShardDraws(shards, totals), KeptRows()
+        self._asking = ShardDraws(shards, totals)
 
     def batch(self, query: DrawQuery) -> TensorDict:
         """A batch. Errors: as `BaseReplayBuffer.sample_batch`, and those of a buffer that is remote."""
+        batch, drawing = self.leased_batch(query)
+        drawing.end_leases(taken=True)
+        return batch
+
+    def leased_batch(self, query: DrawQuery) -> tuple[TensorDict, Drawing]:
+        """A batch, and how it was drawn: rows that leave do so when its leases end. Errors: as `batch`; then nobody drew anything."""
         if self._shards.config.max_times_sampled or isinstance(self._shards.config.rate_limiter, Queue):
             check_drawable(self._shards.whole, query.rows)
         while True:
             drawing = Drawing(query, generator_of(query.draw), self._shards.now, OwedRows(self._most_at_once(query.rows)))
             try:
-                self._kept.begin(drawing)
                 self._fill(drawing, time.monotonic() + self._timeout)
-                return drawing.batch(self._transfer, self._lost_of(drawing))
+                return drawing.batch(self._transfer, self._lost_of(drawing)), drawing
             except ServerUnavailableError:
-                self._keep(drawing)
+                drawing.end_leases(taken=False)
                 if self._shards.now is drawing.shards:
                     raise
             except BaseException:
-                self._keep(drawing)
+                drawing.end_leases(taken=False)
                 raise
 
     def _fill(self, drawing: Drawing, until: float) -> None:
         """Draws until no row is missing."""
+        held_until = time.monotonic() + jittered(HOLD_SECONDS)
         while drawing.missing:
+            if until > time.monotonic() >= held_until and drawing.leases:  # Two who each hold a part of what the other one needs would wait for ever.
+                drawing.begin_anew()
+                time.sleep(jittered(PAUSE_SECONDS))
+            if not drawing.leases:
+                held_until = time.monotonic() + jittered(HOLD_SECONDS)
             error = self._round(drawing, until)
             drawing.rounds += 1
             if error is None and (time.monotonic() < until or drawing.error is None):
@@ -73,11 +86,6 @@ class Draws:
             if not isinstance(error, RateLimitedError):  # There the wait was the shard's.
                 time.sleep(PAUSE_SECONDS)
 
-    def _keep(self, drawing: Drawing) -> None:
-        """Keeps the rows of a batch that did not become whole, where no other batch gets them any more."""
-        if drawing.given and self._rows_leave:
-            self._kept.keep(drawing)
-
     def _lost_of(self, drawing: Drawing) -> int | None:
         """How many shards were not drawn from, where a batch says it."""
         return sum(not shard.is_there for shard in drawing.shards) if self._shards.goes_on else None
@@ -86,10 +94,6 @@ class Draws:
     def _rows_leave(self) -> bool:
         """Whether rows leave when they were drawn often enough. Then each batch of somebody else's changes what is there, too."""
         return self._shards.config.max_times_sampled > 0
-
-    def forget(self) -> None:
-        """Forgets the rows that were kept: they are no rows of the tables any more."""
-        self._kept.clear()
 
     def _is_waited_for(self, error: ReplayError, query: DrawQuery) -> bool:
         """Whether a batch that ended so is tried again, as long as there is time."""
@@ -124,7 +128,7 @@ class Draws:
         there = [shard for shard in there if shard.number in whole.numbers]
         if self._rows_leave and whole.rows < drawing.missing and not self._may_begin(drawing, whole):
             time.sleep(PAUSE_SECONDS)
-            return RateLimitedError(f"sampling needs {drawing.missing} rows, {whole.rows} are there")
+            return RateLimitedError(f"sampling needs {drawing.query.rows} rows, {drawing.query.rows - drawing.missing + whole.rows} are there")
         if not whole.rows:
             return self._none_stored(drawing, there, until)
         least, stored = self._shards.least_rows(len(there)), self._stored(whole)
@@ -137,7 +141,7 @@ class Draws:
         return None
 
     def _may_begin(self, drawing: Drawing, whole: Shares) -> bool:
-        """Whether a batch takes the rows that are there, fewer than it needs: whoever inserts the others may wait until these have left."""
+        """Whether a batch leases the rows that are there, fewer than it needs: whoever inserts the others may wait until these make room."""
         waits = isinstance(self._shards.config.rate_limiter, (Queue, SamplesPerInsert))
         return waits and whole.rows > 0 and time.monotonic() - drawing.began >= LIMITED_SECONDS
 

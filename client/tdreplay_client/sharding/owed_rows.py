@@ -19,9 +19,13 @@ class OwedRows:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self._most = self._first_most = most
         self._owed: dict[int, int] = {}
         self._refusing: set[int] = set()
+
+    def anew(self) -> OwedRows:
+        """The same at the beginning."""
+        return OwedRows(self._first_most)
 
     def __bool__(self) -> bool:
         """Whether a shard is still to give some."""

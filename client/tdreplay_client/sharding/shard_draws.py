@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tdreplay.errors import EmptyTableError, RateLimitedError, ReplayError, ServerUnavailableError
 from tdreplay_client.reading.named_batches import BegunBatch, OneBatch
 from tdreplay_client.sharding.drawing import Drawing, Given
+from tdreplay_client.sharding.leased_rows import LeasedRows
 from tdreplay_client.sharding.shard import LOSS_SECONDS, Shard
 from tdreplay_client.sharding.shard_batches import ShardBatch
 from tdreplay_client.sharding.shard_set import ShardSet
@@ -29,6 +30,7 @@ class _Ask:
         kind: Of what it draws them.
         one: What its batch is to be.
         share: How probable it is that a row comes from this shard.
+        leases: Where its lease goes, if the rows are to be leased.
         began: When it was asked, as `time.monotonic` says it.
     """
 
@@ -36,6 +38,7 @@ class _Ask:
     kind: DrawKind
     one: OneBatch
     share: float
+    leases: list[LeasedRows] | None
     began: float = field(default_factory=time.monotonic)
 
 
@@ -43,6 +46,7 @@ class ShardDraws:
     """Asks shards for rows of a batch.
 
     Where calls are held open to all of them, one thread does it: it asks each, and then waits for one after the other. Else threads do, one for each.
+    Rows that leave when they were drawn are leased: see `LeasedRows`. A shard that is alone gives whole batches, and leases none.
 
     Args:
         shards: The shards.
@@ -60,8 +64,9 @@ class ShardDraws:
         Raises:
             ReplayError: a shard failed, for a reason that is not one of its rows, or one is lost and the buffer does not go on without it.
         """
-        asks = [self._asking(drawing, shard, rows, until) for shard, rows in wanted]
-        found = self._answers(asks)
+        leases = drawing.leases if self._shards.config.max_times_sampled and len(drawing.shards) > 1 else None
+        asks = [self._asking(drawing, shard, rows, until, leases) for shard, rows in wanted]
+        found = self._answers(asks) if leases is None else [*self._each(asks).values()]
         errors = []
         for ask, outcome in zip(asks, found, strict=True):
             if isinstance(outcome, Given):
@@ -80,10 +85,10 @@ class ShardDraws:
         """Whether other shards may give rows where one ended so."""
         return isinstance(error, (EmptyTableError, RateLimitedError)) or (isinstance(error, ServerUnavailableError) and self._shards.goes_on)
 
-    def _asking(self, drawing: Drawing, shard: Shard, rows: int, until: float) -> _Ask:
+    def _asking(self, drawing: Drawing, shard: Shard, rows: int, until: float, leases: list[LeasedRows] | None) -> _Ask:
         seconds = self._seconds(until - time.monotonic(), alone=len(drawing.shards) == 1)
         one = OneBatch(drawing.query.asked, rows, drawing.draw_of(shard), seconds)
-        return _Ask(shard, drawing.query.kind, one, drawing.shares.get(shard.number, 1.0))
+        return _Ask(shard, drawing.query.kind, one, drawing.shares.get(shard.number, 1.0), leases)
 
     def _seconds(self, left: float, *, alone: bool) -> float:
         """For how long a shard may wait for its rate limiter."""
@@ -115,7 +120,11 @@ class ShardDraws:
 
     def _drawn(self, ask: _Ask) -> Given | ReplayError:
         try:
-            return self._given(ask, ask.shard.asked(lambda table: table.drawn(ask.one)))
+            if ask.leases is None:
+                return self._given(ask, ask.shard.asked(lambda table: table.drawn(ask.one)))
+            leased = ask.shard.asked(lambda table: table.leased(ask.one))
+            ask.leases.append(leased)
+            return self._given(ask, leased.batch)
         except ReplayError as error:
             return self._refused(ask, error)
 

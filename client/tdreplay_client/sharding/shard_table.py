@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from tdreplay_client.reading.named_batches import BegunBatch, NamedBatches, OneB
 from tdreplay_client.reading.placed_call import PlacedCall
 from tdreplay_client.sharding.epoch_answers import EpochAnswer
 from tdreplay_client.sharding.epoch_plan import ShardWindow
+from tdreplay_client.sharding.leased_rows import LeasedRows
 from tdreplay_client.sharding.shard_batches import ColumnTransfer, ShardBatch, Totals
 from tdreplay_client.transport.access import Access
 from tdreplay_client.transport.batch_memory import BatchMemory
@@ -36,6 +37,8 @@ from tdreplay_client.writing.known_schema import WriterSchema
 from tdreplay_client.writing.leaving_writer import LeavingWriter
 
 __all__ = ["ShardTable", "TotalsNow"]
+
+T = TypeVar("T")
 
 
 class TotalsNow(NamedTuple):
@@ -154,11 +157,21 @@ class ShardTable(RemoteReplayBuffer):
         Raises:
             EmptyTableError, RateLimitedError: there is no row, or none may be drawn.
         """
+        return self._drawn_in_time(one, self._drawn_now)
 
-        def attempt(budget: RetryBudget) -> ShardBatch | RateLimitedError:
+    def leased(self, one: OneBatch) -> LeasedRows:
+        """A random batch, as `drawn` gives it, whose rows are leased: they count as drawn once that is said. It comes over a call of its own."""
+
+        def attempt(one: OneBatch, budget: RetryBudget) -> LeasedRows:
+            return LeasedRows(self._connection, self._table, self._transfer, self._sharing, one, budget)
+
+        return self._drawn_in_time(one, attempt)
+
+    def _drawn_in_time(self, one: OneBatch, draw: Callable[[OneBatch, RetryBudget], T]) -> T:
+        def attempt(budget: RetryBudget) -> T | RateLimitedError:
             limited = one.seconds < budget.server_wait
             try:
-                return self._drawn_now(one._replace(seconds=min(one.seconds, budget.server_wait)), budget)
+                return draw(one._replace(seconds=min(one.seconds, budget.server_wait)), budget)
             except RateLimitedError as error:  # Else it would be tried again as long as `timeout`.
                 if not limited:
                     raise

@@ -501,6 +501,7 @@ class SampleRequest(google.protobuf.message.Message):
     NEXT_FIELD_NUMBER: builtins.int
     CLIENT_MEMORY_FIELD_NUMBER: builtins.int
     PLACED_FIELD_NUMBER: builtins.int
+    LEASES_MAKE_ROOM_FIELD_NUMBER: builtins.int
     table: builtins.str
     """The table's name. First message only."""
     batch_size: builtins.int
@@ -543,6 +544,10 @@ class SampleRequest(google.protobuf.message.Message):
     """
     wants_totals: builtins.bool
     """The responses say of what the batches were drawn, in `totals`. First message only."""
+    leases_make_room: builtins.bool
+    """Rows that are on their way to the learner make room for inserts already, as if they were taken: the batches are parts of larger ones, which may need
+    rows that are not inserted yet. If they are given back, more rows may wait than a rate limiter lets in. First message only.
+    """
     @property
     def fields(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The fields that travel; empty: all of them, `index` and `row_id`. First message only."""
@@ -606,9 +611,10 @@ class SampleRequest(google.protobuf.message.Message):
         next: collections.abc.Iterable[global___NextBatch] | None = ...,
         client_memory: global___SharedMemory | None = ...,
         placed: collections.abc.Iterable[global___PlacedRows] | None = ...,
+        leases_make_room: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "client_memory", b"client_memory", "seed", b"seed", "wait_seconds", b"wait_seconds", "windows", b"windows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "client_memory", b"client_memory", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "next", b"next", "placed", b"placed", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds", "wants_totals", b"wants_totals", "windows", b"windows"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_wait_seconds", b"_wait_seconds", "batch_size", b"batch_size", "batches_per_message", b"batches_per_message", "client_memory", b"client_memory", "credits", b"credits", "fields", b"fields", "first_batch", b"first_batch", "knows_priorities", b"knows_priorities", "leases_make_room", b"leases_make_room", "next", b"next", "placed", b"placed", "released_slots", b"released_slots", "sampler", b"sampler", "says_taken", b"says_taken", "seed", b"seed", "shared_slots", b"shared_slots", "standing", b"standing", "table", b"table", "taken", b"taken", "updates", b"updates", "wait_seconds", b"wait_seconds", "wants_totals", b"wants_totals", "windows", b"windows"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload

@@ -16,6 +16,9 @@ __all__ = ["Drawn", "Lease", "SentBatches"]
 class Lease(Protocol):
     """One batch that was drawn. Either `taken` is called, or `offer` and then `free`, each once, from any thread. None of them waits."""
 
+    def make_room(self) -> None:
+        """From now on inserts may come in the place of its rows, as if they were taken. It may be called once, before the others."""
+
     def taken(self) -> None:
         """A learner took the batch: its rows count as drawn."""
 

@@ -223,12 +223,24 @@ class _Lease:
 
     def __init__(self, sampling: Sampling, reserved: Reserved, drawn: DrawnRows, number: int) -> None:
         self._sampling, self._reserved, self._drawn, self._number = sampling, reserved, drawn, number
+        self._makes_room = False
+
+    def make_room(self) -> None:
+        self._makes_room = True
+        self._sampling.limiter.promised(self._reserved)
 
     def taken(self) -> None:
+        self._end_promise()
         self._sampling.taken(self._reserved, self._drawn.batch(self._number), self._drawn.moment)
 
     def offer(self) -> None:
         self._sampling.offer(self._drawn.batch(self._number), self._drawn.moment)
 
     def free(self) -> None:
+        self._end_promise()
         self._sampling.limiter.given_back(self._reserved)
+
+    def _end_promise(self) -> None:
+        if self._makes_room:
+            self._makes_room = False
+            self._sampling.limiter.promised(self._reserved, -1)

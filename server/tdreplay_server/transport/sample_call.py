@@ -81,6 +81,9 @@ class SampleCall:
             selection, leases = self._draw(*granted)
             drawn = selection.rows // rows
             flow.give_back(granted.batches - drawn)
+            if self._query.leases_make_room:
+                for lease in leases:
+                    lease.make_room()
             self._sent.sent(leases, drawn)
             yield Outgoing(selection, rows, self.head(selection))
             if not self._query.says_taken:

@@ -31,7 +31,7 @@ class Limited:
     """Applies the rule of a rate limiter, and lets batches wait for rows.
 
     - Rows count as inserted when they are in the ring. Until then they count for inserts alone, so these do not overtake each other.
-    - Batches are reserved before they are drawn. What is reserved counts for other batches, and for inserts only when it is taken.
+    - Batches are reserved before they are drawn. What is reserved counts for other batches, and for inserts only when it is taken, or promised.
     - In a queue whose rows are drawn once, a row that was overwritten is not in the queue any more. So it counts as never inserted. Inserts wait
       rather than overwrite a row that was not drawn, unless a batch waits that only they can help.
 
@@ -49,7 +49,7 @@ class Limited:
         self._inserts = Line(self._mutex, self._grant_insert, self._missing_rows, self._let_in)
         self._samples = Line(self._mutex, self._grant_batches, self._missing_batch, self._let_in)
         self._pending: dict[int, int] = {}
-        self._generation = self._taken = self._reserved = 0
+        self._generation = self._taken = self._reserved = self._promised = 0
         self._before: int | None = None  # None: there was no row yet.
         self._kept_taken = np.zeros((), np.int64)
         self._closed = False
@@ -65,7 +65,7 @@ class Limited:
             self._kept_taken = state.values[ROWS_TAKEN.name]
             self._before, self._taken = int(began) - 1, int(self._kept_taken)
             self._generation += 1
-            self._reserved = 0
+            self._reserved = self._promised = 0
             self._let_in()
 
     def emptied(self, ring: Ring) -> None:
@@ -74,7 +74,7 @@ class Limited:
             self._config = self._config.resized(ring.buffer_size)
             self._generation += 1
             self._before, self._kept_taken = None, np.zeros((), np.int64)
-            self._taken = self._reserved = 0
+            self._taken = self._reserved = self._promised = 0
             self._let_in()
 
     def changed(self) -> None:
@@ -193,6 +193,13 @@ class Limited:
                 self._reserved -= reserved.rows * batches
             self._let_in()
 
+    def promised(self, reserved: Reserved, batches: int = 1) -> None:
+        """Lets inserts in as if these batches were taken; below 0: not any more."""
+        with self._mutex:
+            if reserved.generation == self._generation:
+                self._promised += reserved.rows * batches
+            self._let_in()
+
     # -- counts -------------------------------------------------------------------------------------------------------------------------------
 
     def _let_in(self) -> None:
@@ -208,8 +215,9 @@ class Limited:
         return Counts(inserted, self._taken, self._reserved, supply.size, supply.draws)
 
     def _with_pending(self) -> Counts:
+        """What counts for inserts."""
         counts = self._counts()
-        return counts._replace(inserted=counts.inserted + sum(self._pending.values()))
+        return counts._replace(inserted=counts.inserted + sum(self._pending.values()), taken=counts.taken + self._promised)
 
     def insert_room(self) -> int | None:
         """How many rows could be inserted now without waiting for draws; None: any number."""

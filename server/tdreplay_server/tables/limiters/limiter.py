@@ -151,6 +151,9 @@ class RateLimiter(Protocol):
     def insert_room(self) -> int | None:
         """How many rows could be inserted now without waiting; None: any number."""
 
+    def promised(self, reserved: Reserved, batches: int = 1) -> None:
+        """So many of the batches make room for inserts now, though they are not taken yet. Below 0: so many make none any more."""
+
     @property
     def rows_taken(self) -> int:
         """The rows that learners took since the table was empty."""

@@ -65,6 +65,9 @@ class UnlimitedLimiter:
         """Any number."""
         return None
 
+    def promised(self, reserved: Reserved, batches: int = 1) -> None:
+        """Nobody waits for room."""
+
     @property
     def rows_taken(self) -> int:
         """Nobody counts them."""

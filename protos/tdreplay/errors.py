@@ -238,9 +238,14 @@ class RateLimitedError(ResourceExhaustedError, TimeoutError):
 
 
 class ServerUnavailableError(ReplayError, ConnectionError):
-    """The server cannot be reached, or the connection to it was lost."""
+    """The server cannot be reached, or the connection to it was lost.
+
+    Attributes:
+        is_past: Whether the server has been back since: the call was older.
+    """
 
     code = grpc.StatusCode.UNAVAILABLE
+    is_past = False
 
 
 class TLSError(ServerUnavailableError):

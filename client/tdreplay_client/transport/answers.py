@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from tdreplay.errors import ReplayError
+from tdreplay.errors import ReplayError, ServerUnavailableError
 from tdreplay.processes import Owner, keep_in_forks
 from tdreplay_client.transport.retry_budget import GRACE_SECONDS, RetryBudget
 from tdreplay_client.transport.threads import interrupt_behind, note_end, started
@@ -28,10 +28,12 @@ class ConnectionLike(Protocol):
     Attributes:
         owner: the process that may use it.
         timeout: seconds that an answer may take.
+        returns: how often the server came back after it was away.
     """
 
     owner: Owner
     timeout: float
+    returns: int
 
     @property
     def closed(self) -> bool:
@@ -62,7 +64,7 @@ class Answers(Iterator[Any]):
     """
 
     def __init__(self, call: Any, connection: ConnectionLike, budget: RetryBudget | None) -> None:
-        self._call, self._connection, self.budget = call, connection, budget
+        self._call, self._connection, self.budget, self._returns = call, connection, budget, connection.returns
         self._deadline: float | None = None
         self._overdue: float | None = None  # The deadline that had passed when the time was looked at last.
         self._late = self._closed = False
@@ -117,7 +119,10 @@ class Answers(Iterator[Any]):
     def _failure(self, error: Any) -> ReplayError:
         # gRPC raises the call itself, and with its traceback the call would hold all that its readers' frames hold, shared memory too.
         error.__traceback__ = None
-        return self._connection.late_error() if self._late else self._connection.error(error)
+        found = self._connection.late_error() if self._late else self._connection.error(error)
+        if isinstance(found, ServerUnavailableError):
+            found.is_past = self._returns != self._connection.returns
+        return found
 
     def end_at(self, until: float) -> None:
         """Sets the moment (of time.monotonic) at which the call is cancelled, whatever it answers until then."""

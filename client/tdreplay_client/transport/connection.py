@@ -66,6 +66,7 @@ class Connection:
         owner: the process that may use it: gRPC does not survive a fork.
         access: what the client shows to the server.
         disturbed: set when gRPC was interrupted (Ctrl-C).
+        returns: how often the server came back after it was away.
 
     Args:
         address: HOST:PORT or unix:PATH.
@@ -79,7 +80,7 @@ class Connection:
     def __init__(self, address: str, timeout: SupportsFloat | None, access: Access = OPEN) -> None:
         self.address, self.timeout = check_target(address), check_seconds(timeout, "timeout")
         self.owner = Owner(f"the buffer at {self.address}", "gRPC does not survive a fork, so start such a process by spawn")
-        self._away, self._noting = False, threading.Lock()
+        self._away, self._noting, self.returns = False, threading.Lock(), 0
         self.disturbed = threading.Event()
         self.access = access
         self._met = False  # Whether the server answered at all.
@@ -153,7 +154,8 @@ class Connection:
         """Whether another attempt follows one that ended with this error, if there is time left."""
         if isinstance(error, ServerUnavailableError):
             budget.lost = str(error)
-            self._note(away=True, why=budget.lost)
+            if not error.is_past:
+                self._note(away=True, why=budget.lost)
             return self._met or not isinstance(error, TLSError)
         if self._refused(error, budget):
             return True
@@ -196,6 +198,7 @@ class Connection:
             return
         with self._noting:
             changed, self._away = self._away is not away, away
+            self.returns += changed and not away
         if changed and away:
             log.warning("%s; calls wait up to %g s for it", why, self.timeout)
         elif changed:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +66,6 @@ __all__ = ["ShardedReplayBuffer"]
 
 ON_LOSS = ("raise", "degrade")
 PLACEMENTS = ("fill", "hash", "local")
-T = TypeVar("T")
 
 
 class ShardedReplayBuffer(BaseReplayBuffer):
@@ -133,10 +132,6 @@ class ShardedReplayBuffer(BaseReplayBuffer):
         """The shards' places and the other arguments. The copy connects at its first call, and creates no table."""
         shards = self._shards
         return _copied, (type(self), self._device, self._seed, shards.directory, self._opening, self._placement, shards.places, len(shards))
-
-    def _on_those_there(self, call: Callable[[Shard], T]) -> list[tuple[Shard, T]]:
-        """As `ShardSet.on_those_there`."""
-        return self._shards.on_those_there(call)
 
     @property
     def addresses(self) -> list[str]:
@@ -298,7 +293,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
 
     def describe(self) -> ShardedDescription:
         """As in `BaseReplayBuffer`: sums, and by shard. Each shard's part is of its own moment."""
-        found = dict(self._on_those_there(lambda shard: member_of(shard, shard.asked(ShardTable.answer)).description))
+        found = dict(self._shards.on_those_there(lambda shard: member_of(shard, shard.asked(ShardTable.answer)).description))
         now = time.monotonic()
         shards = [
             ShardDescription(
@@ -317,7 +312,7 @@ class ShardedReplayBuffer(BaseReplayBuffer):
 
     def _states(self) -> tuple[list[tuple[Shard, State]], State]:
         """The state of each shard that is there, and that of all of them."""
-        found = self._on_those_there(lambda shard: shard.asked(ShardTable.state))
+        found = self._shards.on_those_there(lambda shard: shard.asked(ShardTable.state))
         return found, whole_state([state for _, state in found], self._pointer(found))
 
     def _pointer(self, states: Sequence[tuple[Shard, State]]) -> int:

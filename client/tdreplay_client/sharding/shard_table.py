@@ -17,7 +17,6 @@ from tdreplay.progress import Progress
 from tdreplay.samplers import Uniform
 from tdreplay.selecting import Slots
 from tdreplay.table_config import TableRequest
-from tdreplay.trajectories import Trajectories
 from tdreplay.v1 import replay_buffer_pb2 as pb
 from tdreplay.views import TableView
 from tdreplay.window_messages import window_query_to_message
@@ -250,10 +249,6 @@ class ShardTable(RemoteReplayBuffer):
         """The rows of an episode, and whether the last one is the final observation. Errors: as `episode`."""
         rows, has_final = self._episode_rows(episode_id)
         return cast("ShardBatch", rows), has_final
-
-    def known_trajectories(self) -> Trajectories | Literal[False]:
-        """What the table knows of episodes."""
-        return self._trajectories()
 
     def rewind(self, metadata: Metadata) -> None:
         """Goes back to where `metadata` was saved. Errors: as `load`."""

@@ -33,6 +33,7 @@ values = {
     FieldDescriptor.TYPE_STRING: st.text(max_size=20),
     FieldDescriptor.TYPE_INT64: integers,
     FieldDescriptor.TYPE_SFIXED64: integers,
+    FieldDescriptor.TYPE_UINT32: st.integers(0, (1 << 32) - 1),
     FieldDescriptor.TYPE_SINT64: integers,
     FieldDescriptor.TYPE_DOUBLE: st.floats(allow_nan=False),  # NaN does not equal itself.
     FieldDescriptor.TYPE_BOOL: st.booleans(),

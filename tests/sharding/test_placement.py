@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -29,17 +30,25 @@ class Ring:
             for number, (capacity, rows) in enumerate(zip(self.capacities, self.rows, strict=True))
         }
 
-    def learn(self) -> None:
-        self.placement.learn(self.levels(), range(len(self.rows)))
+    def learn(self, levels: dict[int, FillLevel] | None = None) -> None:
+        self.placement.learn(levels or self.levels(), range(len(self.rows)))
 
-    def insert(self, first: int, count: int) -> None:
-        """Rows from `first` on, one acknowledgement a part."""
+    def insert(self, first: int, count: int, said_at: int = -1, learn_at: int = -1) -> None:
+        """Rows from `first` on, one acknowledgement a part. Each part is stored and then settled: at these of the moments between them, all shards
+        say how full they are, and that is learnt."""
         parts = self.placement.place(count, range(len(self.rows)))
+        levels = self.levels()
         assert sorted(np.concatenate([np.arange(count) if places is None else places for _, places in parts]).tolist()) == list(range(count))
-        for number, places in parts:
+        for moment, (number, places) in enumerate(itertools.chain.from_iterable(zip(parts, parts, strict=True))):
             rows = np.arange(first, first + count) if places is None else first + places
-            self.rows[number].extend(rows.tolist())
-            self.placement.settle(number, len(rows), len(self.rows[number]))
+            if moment % 2:
+                self.placement.settle(number, len(rows), len(self.rows[number]))
+            else:
+                self.rows[number].extend(rows.tolist())
+            if moment == said_at:
+                levels = self.levels()
+            if moment == learn_at:
+                self.learn(levels)
 
     def empty(self, number: int) -> None:
         """The shard comes back with nothing."""
@@ -77,6 +86,17 @@ def test_a_single_client_fills_the_whole_as_one_ring(capacities, inserts, learn_
         count += rows
         if number % learn_every == 0:
             ring.learn()
+    assert ring.slots() == whole
+
+
+@settings(max_examples=200, deadline=None)
+@given(capacities=parts, inserts=st.lists(st.tuples(st.integers(1, 90), st.integers(0, 11), st.integers(0, 11)), max_size=12))
+def test_a_single_client_fills_the_whole_as_one_ring_where_shards_say_how_full_they_are_in_the_middle(capacities, inserts):
+    ring, count, whole = Ring(capacities), 0, {}
+    for rows, said_at, learn_at in inserts:
+        ring.insert(count, rows, said_at, learn_at)
+        whole |= {row % sum(capacities): row for row in range(count, count + rows)}
+        count += rows
     assert ring.slots() == whole
 
 

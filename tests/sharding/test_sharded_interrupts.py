@@ -143,7 +143,7 @@ def test_a_row_whose_append_was_interrupted_moves_with_its_writer_and_is_stored_
     with ways_to_servers(2) as shards:
         options = {"table": table, "buffer_size": 1000, "timeout": 60, "transport": "grpc", "on_loss": "degrade"}
         with ShardedReplayBuffer(shards.addresses, **options) as buffer:
-            with buffer.writer(flush_seconds=1) as writer:
+            with buffer.writer(flush_seconds=1000) as writer:  # A row that was sent would wait for its shard.
 
                 def append(number: int) -> None:
                     writer.append({"action": number})

@@ -232,16 +232,18 @@ class RingPlacement:
     def _align(self) -> None:
         """Puts full shards that are laps away where they are closest to the others, and finds those that are behind.
 
-        Where shards are filled in turn, no shard's next slot lies before another one's last.
+        Where shards are filled in turn, no shard's next slot lies before another one's last. Of rows on their way nobody knows whether a shard
+        counted them already: while they are many, no shard is moved for them.
         """
         self._behind = set()
         if not self._fills:
             return
         full = [fill for fill in self._fills.values() if fill.is_full]
         nexts, lasts = (median(self._turns(fill, back) for fill in full or self._fills.values()) for back in (0, 1))
-        for fill in full:
+        unsure = max(fill.pending / fill.capacity for fill in self._fills.values())
+        for fill in full if unsure <= 1 / BEHIND_PART else ():
             late, early = lasts - self._turns(fill), self._turns(fill, 1) - nexts
-            if max(late, early) > NEAR_TURNS:
+            if max(late, early) > NEAR_TURNS + unsure:
                 fill.offset += fill.capacity * round(late if late > early else -early)
         self._behind = {number for number, fill in self._fills.items() if lasts - self._turns(fill) > 1 / BEHIND_PART}
 

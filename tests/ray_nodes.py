@@ -18,6 +18,7 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY
 
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_actor import Actor, Learner, RayLearner
 from tdreplay.errors import DeadlineError, ReplayError
@@ -148,11 +149,13 @@ class Workers:
     """
 
     def __init__(self, cluster: ReplayCluster, actors: int, writers: int, learners: int) -> None:
-        self._actors = [Actor.remote(cluster.buffer(timeout=TIMEOUT), number * writers, writers) for number in range(actors)]
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # No test removes this node.
+        actor, learner = Actor.options(scheduling_strategy=here), RayLearner.options(scheduling_strategy=here)
+        self._actors = [actor.remote(cluster.buffer(timeout=TIMEOUT), number * writers, writers) for number in range(actors)]
         until(lambda: self._written() > 20, "the actors write")
         buffers = [cluster.buffer(timeout=TIMEOUT, on_loss="degrade") for _ in range(max(1, learners))]
         self._here = [] if learners else [Learner(buffers[0])]
-        self._learners = [RayLearner.remote(buffer, streams=bool(number % 2)) for number, buffer in enumerate(buffers)] if learners else []
+        self._learners = [learner.remote(buffer, streams=bool(number % 2)) for number, buffer in enumerate(buffers)] if learners else []
         until(lambda: self._read() > 20, "the learners read")
         self.longest_pause(anew=True)  # The first batches wait for connections.
 

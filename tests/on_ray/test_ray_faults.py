@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from tdreplay.samplers import Prioritized
 from tdreplay_client import TableConfig
 from tdreplay_client.ray import ReplayCluster
 from tdreplay_client.transport.access import TLS
+from tdreplay_server.access.roles import Role
 
 pytestmark = [pytest.mark.skipif(not os.environ.get("TDREPLAY_LONG"), reason="the long form: TDREPLAY_LONG=1"), pytest.mark.timeout(3600)]
 
@@ -165,23 +167,21 @@ def shards_and_steps(buffer: Any) -> list[tuple[int, list[int]]]:
 
 
 def test_a_driver_may_leave_in_the_middle_of_a_resize(machines):
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, machines.address, DATA_DIR, "left"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert driver.stdin is not None
-    assert driver.stdout is not None
-    assert driver.stdout.readline() == "started\n"
-    cluster = ReplayCluster.connect("left")
-    with at_work(cluster) as workers:
-        driver.stdin.write("\n")
-        driver.stdin.flush()
-        assert driver.stdout.readline() == "resizing\n"
-        until(lambda: any(shard.state in ("draining", "leaving") for shard in cluster.status().shards), "a shard leaves")
-        driver.kill()
-        driver.wait(SECONDS)
-        until(lambda: len(cluster.status().shards) == 1, "the shard is gone")
-        workers.go_on()
-    cluster.stop()
+    command = [sys.executable, "-c", DRIVER, machines.address, DATA_DIR, "left"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "started\n"
+        cluster = ReplayCluster.connect("left")
+        with at_work(cluster) as workers:
+            driver.stdin.write("\n")
+            driver.stdin.flush()
+            assert driver.stdout.readline() == "resizing\n"
+            until(lambda: any(shard.state in ("draining", "leaving") for shard in cluster.status().shards), "a shard leaves")
+            driver.kill()
+            until(lambda: len(cluster.status().shards) == 1, "the shard is gone")
+            workers.go_on()
+        cluster.stop()
 
 
 @pytest.mark.parametrize("placement", ["pack", "with_learner"])
@@ -214,7 +214,7 @@ def test_what_only_the_nodes_know_to_be_wrong_is_refused(machines):
 def test_servers_with_certificates_and_tokens_are_reached_by_those_who_show_them(machines, tmp_path):
     authority = Authority(tmp_path)
     tokens = tmp_path / "tokens.json"
-    token = issued(tokens, name="all", roles=["admin", "actor", "learner"])
+    token = issued(tokens, name="all", roles=(Role.ADMIN,), tables=("*",), created=datetime.now(timezone.utc))
     shown = {"tls": TLS(authority.ca_file), "token": token}
     server = {**{name: str(path) for name, path in authority.server_files.items()}, "tokens_file": str(tokens)}
     with started(3, 30_000, server=server, **shown) as cluster, at_work(cluster) as workers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import threading
@@ -22,6 +23,7 @@ from chi_square import deviation
 from conftest import freeze, thaw
 from interrupts import interrupted_at, interrupting
 from tdreplay.errors import RateLimitedError, ReplayError, RowIdError, ServerUnavailableError, TableNotFoundError
+from tdreplay.limits import BLOCK_BYTES
 from tdreplay.rate_limiters import MinSize, SamplesPerInsert
 from tdreplay.shard_ids import shard_numbers
 from tdreplay_client import RemoteReplayBuffer, ShardedReplayBuffer
@@ -170,14 +172,14 @@ def test_over_one_shard_a_seed_gives_the_batches_of_one_server(addresses, table)
 
 
 def test_what_is_drawn_ahead_is_bounded():
-    for shards in (1, 4, 100):
-        for prefetch in (1, 2, 16, 1000):
-            for batch_size, row_bytes in ((1, 100), (256, 165), (256, 56_000), (1_000, 2_000)):
-                for seeded in (False, True):
-                    size = PullSize.of(batch_size, batch_size * row_bytes, shards, prefetch, seeded=seeded, counted=False)
-                    ahead = shards * size.rows * size.ahead
-                    assert ahead <= max(MOST_AHEAD * prefetch, 4) * batch_size + 2 * 128 * shards, (shards, prefetch, batch_size, row_bytes)
-                    assert size.rows * row_bytes <= max(1 << 20, 2 * batch_size * row_bytes)
+    for shards, prefetch, seeded, shared in itertools.product((1, 4, 100), (1, 2, 16, 1000), (False, True), (False, True)):
+        for batch_size, row_bytes in ((1, 100), (256, 165), (256, 56_000), (1_000, 2_000), (8, 3 << 20)):
+            size = PullSize.of(batch_size, batch_size * row_bytes, shards, prefetch, seeded=seeded, counted=False, shared=shared)
+            ahead = shards * size.rows * size.ahead
+            assert ahead <= max(MOST_AHEAD * prefetch, 4) * batch_size + 2 * 128 * shards, (shards, prefetch, batch_size, row_bytes)
+            assert size.rows * row_bytes <= max(1 << 20, 2 * batch_size * row_bytes)
+            if shards > 1 and not shared:
+                assert size.rows == 1 or size.rows * row_bytes <= BLOCK_BYTES, "it comes as one message"
 
 
 def test_a_stream_is_of_its_process(addresses, table):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tdreplay.block import Layout
 from tdreplay.errors import SchemaError
-from tdreplay.limits import MAX_BATCH_SIZE, MAX_HEADER_BYTES, MOST_PLACED_BYTES, MOST_PLACED_SLOTS
+from tdreplay.limits import BLOCK_BYTES, MAX_BATCH_SIZE, MAX_HEADER_BYTES, MOST_PLACED_BYTES, MOST_PLACED_SLOTS
 from tdreplay.samplers import Uniform
 from tdreplay.seeds import derived_seed
 from tdreplay_client.reading.placed_call import PlacedCall
@@ -25,7 +25,7 @@ log = logging.getLogger("tdreplay")
 LARGE_BATCH = 1 << 20
 """From so many bytes on, a batch is put together alone; small rows do not come in larger messages."""
 PARTS_AT_ONCE = 2
-"""How many batches' parts of large rows come at once, where there are several shards: a message has its cost there, too."""
+"""How many batches' parts of large rows come at once through shared memory, where there are several shards: a message has its cost there, too."""
 FEWEST_ROWS = 64
 """Of small rows no fewer come at once: less would cost as much."""
 MOST_AHEAD = 4
@@ -59,7 +59,7 @@ class PullSize(NamedTuple):
     together: int
 
     @classmethod
-    def of(cls, batch_size: int, batch_bytes: int, shards: int, prefetch: int, *, seeded: bool, counted: bool) -> PullSize:
+    def of(cls, batch_size: int, batch_bytes: int, shards: int, prefetch: int, *, seeded: bool, counted: bool, shared: bool = False) -> PullSize:
         """What suits batches of so many rows and bytes, of which about `prefetch` may be drawn ahead of the one that is taken.
 
         Args:
@@ -70,11 +70,15 @@ class PullSize(NamedTuple):
             seeded: Whether the rows of a batch are to follow from a seed alone: then what comes as one does not depend on `prefetch`. That of a shard
                 that is alone is a batch, as the same seed gives it to one server.
             counted: Whether draws count: then no more come than are needed.
+            shared: Whether they come through memory that is shared with the server.
         """
         if counted or (seeded and shards == 1):
             return cls(-(-batch_size // shards), prefetch + 1, 1)
         if batch_bytes >= LARGE_BATCH:
-            return cls(-(-batch_size * min(PARTS_AT_ONCE, shards) // shards), max(2, -(-prefetch // min(PARTS_AT_ONCE, shards)) + 1), 1)
+            several = -(-batch_size * min(PARTS_AT_ONCE, shards) // shards)
+            # Over the wire what comes as one is one message, which lies in memory as it came: of several, a batch would be copied together first.
+            rows = several if shared or shards == 1 else min(several, max(1, batch_size * BLOCK_BYTES // batch_bytes))
+            return cls(rows, max(2, -(-batch_size * prefetch // (shards * rows)) + 1), 1)
         most = batch_size * LARGE_BATCH // max(batch_bytes, 1)
         share = batch_size * min(MOST_AHEAD, shards) // shards  # Of each shard for each of the batches that are drawn ahead.
         rows = min(max(share if seeded else share * max(1, prefetch // 2), FEWEST_ROWS), most, MAX_BATCH_SIZE)
@@ -185,5 +189,6 @@ class PullStreams:
     def _suitable(self, shard: Shard) -> PullSize:
         row = self._row_bytes(shard)
         steps = 1 if self._asked.view is None else max(window.length for window in self._asked.view.windows.windows)
-        size, seeded = self._asked.rows * row * steps, self.seed is not None
-        return PullSize.of(self._asked.rows, size, self._shards, self.prefetch, seeded=seeded, counted=self._counted)
+        size = self._asked.rows * (row * steps + DRAWN_BYTES)
+        settings = {"seeded": self.seed is not None, "counted": self._counted, "shared": shard.reads.wants_shared}
+        return PullSize.of(self._asked.rows, size, self._shards, self.prefetch, **settings)

@@ -217,7 +217,9 @@ def test_servers_with_certificates_and_tokens_are_reached_by_those_who_show_them
     token = issued(tokens, name="all", roles=(Role.ADMIN,), tables=("*",), created=datetime.now(timezone.utc))
     shown = {"tls": TLS(authority.ca_file), "token": token}
     server = {**{name: str(path) for name, path in authority.server_files.items()}, "tokens_file": str(tokens)}
-    with started(3, 30_000, server=server, **shown) as cluster, at_work(cluster) as workers:
+    with started(3, 3_000_000, server=server, **shown) as cluster, at_work(cluster) as workers:
+        with cluster.buffer(timeout=TIMEOUT) as buffer:
+            buffer.add_batch(numbered(MANY, MANY + 300_000))  # So many that each shard has some of them.
         changed = cluster.resize(2, drain_seconds=1)
         assert changed.moved_rows > 0
         workers.go_on()
@@ -227,4 +229,4 @@ def test_servers_with_certificates_and_tokens_are_reached_by_those_who_show_them
             ReplayCluster.connect(cluster.name, token="tdr_" + 43 * "x").buffer(timeout=5)
         rows = workers.end_writing()
         with ReplayCluster.connect(cluster.name).buffer(timeout=TIMEOUT) as buffer:
-            assert stored(buffer) == rows
+            assert stored(buffer) == [*rows, *range(MANY, MANY + 300_000)]

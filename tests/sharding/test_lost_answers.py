@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import pytest
-from ways import Ways, ways_to_servers
+from ways import Way, Ways, ways_to_servers
 
 from conftest import rows
 from tdreplay.errors import ReplayError
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_client.sharding.buffer import ShardedReplayBuffer
 from tdreplay_client.sharding.shard import ShardPlace
+from tdreplay_server import ReplayServer, ServerConfig
 
 SECONDS = 30.0
 
@@ -217,3 +220,49 @@ def test_a_shard_that_drains_gets_no_more_rows_and_says_which_it_has(shards, tab
         buffer.add_batch(rows(2000, 10_000))
         assert shards.all_stored(table) == dict.fromkeys([*range(2002), *range(5000, 5000 + count), *range(10_000, 12_000)], 1)
         assert set(range(10_000, 12_000)) <= set(shards.stored(1, table)) | set(range(10_000, 10_002))
+
+
+# -- a shard that goes on at another address --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def another_way(server: str, *, with_rows: bool, table: str) -> Iterator[tuple[str, str]]:
+    """Another way to a server, or to one that is empty, which has the table if it is to take the place of that. Gives it, and the server."""
+    with ExitStack() as running:
+        if not with_rows:
+            server = running.enter_context(ReplayServer(ServerConfig(address="127.0.0.1:0"))).address
+            RemoteReplayBuffer(server, table=table, buffer_size=5000).close()
+        way = Way(server)
+        running.callback(way.close)
+        yield way.address, server
+
+
+@pytest.mark.parametrize("on_loss", ["degrade", "raise"])
+@pytest.mark.parametrize("with_rows", [True, False], ids=["with its rows", "without them"])
+def test_a_shard_goes_on_at_another_address_with_all_that_was_not_acknowledged(shards, table, on_loss, with_rows):
+    """Calls that wait for it end there: they do not wait until their time is up. What it stored, and did not acknowledge, is stored once."""
+    directory = Listed(shards)
+    with opened(shards, table, directory=directory, on_loss=on_loss) as buffer, ThreadPoolExecutor(1) as threads:
+        buffer.add_batch(rows(2000))  # To both shards, whose calls are open now.
+        writer = buffer.writer(flush_rows=4)
+        moved = writer.shard
+        writer.append(rows(1, 2000)[0])
+        writer.flush()
+        before = set(shards.stored(moved, table))
+        shards.ways[moved].is_deaf = True
+        for number in range(2001, 2021):
+            writer.append(rows(1, number)[0])
+        waiting = threads.submit(buffer.add_batch, rows(2000, 2021))
+        await_true(lambda: size(shards.servers[moved], table) >= len(before) + 900)  # Stored, and not acknowledged.
+        with another_way(shards.servers[moved], with_rows=with_rows, table=table) as (address, server):
+            shards.ways[moved].cut()
+            began = time.monotonic()
+            directory.listed = [ShardPlace(place.number, address) if place.number == moved else place for place in directory.listed]
+            waiting.result(SECONDS)
+            writer.close()
+            assert time.monotonic() - began < SECONDS
+            buffer.add_batch(rows(10, 5000))
+            assert buffer.describe().shards[moved].address == address
+            with RemoteReplayBuffer(server, table=table) as direct:
+                there = Counter([*direct.sample_all()["action"].tolist(), *shards.stored(1 - moved, table)])
+        assert there == dict.fromkeys({*range(4021), *range(5000, 5010)} - (set() if with_rows else before), 1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_server import ReplayServer, ServerConfig
 
-__all__ = ["Ways", "ways_to_servers"]
+__all__ = ["Way", "Ways", "ways_to_servers"]
 
 
 class Way:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -126,7 +126,23 @@ class Shard:
         if since is not None:
             log.warning("shard %d at %s is back after %.1f s", self.number, self.place.address, time.monotonic() - since)
 
+    def go_to(self, place: ShardPlace) -> None:
+        """Notes where the directory says that it is now. At another address it counts as lost until it was seen there, with or without its rows.
+
+        Raises:
+            ForkedError, ClosedError: it cannot be used any more.
+        """
+        moved, self.place = place.address != self.place.address, place
+        if moved:
+            for table in self._tables:
+                table.move(place.address)
+            self.lose(ServerUnavailableError(f"it is at {place.address} now"))
+
+    @property
+    def _tables(self) -> Collection[ShardTable]:
+        return {id(table): table for table in (self.reads, self.writes)}.values()
+
     def close(self) -> None:
         """Closes its connections."""
-        for table in {id(table): table for table in (self.reads, self.writes)}.values():
+        for table in self._tables:
             table.close()

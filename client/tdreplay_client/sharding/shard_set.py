@@ -324,16 +324,16 @@ class ShardSet:
         check_members([*others, member])
 
     def _renew(self) -> None:
-        """Takes up the shards that the directory names now. Those that it does not name any more are used no longer."""
+        """Takes up the shards that the directory names now, where it says that they are. Those that it does not name any more are used no longer."""
         with self._changing:
             places = check_places(self._directory.places())
-            known = {shard.place: shard for shard in self.everywhere}
+            known = {shard.number: shard for shard in self.everywhere}
             for place in places:
-                if place in known:
-                    known[place].place = place  # It may be draining by now.
+                if place.number in known:
+                    known[place.number].go_to(place)
             if list(self.places) == list(places):
                 return
-            shards = [known.get(place) or self._joining(place, position) for position, place in enumerate(places)]
+            shards = [known.get(place.number) or self._joining(place, position) for position, place in enumerate(places)]
             kept = tuple(shard for shard in shards if shard is not None)
             if kept and kept != self.everywhere:
                 self._use(kept)

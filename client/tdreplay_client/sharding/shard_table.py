@@ -104,6 +104,14 @@ class ShardTable(RemoteReplayBuffer):
         super()._open(*arguments)
         self._named = NamedBatches(self._connection, self._table, self._transfer, self._sharing)
 
+    def move(self, address: str) -> None:
+        """Goes on with the server at another address. What waits for an answer is asked again there, or sent again under the numbers that it had.
+
+        Raises:
+            ForkedError, ClosedError: no calls can be made any more.
+        """
+        self._connection.move(address)
+
     def close(self) -> None:
         super().close()
         self._named.close()

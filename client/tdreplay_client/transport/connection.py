@@ -85,12 +85,30 @@ class Connection:
         self.access = access
         self._met = False  # Whether the server answered at all.
         self._overload: OverloadedError | None = None  # What it says while it has too much to do.
-        self._channel = open_channel(self.address, access)
-        self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
         self._closed = threading.Event()
-        self._end = weakref.finalize(self, _close_channel, self._channel, self.owner, self.disturbed)
+        self._use(open_channel(self.address, access))
         keep_in_forks(self)
         _open.add(self)
+
+    def _use(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
+        self._end = weakref.finalize(self, _close_channel, channel, self.owner, self.disturbed)
+
+    def move(self, address: str) -> None:
+        """Goes on at another address, at which the same server is now, or the one that takes its place. Calls that are on their way are lost.
+
+        Raises:
+            InvalidArgumentError: it is no address.
+            ForkedError, ClosedError: no calls can be made any more.
+        """
+        self.check_open()
+        end, channel = self._end, open_channel(address, self.access)
+        self.address = check_target(address)
+        self._use(channel)
+        end()
+        if self._closed.is_set():  # Meanwhile: that closed one of both channels.
+            self._end()
 
     def _multi_callable(self, method: Any) -> Callable[..., Any]:
         make = getattr(self._channel, f"{_ARITY[method.client_streaming]}_{_ARITY[method.server_streaming]}")
@@ -267,12 +285,15 @@ class Connection:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
+        channel = self._channel
         try:
             yield
         except grpc.RpcError as error:
             raise self.error(error) from None
         except ValueError:  # So gRPC says that the channel was closed since that was checked.
             self.check_open()
+            if channel is not self._channel:
+                raise self.lost_error("is not there any more") from None
             raise
         except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
             self.release_locks(None)

@@ -164,7 +164,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_rewards_of_any_real_or_whole_numbers_are_summed_up(make_buffer, dtype, shape):
-    buffer = make_buffer(10, trajectories=True)
+    buffer = make_buffer(100, trajectories=True)
     buffer.add_batch(steps(torch.tensor([1, 2, 4, 0.5 if dtype.is_floating_point else 8]).to(dtype).reshape(4, *shape), last=True))
     expected = 7.5 if dtype.is_floating_point else 15.0
     assert [episode.episode_return for episode in buffer.episodes()] == [expected]
@@ -187,7 +187,7 @@ def test_a_table_without_a_reward_has_no_returns(make_buffer):
 
 
 def test_returns_do_not_drift_in_whatever_portions_steps_come(make_buffer):
-    buffer, rewards = make_buffer(10_000, trajectories=True), torch.full((3000,), 0.1, dtype=torch.float64)
+    buffer, rewards = make_buffer(20_000, trajectories=True), torch.full((3000,), 0.1, dtype=torch.float64)
     rewards[0] = 1e12
     whole = steps(rewards)
     for start in range(0, 3000, 100):

@@ -89,7 +89,7 @@ def test_a_row_id_that_was_never_given_changes_nothing(prioritized, kind, row_id
 def test_an_overwritten_row_is_stale_and_no_other_changes(make_buffer, kind):
     buffer = make_buffer(4, sampler="prioritized")
     buffer.add_batch(rows(6))
-    assert buffer.update_priorities(kind.row_ids([0, 1, 2, 5]), 9.0) == Updated(2, 2)
+    assert buffer.update_priorities(kind.row_ids([0, 1, 2, 5], buffer_size=4), 9.0) == Updated(2, 2)
     batch = buffer.sample_batch(256)
     priorities = dict(zip(batch["action"].tolist(), batch["priority"].tolist(), strict=True))
     assert priorities == {2: 9.0, 3: 1.0, 4: 1.0, 5: 9.0}  # A row that is not drawn in 256 draws: a chance of 1 in 10^12.

@@ -94,7 +94,7 @@ def test_the_index_is_the_slot_and_the_row_id_counts_all_rows(make_buffer, kind)
     batch = buffer.sample_by_index([7, 0, 2, 7])
     assert batch[INDEX.name].tolist() == [7, 0, 2, 7]
     assert numbers(batch) == [7, 8, 10, 7]
-    assert batch[ROW_ID.name].tolist() == kind.row_ids([7, 8, 10, 7])
+    assert batch[ROW_ID.name].tolist() == kind.row_ids([7, 8, 10, 7], buffer_size=8)
 
 
 def test_what_is_done_to_the_index_of_a_batch_leaves_the_callers_index_as_it_is(make_buffer):

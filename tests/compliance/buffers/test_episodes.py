@@ -72,8 +72,9 @@ def check_whole(buffer, ring, serial, trajectories=TRAJECTORIES) -> None:
 def test_episodes_are_listed_and_counted_while_rows_come_and_go(make_buffer, kind, actors, capacity):
     buffer, chronicle = make_buffer(capacity, trajectories=TRAJECTORIES), Chronicle(capacity, kind.shards)
     chance, players = random.Random(capacity + actors), Players(actors, actors)
+    most = min(40, capacity // max(2, 2 * kind.shards))  # No more than a shard takes in at once.
     for turn in range(60):
-        buffer.add_batch(chronicle.insert(players.rows(chance.randint(1, min(40, capacity // 2)))))
+        buffer.add_batch(chronicle.insert(players.rows(chance.randint(1, most))))
         if turn % 3 == 0:
             check_episodes(buffer, chronicle)
             check_description(buffer, chronicle)
@@ -115,7 +116,7 @@ def test_a_table_without_steps_has_no_episodes(make_buffer):
 
 
 def test_an_episode_of_which_the_final_observation_alone_is_left_is_none(make_buffer, kind):
-    buffer, chronicle = make_buffer(4, trajectories=TRAJECTORIES), Chronicle(4, kind.shards)
+    buffer, chronicle = make_buffer(4, trajectories=TRAJECTORIES), Chronicle(4, min(4, kind.shards))
     players = Players(1, 1, longest=3, ends=("terminated",))
     for _ in range(30):
         buffer.add_batch(chronicle.insert(players.rows(1)))

@@ -417,7 +417,7 @@ def test_numbers_take_the_dtypes_of_the_table(make_buffer):
         writer.append({"obs": 0.5, "reward": 1.0, "terminated": True, "truncated": False}, final=1.5)
     with buffer.trajectory_writer() as writer:
         writer.append({"obs": 2, "reward": 1, "terminated": True, "truncated": False}, final=3)
-    assert [row[3] for row in stored(buffer)] == [0.5, 1.5, 2, 3]
+    assert sorted(row[3] for row in stored(buffer)) == [0.5, 1.5, 2, 3]  # Over shards the two writers may be on any.
 
 
 def test_a_closed_writer_takes_no_step(buffer):

@@ -91,9 +91,9 @@ class Connection:
         _open.add(self)
 
     def _use(self, channel: grpc.Channel) -> None:
-        self._channel = channel
-        self._calls = {method.name: self._multi_callable(method) for method in SERVICE.methods}
         self._end = weakref.finalize(self, _close_channel, channel, self.owner, self.disturbed)
+        self._calls = {method.name: _multi_callable(channel, method) for method in SERVICE.methods}
+        self._channel = channel  # As the last one: see `_translated`.
 
     def move(self, address: str) -> None:
         """Goes on at another address, at which the same server is now, or the one that takes its place. Calls that are on their way are lost.
@@ -109,14 +109,6 @@ class Connection:
         end()
         if self._closed.is_set():  # Meanwhile: that closed one of both channels.
             self._end()
-
-    def _multi_callable(self, method: Any) -> Callable[..., Any]:
-        make = getattr(self._channel, f"{_ARITY[method.client_streaming]}_{_ARITY[method.server_streaming]}")
-        response_type = GetMessageClass(method.output_type)
-        # A message with a block stays as it came: tdreplay.framing takes it apart without a copy.
-        decode = None if "block" in method.output_type.fields_by_name else response_type.FromString
-        call: Callable[..., Any] = make(f"/{SERVICE.full_name}/{method.name}", request_serializer=_serialize, response_deserializer=decode)
-        return call
 
     def retried(self, attempt: Callable[[RetryBudget], T], *, for_rows: bool = False) -> T:
         """Calls `attempt`, and gives its result. Where the server cannot be reached, it is called again, until its budget is used up.
@@ -292,7 +284,7 @@ class Connection:
             raise self.error(error) from None
         except ValueError:  # So gRPC says that the channel was closed since that was checked.
             self.check_open()
-            if channel is not self._channel:
+            if channel is not self._channel:  # By `move`: the call was made over the one before.
                 raise self.lost_error("is not there any more") from None
             raise
         except BaseException as error:  # noqa: BLE001 - it is raised again, or the interrupt behind it.
@@ -371,6 +363,15 @@ def _end_at_exit() -> None:
 
 
 _ARITY = {False: "unary", True: "stream"}
+
+
+def _multi_callable(channel: grpc.Channel, method: Any) -> Callable[..., Any]:
+    make = getattr(channel, f"{_ARITY[method.client_streaming]}_{_ARITY[method.server_streaming]}")
+    response_type = GetMessageClass(method.output_type)
+    # A message with a block stays as it came: tdreplay.framing takes it apart without a copy.
+    decode = None if "block" in method.output_type.fields_by_name else response_type.FromString
+    call: Callable[..., Any] = make(f"/{SERVICE.full_name}/{method.name}", request_serializer=_serialize, response_deserializer=decode)
+    return call
 
 
 def _serialize(request: Message | bytes) -> bytes:

@@ -60,9 +60,11 @@ def test_a_cluster_keeps_every_row_through_kills_resizes_a_lost_node_and_a_stop(
     with ray_of_two_nodes() as machines:
         node = machines.add(1)
         what_cannot_be_is_refused()
-        with started(3, 300_000) as cluster:
+        with started(3, 300_001) as cluster:
             nodes = [shard.node for shard in cluster.status().shards]
             assert len(set(nodes)) == 3, "they are spread"
+            with cluster.buffer(timeout=TIMEOUT) as buffer:
+                assert buffer.describe().buffer_size == 300_001
             what_a_cluster_refuses(cluster)
             rows = kills_and_resizes(cluster, machines)
             rows = a_node_is_lost(cluster, machines, node, nodes.index(node.node_id), rows)

@@ -55,8 +55,8 @@ class ReplayCluster:
 
     Ray runs its workers, and so the servers, with niceness 15. Where others use their cores, set ``RAY_worker_niceness=0`` before ``ray start``.
 
-    Each shard has the same part of the table's `buffer_size`, rounded up, and keeps it: the capacity of the buffer grows and shrinks with the number
-    of shards.
+    Each shard has its part of the table's `buffer_size`, and keeps it: the capacity of the buffer grows and shrinks with the number of shards. One
+    that comes later has as large a part as the last of those with which the cluster began.
 
     Args:
         shards: How many there are, from 1 to 16384. Shards whose rows are found on the disks are among them.

@@ -25,9 +25,10 @@ OWN_SETTINGS = {"config", "address", "data_dir", "cluster", "shard", "durability
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """What a cluster is started with, checked. `ReplayCluster` says what each is; `table` is what each of its shards makes."""
+    """What a cluster is started with, checked. `ReplayCluster` says what each is; `table` is that of the whole buffer over so many `shards`."""
 
     name: str
+    shards: int
     table: TableRequest
     data_dir: str
     resources: Mapping[str, float]
@@ -64,7 +65,8 @@ class ClusterSettings:
         """
         return cls(
             check_name(name),
-            _share(table, shards),
+            shards,
+            _table(table, shards),
             _data_dir(data_dir),
             _resources({"CPU": 1.0} if resources is None else resources),
             check_choice(placement, "placement", PLACEMENTS),
@@ -76,6 +78,10 @@ class ClusterSettings:
             token,
             learner_node,
         )
+
+    def table_of(self, number: int) -> TableRequest:
+        """What the shard of this number makes. One that comes later has as large a part as the last of the first ones."""
+        return share_of(self.table, min(number, self.shards - 1), self.shards)
 
     @property
     def is_encrypted(self) -> bool:
@@ -122,14 +128,14 @@ def group_name(name: str, number: int) -> str:
     return f"tdreplay:{name}:group:{number}"
 
 
-def _share(table: TableConfig, shards: int) -> TableRequest:
-    """The table of each shard: all have the same part, those of a cluster that grows as well."""
+def _table(table: TableConfig, shards: int) -> TableRequest:
+    """What is asked of the whole buffer. Each of the shards can have its part of it."""
     if not isinstance(table, TableConfig):
         raise InvalidArgumentError(f"table ({table!r}) must be a TableConfig")
-    asked = TableRequest.of_config(table)
-    share = share_of(TableRequest.of(**{**vars(asked), "name": table.name or DEFAULT_TABLE}), 0, shards)
-    check_limiter(share.config("cpu"))
-    return share
+    asked = TableRequest.of(**{**vars(TableRequest.of_config(table)), "name": table.name or DEFAULT_TABLE})
+    for place in {0, shards - 1}:  # The largest part and the smallest.
+        check_limiter(share_of(asked, place, shards).config("cpu"))
+    return asked
 
 
 def _data_dir(data_dir: str) -> str:

@@ -98,7 +98,8 @@ class ShardActor:
 
     def _first_table(self) -> dict[str, str]:
         """A server that never ran makes the table. Later a client may have given it another capacity."""
-        return {environment_name("tables"): json.dumps({self._settings.table.name: self._settings.table.to_json()})}
+        table = self._settings.table_of(self._number)
+        return {environment_name("tables"): json.dumps({table.name: table.to_json()})}
 
     def _ready_at(self, _address: str) -> None:
         self._change(starts=self._record.starts + 1)

@@ -195,6 +195,7 @@ class ShardedInserts:
     def note_stored(self, shard: Shard) -> None:
         """Notes that a writer stored rows there."""
         self.schema.confirm()
+        self.choice.note_written()
         self._totals.changed(shard.number)
 
     def close(self) -> None:

@@ -37,6 +37,8 @@ __all__ = ["ShardChoice", "ShardPart"]
 log = logging.getLogger("tdreplay")
 LEARN_SECONDS = 1.0
 """How often the shards are asked how full they are, while rows are inserted."""
+WRITTEN_SECONDS = 0.1
+"""How often, while writers come and go: their rows are not counted here. Else all that come within a second would leave out the same shards."""
 
 
 class ShardPart(NamedTuple):
@@ -73,6 +75,7 @@ class ShardChoice:
         self._rooms: dict[int, int | None] = {}  # The rows that their rate limiters let in; None: any number.
         self._looking = threading.Lock()
         self._asked, self._learning, self._version = -np.inf, False, -1
+        self._is_outdated = False  # By rows of writers.
         self._forgotten = 0  # How often: what shards said before does not count any more.
 
     # -- what is known --------------------------------------------------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ class ShardChoice:
 
     def learn(self) -> None:
         """Asks all shards how full they are. A shard whose table is not there, because it lost its data, gets it again where that can be made."""
-        self._asked, self._version = time.monotonic(), self._shards.version
+        self._asked, self._version, self._is_outdated = time.monotonic(), self._shards.version, False
         shards, forgotten = self._shards.now, self._forgotten
         said = dict(zip(shards, self._shards.each(_looked_at, shards), strict=True))
         found = {shard.number: one.description for shard, one in said.items() if one is not None}
@@ -136,11 +139,11 @@ class ShardChoice:
             self._said, self._rooms = found, {shard.number: one.room for shard, one in said.items() if one is not None}
             self._ring.learn({number: _level(one) for number, one in found.items()}, [shard.number for shard in shards])
 
-    def _learn_in_time(self) -> None:
-        """Sees to it that what is known is not old: at once where nothing is known, and else in a thread."""
+    def _learn_in_time(self, seconds: float = LEARN_SECONDS) -> None:
+        """Sees to it that what is known is not so old: at once where nothing is known, and else in a thread."""
         if self._version != self._shards.version or not self._said:
             self.learn()
-        elif time.monotonic() - self._asked > LEARN_SECONDS and not self._learning:
+        elif time.monotonic() - self._asked > seconds and not self._learning:
             self._learning = True
             start_reader(self._learn_aside)
 
@@ -241,7 +244,7 @@ class ShardChoice:
         Raises:
             ServerUnavailableError: there is none, or none but those to be `avoided`.
         """
-        self._learn_in_time()
+        self._learn_in_time(WRITTEN_SECONDS if self._is_outdated else LEARN_SECONDS)
         there = [shard for shard in self.there() if shard not in avoided and (shard.is_there or not avoided)]
         those = self._near(there)
         if not those:
@@ -252,6 +255,10 @@ class ShardChoice:
             if key:
                 self._writers.note(number)
         return next(shard for shard in there if shard.number == number)
+
+    def note_written(self) -> None:
+        """Notes that a writer stored rows."""
+        self._is_outdated = True
 
     def close_writer(self, shard: Shard) -> None:
         """Notes that a writer left the shard."""

@@ -94,11 +94,12 @@ def test_calls_count_by_method_type_and_status(server, table):
 
 
 def test_an_open_stream_shows_its_messages_and_one_that_its_client_ends_is_canceled(server, table):
-    with RemoteReplayBuffer(server.address, table=table, buffer_size=100) as buffer:
+    with RemoteReplayBuffer(server.address, table=table, buffer_size=100, max_times_sampled=2) as buffer:
         buffer.add_batch(rows(10))
         before = scraped(server)
         requests: queue.SimpleQueue[pb.SampleRequest | None] = queue.SimpleQueue()
-        requests.put(pb.SampleRequest(table=table, batch_size=4, credits=5, batches_per_message=1))
+        # After five batches it waits for rows. A call that waits for its client may end well: gRPC can say that no message comes before it says why.
+        requests.put(pb.SampleRequest(table=table, batch_size=4, credits=6, batches_per_message=1, wait_seconds=30))
         with grpc.insecure_channel(server.address) as channel:
             batches = ReplayBufferServiceStub(channel).Sample(iter(requests.get, None))
             for _ in range(5):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.work import Columns, Live, WrongRowsError
 
-__all__ = ["BINS", "Checked", "Masses", "check_samples", "check_shares"]
+__all__ = ["BINS", "Checked", "Masses", "check_rows", "check_samples", "check_shares"]
 
 Masses = NDArray[np.float64]
 
@@ -40,7 +40,16 @@ def check_samples(work: Checked, live: Live, sample: Callable[[], Columns], mass
     Raises:
         WrongRowsError: they are not.
     """
-    check_shares(np.concatenate([work.check(sample(), live) for _ in range(BATCHES)]), live, np.ones(BINS) if masses is None else masses)
+    check_shares(check_rows(work, live, sample), live, np.ones(BINS) if masses is None else masses)
+
+
+def check_rows(work: Checked, live: Live, sample: Callable[[], Columns]) -> NDArray[np.int64]:
+    """The numbers of the rows of some random batches, each of which must be as it was stored.
+
+    Raises:
+        WrongRowsError: one is not.
+    """
+    return np.concatenate([work.check(sample(), live) for _ in range(BATCHES)])
 
 
 def check_shares(numbers: NDArray[np.int64], live: Live, masses: Masses) -> None:

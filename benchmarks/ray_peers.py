@@ -30,6 +30,7 @@ LIMITS = (
     "All processes share one machine and its cores; the ratios say more than the figures. Nothing is shown of a real network.",
     "On one machine RLlib and TorchRL hand batches over in Ray's shared memory. tdreplay is shown over gRPC and over its own shared memory.",
     "tdreplay and RLlib have two shards with half of the rows each, and as many batches on their way. A batch of RLlib is from one shard alone.",
+    "RLlib's next batch is of the shard that answers first. Of image rows one gives more than the other: how even its draws are is not checked.",
     "RLlib's shards are its buffers as actors on the learner's node, asked as its Ape-X asked them, which later versions of RLlib do not have.",
     "TorchRL's buffer is one actor, asked for one batch at a time: it has no prefetching of its own over Ray.",
     "RLlib gives arrays of NumPy, the others tensors. tdreplay's rows are in files that outlive its servers, the peers' in memory.",

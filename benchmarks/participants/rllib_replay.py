@@ -15,7 +15,7 @@ from ray.rllib.policy.sample_batch import SampleBatch
 from ray.rllib.utils.actors import create_colocated_actors
 from ray.rllib.utils.replay_buffers import MultiAgentPrioritizedReplayBuffer, MultiAgentReplayBuffer
 
-from benchmarks.checks import check_samples
+from benchmarks.checks import check_rows
 from benchmarks.measure import Report, Task, throughput
 from benchmarks.priorities import ALPHA, BETA, new_priorities
 from benchmarks.work import BATCH, Columns, Live, Work
@@ -92,7 +92,7 @@ def _measure(task: Task, work: Work, report: Report) -> None:
     replay, live = Replay(work, task.variant), Live(0, work.capacity // BATCH * BATCH)
     for first in range(0, live.size, BATCH):
         ray.get(replay.add(work.rows(first, BATCH)))
-    check_samples(work, live, lambda: replay.sample()[1])
+    check_rows(work, live, lambda: replay.sample()[1])  # Not how often: a batch is of the shard that answers first, and of image rows one does more.
     report.speed(f"sample, {task.variant}", BATCH, throughput(replay.sample, task.seconds))
     if task.variant == "prioritized":
         values = itertools.cycle(new_priorities())

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from tdreplay_client import RemoteReplayBuffer
+from tdreplay_client.sharding.shard import ShardPlace
 from tdreplay_server import ReplayServer, ServerConfig
 
 SIZES = (10, 100, 1000)
@@ -36,3 +37,14 @@ def fill_unevenly(addresses: Sequence[str], table: str, sizes: Sequence[int] = S
             if size:
                 shard.add_batch(numbered(first, size), priorities=None if priorities is None else priorities[first : first + size])
         first += size
+
+
+class Listed:
+    """A directory whose shards the test changes."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self.listed = [ShardPlace(number, address) for number, address in enumerate(addresses)]
+
+    def places(self) -> list[ShardPlace]:
+        """Those of the test."""
+        return self.listed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +14,6 @@ from tdreplay.rate_limiters import Queue, SamplesPerInsert
 from tdreplay_client import RemoteReplayBuffer, ShardedReplayBuffer
 from tdreplay_client.sharding.placement import FillLevel, RingPlacement
 
-numbers = itertools.count()
 QUEUE = {"rate_limiter": Queue(6), "sampler": "fifo", "max_times_sampled": 1}
 
 
@@ -23,11 +21,6 @@ QUEUE = {"rate_limiter": Queue(6), "sampler": "fifo", "max_times_sampled": 1}
 def addresses() -> Iterator[list[str]]:
     with shard_servers(3) as found:
         yield found
-
-
-@pytest.fixture
-def table() -> str:
-    return f"waiting-{next(numbers)}"
 
 
 def sizes(addresses, table) -> list[int]:

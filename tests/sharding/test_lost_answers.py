@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from shard_servers import Listed
 from ways import Way, Ways, ways_to_servers
 
 from conftest import rows
@@ -169,20 +170,10 @@ def test_a_batch_that_failed_on_one_shard_is_given_again_and_stored_once(shards,
         assert sum(shards.all_stored(table).values()) == 4002
 
 
-class Listed:
-    """A directory whose shards the test changes."""
-
-    def __init__(self, shards: Ways) -> None:
-        self.listed = [ShardPlace(number, address) for number, address in enumerate(shards.addresses)]
-
-    def places(self) -> list[ShardPlace]:
-        return self.listed
-
-
 @pytest.mark.parametrize("answers", [True, False], ids=["it answers still", "it is gone"])
 def test_rows_that_may_be_on_a_shard_that_was_removed_are_given_again(shards, table, answers):
     """As long as it answers it says whether it has them. When it is gone, they go to another one."""
-    directory = Listed(shards)
+    directory = Listed(shards.addresses)
     with opened(shards, table, timeout=2, directory=directory) as buffer:
         buffer.add_batch(rows(2))
         shards.ways[0].is_deaf = True
@@ -201,7 +192,7 @@ def test_rows_that_may_be_on_a_shard_that_was_removed_are_given_again(shards, ta
 
 
 def test_a_shard_that_drains_gets_no_more_rows_and_says_which_it_has(shards, table):
-    directory = Listed(shards)
+    directory = Listed(shards.addresses)
     with opened(shards, table, timeout=2, directory=directory) as buffer:
         buffer.add_batch(rows(2))
         shards.ways[0].is_deaf = True
@@ -241,7 +232,7 @@ def another_way(server: str, *, with_rows: bool, table: str) -> Iterator[tuple[s
 @pytest.mark.parametrize("with_rows", [True, False], ids=["with its rows", "without them"])
 def test_a_shard_goes_on_at_another_address_with_all_that_was_not_acknowledged(shards, table, on_loss, with_rows):
     """Calls that wait for it end there: they do not wait until their time is up. What it stored, and did not acknowledge, is stored once."""
-    directory = Listed(shards)
+    directory = Listed(shards.addresses)
     with opened(shards, table, directory=directory, on_loss=on_loss) as buffer, ThreadPoolExecutor(1) as threads:
         buffer.add_batch(rows(2000))  # To both shards, whose calls are open now.
         writer = buffer.writer(flush_rows=4)

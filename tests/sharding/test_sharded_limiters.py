@@ -17,18 +17,11 @@ from tdreplay.shard_ids import shard_numbers
 from tdreplay_client import RemoteReplayBuffer, ShardedReplayBuffer
 from tdreplay_client.sharding.owed_rows import OwedRows
 
-numbers = itertools.count()
-
 
 @pytest.fixture(scope="module")
 def addresses() -> Iterator[list[str]]:
     with shard_servers(3) as found:
         yield found
-
-
-@pytest.fixture
-def table() -> str:
-    return f"limited-{next(numbers)}"
 
 
 def put(address: str, table: str, first: int, rows: int) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from shard_processes import Shards
+from shard_servers import Listed
 
 from conftest import rows
 from tdreplay.errors import ClosedError, SchemaError, ServerUnavailableError
 from tdreplay.shard_ids import shard_numbers
 from tdreplay_client import RemoteReplayBuffer
 from tdreplay_client.sharding.buffer import ShardedReplayBuffer
-from tdreplay_client.sharding.shard import ShardPlace
 from tdreplay_server import ReplayServer, ServerConfig
 
 SHARDS = 4
@@ -183,16 +183,6 @@ def test_an_add_whose_shard_died_before_goes_to_another(shards, table):
         shards.start(0)
         await_all(buffer)
         assert stored(buffer) == dict.fromkeys(range(30), 1)
-
-
-class Listed:
-    """A directory whose shards the test changes."""
-
-    def __init__(self, addresses: list[str]) -> None:
-        self.listed = [ShardPlace(number, address) for number, address in enumerate(addresses)]
-
-    def places(self) -> list[ShardPlace]:
-        return self.listed
 
 
 def test_a_writer_leaves_a_shard_that_was_removed_when_its_rows_are_stored_there(addresses, table):

@@ -80,8 +80,8 @@ class ClusterSettings:
         )
 
     def table_of(self, number: int) -> TableRequest:
-        """What the shard of this number makes. One that comes later has as large a part as the last of the first ones."""
-        return share_of(self.table, min(number, self.shards - 1), self.shards)
+        """What the shard of this number makes."""
+        return share_of(self.table, number, self.shards)
 
     @property
     def is_encrypted(self) -> bool:

@@ -190,5 +190,5 @@ class PullStreams:
         row = self._row_bytes(shard)
         steps = 1 if self._asked.view is None else max(window.length for window in self._asked.view.windows.windows)
         size = self._asked.rows * (row * steps + DRAWN_BYTES)
-        settings = {"seeded": self.seed is not None, "counted": self._counted, "shared": shard.reads.wants_shared}
-        return PullSize.of(self._asked.rows, size, self._shards, self.prefetch, **settings)
+        seeded, shared = self.seed is not None, shard.reads.wants_shared
+        return PullSize.of(self._asked.rows, size, self._shards, self.prefetch, seeded=seeded, counted=self._counted, shared=shared)

@@ -80,8 +80,7 @@ class ShardSet:
             self._watch.wake()
 
     def _opened(self, place: ShardPlace, position: int) -> Shard:
-        """A shard. One that comes later has as large a part as the last of the first ones: the whole grows."""
-        shard = self._opening.shard(place, min(position, self._parts - 1), self._parts)
+        shard = self._opening.shard(place, position, self._parts)
         shard.when_lost, shard.when_emptied = self._watch.wake, partial(await_table, weakref.ref(self), self._opening.timeout)
         return shard
 

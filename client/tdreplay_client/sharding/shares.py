@@ -26,10 +26,12 @@ ROUNDING = 1e-9
 def share_of(request: TableRequest, place: int, shards: int) -> TableRequest:
     """What the shard at `place` among so many is to be: its part of the capacity, and of the rows and the draws that a rate limiter counts.
 
+    One that came later, whose place lies behind these, has as large a part as the last of them: the whole grows.
+
     Raises:
         InvalidArgumentError: a rate limiter's numbers are too small to be divided among so many. The message names the number and the least one.
     """
-    size, limiter = request.buffer_size, request.rate_limiter
+    place, size, limiter = min(place, shards - 1), request.buffer_size, request.rate_limiter
     if size is not None:
         used = min(size, shards)
         if used < shards and isinstance(limiter, (Queue, SamplesPerInsert)):
